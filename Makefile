@@ -1,0 +1,56 @@
+# Every target sets up what it needs. PYTHON chooses the interpreter that makes the environment.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+CONFIG ?= configs/digits.yaml
+DEMO ?= runs/demo
+MINUTES ?= 5
+DATA ?= data
+OUT ?= docs/measurements
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format bench gpu-check clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 14
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "warm_lightning needs Python 3.11 or newer: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,inception]'
+	touch $(READY)
+
+setup: $(READY)  ## make the virtual environment with pinned dependencies (some minutes, 6 GB)
+
+demo: setup  ## train on digits, sample and score: about 5 minutes on two CPU cores
+	$(BIN)/warm fit --config $(CONFIG) --trainer.default_root_dir $(DEMO) --ckpt_path last
+	$(BIN)/warm test --config $(CONFIG) --trainer.default_root_dir $(DEMO)
+	$(BIN)/warm generate --ckpt_path $(DEMO)/checkpoints/last.ckpt --seeds 0-63 --outdir $(DEMO)/images --grid $(DEMO)/samples.png
+	@echo
+	@echo 'The demo is in $(DEMO):'
+	@echo '  samples.png             64 samples: open it with any image viewer'
+	@echo '  scores.json             scores, what halves of the data and a Gaussian get, and the protocol'
+	@echo '  checkpoints/last.ckpt   warm generate --ckpt_path $(DEMO)/checkpoints/last.ckpt --seeds 64-127 --outdir more'
+	@echo '  events.out.tfevents…    $(BIN)/tensorboard --logdir $(DEMO)'
+
+test: setup  ## run all tests that need no GPU (under 12 minutes on two cores)
+	$(BIN)/python -m pytest -m 'not gpu' $(ARGS)
+
+lint: setup  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup  ## format the code and mend what ruff can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup  ## measure speed and memory on this machine into bench.json (some minutes)
+	$(BIN)/python -m experiments.bench --out bench.json
+
+gpu-check:  ## on a machine with one GPU, no network needed: GPU tests, then MINUTES of configs/cifar10.yaml on DATA
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m experiments.gpu_check --minutes $(MINUTES) --data $(DATA) --out $(OUT)
+
+clean:  ## remove the virtual environment and caches, but no results
+	rm -rf $(VENV) *.egg-info .pytest_cache .mypy_cache .ruff_cache build

@@ -1,0 +1,38 @@
+"""Where the tests find what is not in the repository, and what they share."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SHARED = REPOSITORY.parent / "shared"
+
+
+def find(what: str, variable: str, default: Path) -> Path:
+    """`default`, or the path that an environment variable gives; skips, or fails under CI, where there is none."""
+    path = Path(os.environ.get(variable, default))
+    if not path.exists():
+        message = f"{what} not found at {path}: set {variable} to its path"
+        if os.environ.get("CI") == "true":
+            pytest.fail(message)
+        pytest.skip(message)
+    return path
+
+
+@pytest.fixture(scope="session")
+def reference_dir() -> Path:
+    """Folder with the reference arrays (`edm_*.npz`, `edm_parameters.json`)."""
+    return find("reference arrays", "WARM_REFERENCE_DIR", SHARED / "reference")
+
+
+@pytest.fixture(scope="session")
+def cifar10_zip() -> Path:
+    """Zip of CIFAR-10 as `train/<class>/*.jpg` and `test/<class>/*.jpg`."""
+    return find("CIFAR-10 zip", "WARM_CIFAR10", SHARED / "data" / "cifar10-jpeg.zip")
+
+
+@pytest.fixture(scope="session")
+def cifar10_features() -> Path:
+    """TorchScript feature extractor for CIFAR-10: uint8 [B, 3, 32, 32] → float32 [B, 256]."""
+    return find("CIFAR-10 features", "WARM_CIFAR10_FEATURES", SHARED / "data" / "cifar10-features.pt")

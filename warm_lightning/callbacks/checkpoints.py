@@ -1,0 +1,64 @@
+"""Checkpoints by images seen."""
+
+from pathlib import Path
+from typing import Any
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+
+from warm_lightning.callbacks.every import check_every, due
+
+FOLDER = "checkpoints"
+LAST = "last.ckpt"
+
+
+class Checkpoints(Checkpoint):
+    """Saves `last.ckpt`, optionally keeps one every so many images, and the best by a score.
+
+    All are in `checkpoints/` of the run's folder. A file appears under its name only when it is whole.
+
+    Args:
+        every: images between two savings of `last.ckpt`, which is saved at the end of training too; 0 for only then.
+        keep_every: images between two checkpoints that are kept as `images-*.ckpt`; 0 for none.
+        monitor: name of a score, lower being better, of which `best-*.ckpt` keeps the best; null for none.
+    """
+
+    def __init__(self, every: float = 1e6, keep_every: float = 0, monitor: str | None = None) -> None:
+        self.every = check_every(every)
+        self.keep_every = check_every(keep_every)
+        self.monitor = monitor
+        self.best = float("inf")
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        names = []
+        if due(pl_module, self.every):
+            names.append(LAST)
+        if due(pl_module, self.keep_every):
+            names.append(f"images-{pl_module.images_seen:09d}.ckpt")
+        if self.improved(pl_module):
+            names.append(f"best-{self.monitor}.ckpt")
+        self.save(trainer, names)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.save(trainer, [LAST])
+
+    def improved(self, pl_module: LightningModule) -> bool:
+        """Whether the step that has just ended was scored, better than any before."""
+        seen, value = pl_module.scored.get(self.monitor, (-1, float("inf")))
+        if seen != pl_module.images_seen or not value < self.best:
+            return False
+        self.best = value
+        return True
+
+    def save(self, trainer: Trainer, names: list[str]) -> None:
+        """Write checkpoints; every rank takes part."""
+        for name in names:
+            trainer.save_checkpoint(Path(trainer.default_root_dir) / FOLDER / name, weights_only=False)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best = state_dict["best"]

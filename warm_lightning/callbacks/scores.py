@@ -1,0 +1,151 @@
+"""Scores of samples: now and then while training, and thoroughly in `warm test`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from warm_lightning import __version__
+from warm_lightning.callbacks.every import check_every, due
+from warm_lightning.errors import check
+from warm_lightning.images import quantise
+from warm_lightning.metrics import FeatureExtractor, Scores
+from warm_lightning.module import TestPlan
+from warm_lightning.pictures import write_file
+
+RESULTS = "scores.json"
+
+
+class ScoreSamples(Callback):
+    """Scores samples against the training images with each of some feature extractors.
+
+    `warm test` samples `num_images` seeds from `first_seed` on, over all devices, prints a table and writes
+    `scores.json` into the run's folder: the scores, each beside what halves of the data and the moment-matched
+    Gaussian get, and the protocol they were measured by.
+
+    Args:
+        extractors: feature extractors; the first score of the first is what checkpoints may go by.
+        num_images: samples in `warm test`.
+        first_seed: seeds are first_seed … first_seed + num_images - 1.
+        every: images between two scorings while training; 0 for none.
+        every_num_images: samples in those.
+        weights: "ema" or "raw".
+        batch_size: images a device samples at once.
+    """
+
+    def __init__(
+        self,
+        extractors: list[FeatureExtractor],
+        num_images: int = 10_000,
+        first_seed: int = 0,
+        every: float = 0,
+        every_num_images: int = 1_000,
+        weights: str = "ema",
+        batch_size: int = 256,
+    ) -> None:
+        check(min(num_images, every_num_images) >= 2, "num_images: a covariance needs at least 2 images")
+        check(first_seed >= 0, f"first_seed is {first_seed}: it must be 0 or more")
+        check(batch_size > 0, f"batch_size is {batch_size}: it must be at least 1")
+        check(weights in ("ema", "raw"), f"weights is {weights!r}: use 'ema' or 'raw'")
+        self.extractors = extractors
+        self.num_images = num_images
+        self.first_seed = first_seed
+        self.every = check_every(every)
+        self.every_num_images = every_num_images
+        self.weights = weights
+        self.batch_size = batch_size
+        self.scores: list[Scores] = []
+
+    def plan(self, num_images: int) -> TestPlan:
+        """What to sample for a scoring."""
+        return TestPlan(range(self.first_seed, self.first_seed + num_images), self.batch_size, self.weights)
+
+    def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Set up the scores against the training images, once."""
+        if self.scores:
+            return
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        held_out = data.held_out_images()
+        self.scores = [
+            Scores(
+                extractor.to(pl_module.device),
+                data.train_images().images,
+                held_out.images if held_out else None,
+                device=pl_module.device,
+            )
+            for extractor in self.extractors
+        ]
+
+    def update(self, images: Tensor) -> None:
+        """Take in samples, uint8 [b, C, H, W]."""
+        for scores in self.scores:
+            scores.update(images)
+
+    # ------------------------------------------------------------------ while training
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if not due(pl_module, self.every):
+            return
+        self.prepare(trainer, pl_module)
+        plan = self.plan(self.every_num_images)
+        mine = list(plan.seeds)[trainer.global_rank :: trainer.world_size]
+        for i in range(0, len(mine), plan.batch_size):
+            model = pl_module.model(plan.weights)
+            self.update(quantise(model.sample(pl_module.sampler, mine[i : i + plan.batch_size])))
+        values = self.compute()
+        pl_module.scored = {name: (pl_module.images_seen, value) for name, value in values.items()}
+        for logger in trainer.loggers:
+            logger.log_metrics({f"score/{n}": v for n, v in values.items()}, step=pl_module.images_seen)
+
+    def compute(self) -> dict[str, float]:
+        """All scores of what was taken in, over all devices; then forgets the samples."""
+        values: dict[str, float] = {}
+        for scores in self.scores:
+            values |= scores.compute()
+            scores.reset()
+        return values
+
+    # ------------------------------------------------------------------ warm test
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "test":
+            pl_module.test_plan = self.plan(self.num_images)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.prepare(trainer, pl_module)
+
+    def on_test_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *args: Any
+    ) -> None:
+        self.update(outputs)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        values = self.compute()
+        if not trainer.is_global_zero:
+            return
+        path = Path(trainer.default_root_dir) / RESULTS
+        write_file(path, json.dumps({**values, "protocol": self.protocol(trainer, pl_module)}, indent=2).encode())
+        print(*(scores.table(values) for scores in self.scores), f"written to {path}", sep="\n\n")
+
+    def protocol(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """What one has to know to compare the scores with others."""
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        return {
+            "num_images": self.num_images,
+            "seeds": f"{self.first_seed}-{self.first_seed + self.num_images - 1}",
+            "weights": self.weights,
+            "nfe": pl_module.sampler.nfe,
+            "images_seen": pl_module.images_seen,
+            "extractors": [extractor.describe() for extractor in self.extractors],
+            "reference": f"{type(data).__name__}: {len(data.train_images().images)} training images",
+            "precision": str(trainer.precision),
+            "device": pl_module.device.type,
+            "config": pl_module.config,
+            "package_version": __version__,
+            "torch_version": torch.__version__,
+        }

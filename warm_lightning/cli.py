@@ -1,0 +1,73 @@
+"""The `warm` program. Imports of torch wait until a command needs it, so that `warm --help` answers at once."""
+
+import os
+import sys
+from collections.abc import Sequence
+
+from warm_lightning import __version__
+from warm_lightning.errors import UserError
+
+TRAINER_COMMANDS = {
+    "fit": "train a model",
+    "validate": "the training loss on held-out images, with averaged weights",
+    "test": "sample and score a trained model",
+}
+TOOLS = {
+    "generate": "images of given seeds from a checkpoint",
+}
+HELP = f"""usage: warm COMMAND [options]
+
+Warm Diffusion and its rivals on PyTorch Lightning, version {__version__}.
+
+commands:
+{chr(10).join(f"  {name:<10} {text}" for name, text in (TRAINER_COMMANDS | TOOLS).items())}
+
+examples:
+  warm fit --config configs/digits.yaml
+  warm fit --config configs/digits.yaml --config configs/method/hot.yaml --model.lr 1e-3
+  warm test --config configs/digits.yaml --ckpt_path last
+  warm generate --ckpt_path runs/digits/checkpoints/last.ckpt --seeds 0-63 --outdir out
+
+`warm COMMAND --help` lists the options of a command. Set WARM_TRACEBACK=1 to see where an error came from.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0, 2 for a user's error (one line on stderr), 130 after Ctrl-C."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    command = arguments[0] if arguments else "--help"
+    if command in ("-h", "--help"):
+        print(HELP, end="")
+        return 0
+    if command == "--version":
+        print(__version__)
+        return 0
+    if command not in TRAINER_COMMANDS | TOOLS:
+        known = ", ".join(TRAINER_COMMANDS | TOOLS)
+        print(f"warm: no command {command!r}; the commands are {known}", file=sys.stderr)
+        return 2
+    try:
+        return run(command, arguments[1:])
+    except UserError as error:
+        if os.environ.get("WARM_TRACEBACK"):
+            raise
+        print(f"warm {command}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def run(command: str, arguments: list[str]) -> int:
+    """Import what a command needs and run it."""
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning's, not the user's, to heed
+    if command in TRAINER_COMMANDS:
+        from warm_lightning.lightning_cli import run_trainer
+
+        return run_trainer(command, arguments)
+    from warm_lightning.tools import run_tool
+
+    return run_tool(command, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,81 @@
+"""Configurations as Python values: what notebooks and tools start from."""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser
+
+from warm_lightning.checkpoints import SECTION, check_same_model, read
+from warm_lightning.data import ImageDataModule
+from warm_lightning.errors import UserError, check
+from warm_lightning.lightning_cli import WarmCLI, one_line
+from warm_lightning.module import DiffusionModule
+
+
+def load_config(
+    paths: str | Path | Sequence[str | Path], overrides: Mapping[str, Any] | None = None
+) -> tuple[DiffusionModule, ImageDataModule]:
+    """The model and the data of one or more YAML files, later ones overriding earlier ones.
+
+    Args:
+        paths: such as "configs/digits.yaml".
+        overrides: dotted names and values, such as {"model.lr": 1e-3}; they win over the files.
+
+    Raises:
+        UserError: for a missing file, a misspelt name or a wrong value.
+    """
+    paths = [paths] if isinstance(paths, str | Path) else paths
+    arguments = [f"--config={path}" for path in paths]
+    arguments += [f"--{name}={value}" for name, value in (overrides or {}).items()]
+    try:
+        cli = WarmCLI(arguments, run=False)
+    except argparse.ArgumentError as error:
+        raise UserError(one_line(error)) from error
+    return cli.model, cli.datamodule
+
+
+def build_module(config: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> DiffusionModule:
+    """The module of a configuration's `model` section.
+
+    Args:
+        config: plain data, as checkpoints hold it.
+        overrides: dotted names within the section and values, such as {"sampler.grid.steps": 36}.
+
+    Raises:
+        UserError: for a misspelt name or a wrong value.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(DiffusionModule, "model")
+    arguments = [f"--model.{name}={value}" for name, value in (overrides or {}).items()]
+    try:
+        parsed = parser.parse_object({"model": dict(config)})
+        parsed = parser.parse_args(arguments, namespace=parsed)
+        module = parser.instantiate(parsed).model
+    except argparse.ArgumentError as error:
+        raise UserError(one_line(error)) from error
+    module.config = parser.dump(parsed, format="json_compact")
+    return module
+
+
+def load_checkpoint(path: str | Path, overrides: Mapping[str, Any] | None = None) -> DiffusionModule:
+    """A trained module from its checkpoint alone, on the CPU, in evaluation mode.
+
+    `.model()` of it is the diffusion model with averaged weights, whose `.sample(...)` makes images.
+
+    Args:
+        path: a `.ckpt` file that `warm fit` wrote.
+        overrides: see `build_module`.
+
+    Raises:
+        UserError: see `checkpoints.read` and `build_module`.
+    """
+    checkpoint = read(path)
+    config = checkpoint[SECTION]["config"]
+    check(config is not None, f"{path}: was written by a module without a configuration; make the module yourself")
+    module = build_module(config, overrides)
+    check_same_model(checkpoint["state_dict"], module.state_dict())
+    module.on_load_checkpoint(checkpoint)
+    module.load_state_dict(checkpoint["state_dict"])
+    return module.eval()

@@ -1,0 +1,64 @@
+"""CIFAR-10 (Krizhevsky 2009): 60,000 photographs of 32×32 pixels in 10 classes."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from warm_lightning.data.base import ImageDataModule
+from warm_lightning.data.folder import read_split
+from warm_lightning.data.image_set import ImageSet
+from warm_lightning.data.readers import reason
+from warm_lightning.errors import UserError, check
+
+
+class CIFAR10(ImageDataModule):
+    """50,000 training images, and 10,000 test images as the held-out ones; RGB, 32×32.
+
+    Args:
+        path: folder or zip with `train/<class>/*.png|jpg` and `test/<class>/*`; None for torchvision's files.
+        root: folder for torchvision's files, which are downloaded where they are not there yet.
+        **kwargs: those of `ImageDataModule`.
+    """
+
+    def __init__(self, path: str | None = None, root: str = "data", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.path = path
+        self.root = root
+
+    def prepare_data(self) -> None:
+        """Download to `root` where that is needed. Lightning calls this in one process only."""
+        if self.path is not None:
+            return
+        from torchvision import datasets
+
+        try:
+            datasets.CIFAR10(Path(self.root).expanduser(), download=True)
+        except (OSError, RuntimeError) as error:
+            raise UserError(
+                f"CIFAR-10 cannot be downloaded to {self.root} ({reason(error)}): put "
+                f"{datasets.CIFAR10.filename} there, or set `path` to a folder or zip of its images"
+            ) from error
+
+    def load(self, split: str) -> ImageSet:
+        """Read a split, and only that."""
+        if self.path is None:
+            return self._load_torchvision(split)
+        found = read_split(self.path, split, resolution=32)
+        if found is None:
+            raise UserError(f"{self.path} has no test images: it must hold the folders train and test")
+        check(found.images.shape[1] == 3, f"{self.path} holds grey images: CIFAR-10's are RGB")
+        return found
+
+    def _load_torchvision(self, split: str) -> ImageSet:
+        from torchvision import datasets
+
+        try:
+            data = datasets.CIFAR10(Path(self.root).expanduser(), train=split == "train")
+        except (OSError, RuntimeError) as error:
+            raise UserError(
+                f"CIFAR-10 is not in {self.root} ({reason(error)}): call prepare_data() to download it, or "
+                "set `path` to a folder or zip of its images"
+            ) from error
+        images = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()
+        return ImageSet(images, torch.tensor(data.targets), tuple(data.classes))

@@ -1,0 +1,23 @@
+"""A set of images in memory."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images of one size, in a fixed order.
+
+    Attributes:
+        images: uint8 [N, C, H, W].
+        labels: class indices, int64 [N]; zeros where there are no classes.
+        class_names: the name of each class; empty where there are no classes.
+    """
+
+    images: Tensor
+    labels: Tensor
+    class_names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.images)

@@ -1,0 +1,15 @@
+"""The one kind of error that a user causes, as opposed to a bug."""
+
+
+class UserError(ValueError):
+    """Something in the user's input is wrong; the message says what, and what to do about it.
+
+    The `warm` program prints the message as one line and exits with code 2, without a traceback.
+    Raise it for a wrong value, path, file or combination; never for a state that only a bug can reach.
+    """
+
+
+def check(condition: bool, message: str) -> None:
+    """Raise `UserError(message)` unless `condition` holds."""
+    if not condition:
+        raise UserError(message)

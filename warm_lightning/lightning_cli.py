@@ -1,0 +1,149 @@
+"""`warm fit`, `validate` and `test`: the Lightning CLI with our classes, one folder a run."""
+
+import argparse
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+
+import warm_lightning.metrics
+import warm_lightning.networks  # noqa: F401  (short class names in YAML are those of imported classes)
+from warm_lightning.callbacks import Checkpoints, ImageProgressBar, Interrupt, SampleGrid, ScoreSamples, TrainingLog
+from warm_lightning.callbacks.checkpoints import FOLDER, LAST
+from warm_lightning.checkpoints import read
+from warm_lightning.data import ImageDataModule
+from warm_lightning.errors import UserError, check
+from warm_lightning.module import DiffusionModule
+
+RUNS = "runs"
+
+
+class SaveConfig(SaveConfigCallback):
+    """Writes `config.yaml`, all of it, into the folder of a training run."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":
+            super().setup(trainer, pl_module, stage)
+
+
+class WarmCLI(LightningCLI):
+    """The Lightning CLI of this package.
+
+    A run lives in one folder, `trainer.default_root_dir`, by default `runs/` and the names of its YAML files:
+    `runs/digits-hot` for `--config configs/digits.yaml --config configs/method/hot.yaml`.
+    """
+
+    def __init__(self, arguments: list[str], interrupt: Interrupt | None = None, run: bool = True) -> None:
+        super().__init__(
+            DiffusionModule,
+            ImageDataModule,
+            subclass_mode_data=True,
+            save_config_callback=SaveConfig,
+            save_config_kwargs={"overwrite": True},
+            seed_everything_default=False,  # nothing here draws from a global generator; see model.seed
+            trainer_defaults={
+                "max_epochs": -1,  # model.duration, in images, ends training
+                "num_sanity_val_steps": 0,
+                "use_distributed_sampler": False,  # the data modules share images out themselves
+                "log_every_n_steps": 10,
+                "enable_model_summary": False,
+                "callbacks": [ImageProgressBar(), TrainingLog(), interrupt or Interrupt()],
+            },
+            load_from_checkpoint_support=False,
+            args=arguments,
+            run=run,
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The Trainer's methods that are commands, and which of their arguments are not options."""
+        hidden = {"model", "dataloaders", "datamodule", "weights_only"}
+        return {
+            "fit": hidden | {"train_dataloaders", "val_dataloaders"},
+            "validate": hidden,
+            "test": hidden,
+        }
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        return super().init_parser(exit_on_error=False, **kwargs)
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_lightning_class_args(ScoreSamples, "scores")
+        parser.add_lightning_class_args(SampleGrid, "samples")
+        parser.add_lightning_class_args(Checkpoints, "checkpoints")
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: Lightning would let a checkpoint's hyperparameters beat what the user types."""
+
+    @property
+    def settings(self) -> Any:
+        """The parsed configuration of the command that runs."""
+        return self.config[self.config["subcommand"]] if "subcommand" in self.config else self.config
+
+    def before_instantiate_classes(self) -> None:
+        settings = self.settings
+        if settings.trainer.default_root_dir is None:
+            stems = [Path(str(path)).stem for path in settings.config or []]
+            settings.trainer.default_root_dir = str(Path(RUNS) / ("-".join(stems) or "run"))
+        folder = settings.trainer.default_root_dir
+        if settings.trainer.logger in (None, True):
+            settings.trainer.logger = {
+                "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
+                "init_args": {"save_dir": folder, "name": "", "version": ""},
+            }
+        if self.config.get("subcommand"):
+            settings.ckpt_path = resume_path(self.config["subcommand"], settings.ckpt_path, Path(folder))
+
+    def after_instantiate_classes(self) -> None:
+        self._dump_config()
+        self.model.config = self.config_dump["model"]
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        return super()._prepare_subcommand_kwargs(subcommand) | {"weights_only": True}
+
+
+def resume_path(command: str, ckpt_path: str | None, folder: Path) -> str | None:
+    """The checkpoint to start from, read once so that a bad one is found before anything else happens.
+
+    "last" is the run's own; `warm fit` starts afresh where there is none yet, so that one command line serves
+    a first start and every restart. `warm validate` and `warm test` use it when nothing else is said.
+    """
+    last = folder / FOLDER / LAST
+    if command == "fit" and ckpt_path is None:
+        check(
+            not last.exists(),
+            f"{folder} already holds a run: go on with it by --ckpt_path last, or choose another folder with "
+            "--trainer.default_root_dir",
+        )
+        return None
+    if ckpt_path in (None, "last"):
+        if command == "fit" and not last.exists():
+            return None
+        check(last.exists(), f"{last}: no such checkpoint; train first, or name one with --ckpt_path")
+        ckpt_path = str(last)
+    read(ckpt_path)
+    return ckpt_path
+
+
+def one_line(error: BaseException) -> str:
+    """The parser's message without what only its authors need."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return " ".join(line for line in lines if line and not line.startswith(("Given value", "Subtypes:")))
+
+
+def run_trainer(command: str, arguments: list[str]) -> int:
+    """Run a command of the Trainer; returns the exit code, 130 if training was interrupted."""
+    # Hints of libraries that do not concern the users of this one.
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    interrupt = Interrupt()
+    try:
+        WarmCLI([command, *arguments], interrupt)
+    except argparse.ArgumentError as error:
+        raise UserError(one_line(error)) from error
+    except SystemExit:
+        if not interrupt.interrupted:
+            raise
+    return 130 if interrupt.interrupted else 0

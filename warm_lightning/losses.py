@@ -1,0 +1,55 @@
+"""Laws of the training level, and what a deviation from the target costs."""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from warm_lightning.errors import check
+from warm_lightning.rng import Draws
+
+
+class ClockLaw(ABC):
+    """The distribution of a process's clock in training."""
+
+    @abstractmethod
+    def quantile(self, p: Tensor) -> Tensor:
+        """The clock reading below which a share p in (0, 1) of the training levels lies; any shape."""
+
+    @abstractmethod
+    def draw(self, draws: Draws) -> Tensor:
+        """One clock reading an image, [b]."""
+
+
+class LogNormal(ClockLaw):
+    """ln β ~ N(P_mean, P_std²) (Algorithm 1, line 6; EDM, Table 1)."""
+
+    def __init__(self, mean: float = -1.2, std: float = 1.2) -> None:
+        check(std > 0, f"std is {std}: the spread of ln β must be positive")
+        self.mean = mean
+        self.std = std
+
+    def quantile(self, p: Tensor) -> Tensor:
+        return (self.mean + self.std * torch.special.ndtri(p)).exp()
+
+    def draw(self, draws: Draws) -> Tensor:
+        return (self.mean + self.std * draws.normal()).exp()
+
+
+class Loss(ABC):
+    """Cost of outputs against targets, an image and a branch at a time."""
+
+    @abstractmethod
+    def __call__(self, outputs: Tensor, targets: Tensor, c_out: Tensor) -> Tensor:
+        """Outputs and targets [B, branches, C, H, W], c_out [B, 1, 1, 1] → [B, branches], summed over pixels."""
+
+
+class SquaredError(Loss):
+    """λ‖output - target‖² with λ = 1/c_out² (Algorithm 1, line 13).
+
+    With EDM's c_out that is λ(β) = (β²+σ_d²)/(βσ_d)²; without preconditioning (c_out = 1) it is the plain
+    square. Either way every level starts with unit weight on what the network itself must say.
+    """
+
+    def __call__(self, outputs: Tensor, targets: Tensor, c_out: Tensor) -> Tensor:
+        return ((outputs - targets) / c_out.unsqueeze(1)).square().sum(dim=(2, 3, 4))

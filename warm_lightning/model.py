@@ -1,0 +1,118 @@
+"""A network, and what makes a diffusion model of it: the `Estimator` that samplers ask."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from warm_lightning.errors import check
+from warm_lightning.networks.base import Network
+from warm_lightning.parameterizations import Parameterization
+from warm_lightning.preconditioning import Preconditioning
+from warm_lightning.processes import Process
+from warm_lightning.rng import SeedStreams
+from warm_lightning.samplers import Sampler
+from warm_lightning.spectral import dct, idct
+from warm_lightning.types import Estimate, Level
+
+
+def one_hot(classes: Tensor, label_dim: int) -> Tensor | None:
+    """Class indices [B] → one-hot [B, label_dim]; None for a network without classes (label_dim 0).
+
+    Raises:
+        UserError: for a class that the network has not.
+    """
+    if label_dim == 0:
+        return None
+    wrong = classes[(classes < 0) | (classes >= label_dim)].tolist()
+    check(not wrong, f"class {wrong[:1]} is not one of the model's, which are 0 to {label_dim - 1}")
+    return torch.nn.functional.one_hot(classes, label_dim)
+
+
+@dataclass(frozen=True)
+class DiffusionModel:
+    """A network with the process it works in, what its outputs mean and how they are scaled."""
+
+    network: Network
+    process: Process
+    parameterization: Parameterization
+    preconditioning: Preconditioning
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.network.parameters()).device
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """C, H, W."""
+        return self.network.image_channels, self.network.resolution, self.network.resolution
+
+    def outputs(
+        self, x: Tensor, level: Level, class_labels: Tensor | None = None, augment_labels: Tensor | None = None
+    ) -> Tensor:
+        """What the branches say of a degraded image: c_skip x + c_out F(c_in x; c_noise, c_blur).
+
+        Args:
+            x: degraded pixels [B, C, H, W].
+            level: of x, [B] or [1].
+            class_labels: one-hot classes [B, label_dim]; zeros mean no class.
+            augment_labels: [B, augment_dim]; zeros mean none.
+
+        Returns:
+            [B, branches, C, H, W] in the dtype of x, whatever the precision of the network.
+        """
+        c = self.preconditioning(Level(level.alpha.to(x), level.beta.to(x)))
+        weights = next(self.network.parameters())
+        raw = self.network(
+            (c.input * x).to(weights),
+            c.noise.expand(len(x)).to(weights),
+            c.blur.expand(len(x)).to(weights),
+            None if class_labels is None else class_labels.to(weights),
+            None if augment_labels is None else augment_labels.to(weights),
+        )
+        skips = torch.tensor(self.parameterization.skips, dtype=x.dtype, device=x.device).view(1, -1, 1, 1, 1)
+        return skips * (c.skip * x).unsqueeze(1) + c.out.unsqueeze(1) * raw.to(x)
+
+    def estimate(self, u: Tensor, level: Level, class_labels: Tensor | None = None) -> Estimate:
+        """What the model believes about u [B, C, H, W]: the `Estimator` that samplers ask, once labels are bound."""
+        outputs = self.outputs(idct(u), level, class_labels)
+        return self.parameterization.estimate(outputs, u, self.process.gains(level, u))
+
+    @torch.no_grad()
+    def sample(
+        self,
+        sampler: Sampler,
+        seeds: Sequence[int],
+        classes: Sequence[int] | None = None,
+        watch: Callable[[Tensor, Level], None] | None = None,
+    ) -> Tensor:
+        """Images of some seeds, a pure function of (weights, seed, class, sampler).
+
+        Args:
+            sampler: how to sample.
+            seeds: one an image.
+            classes: one an image, for a class-conditional model; each seed draws its own where not given.
+            watch: see `Sampler`.
+
+        Returns:
+            Pixels [B, C, H, W], about [-1, 1], float64 on the CPU.
+
+        Raises:
+            UserError: for classes that the model has not.
+        """
+        # Devices without float64 (Apple's) keep the sampler's state on the CPU.
+        state = torch.device("cpu") if self.device.type == "mps" else self.device
+        streams = SeedStreams(seeds, state)
+
+        def normal() -> Tensor:
+            return streams.normal(*self.image_shape, dtype=torch.float64)
+
+        start = normal()
+        if self.network.label_dim and classes is None:
+            classes = streams.integers(self.network.label_dim).tolist()
+        labels = one_hot(torch.tensor(classes), self.network.label_dim) if classes is not None else None
+        ask = partial(self.estimate, class_labels=labels)
+        return idct(sampler(ask, self.process, start, lambda: dct(normal()), watch)).cpu()

@@ -1,0 +1,225 @@
+"""The LightningModule: Algorithm 1, and what keeps it reproducible. Wiring only."""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jsonargparse import lazy_instance
+from lightning import LightningModule
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from warm_lightning import __version__
+from warm_lightning.checkpoints import FORMAT_VERSION, SECTION, check_same_model
+from warm_lightning.ema import EMA
+from warm_lightning.errors import check
+from warm_lightning.images import dequantise, quantise
+from warm_lightning.losses import ClockLaw, LogNormal, Loss, SquaredError
+from warm_lightning.model import DiffusionModel, one_hot
+from warm_lightning.networks.base import Network
+from warm_lightning.parameterizations import DenoiseDeblur, Parameterization
+from warm_lightning.preconditioning import EDMPreconditioning, Preconditioning
+from warm_lightning.processes import Process, Warm
+from warm_lightning.rng import BatchDraws, Draws, SeedStreams, key
+from warm_lightning.samplers import Sampler
+from warm_lightning.spectral import dct, idct
+from warm_lightning.types import Batch
+
+
+@dataclass(frozen=True)
+class TestPlan:
+    """What `warm test` generates; the callback that scores it says so.
+
+    Attributes:
+        seeds: one an image.
+        batch_size: images a device samples at once.
+        weights: "ema" or "raw".
+    """
+
+    seeds: Sequence[int]
+    batch_size: int = 256
+    weights: str = "ema"
+
+
+class DiffusionModule(LightningModule):
+    """Trains, validates and samples a diffusion model; every schedule is in images.
+
+    Args:
+        network: makes the network for a number of output branches.
+        process: the forward process.
+        parameterization: what the network's branches mean.
+        preconditioning: how its input and outputs are scaled.
+        clock_law: the distribution of the process's clock in training.
+        loss: the cost of a deviation.
+        sampler: how to sample while training and in `warm test`, and by default in `warm generate`.
+        duration: images to train on.
+        lr: Adam's learning rate after its ramp.
+        lr_ramp: images over which the learning rate rises linearly from 0.
+        betas: Adam's.
+        eps: Adam's.
+        ema_half_life: images, see `EMA`.
+        ema_ramp: see `EMA`.
+        label_dropout: probability with which an image's class is hidden from the network in training.
+        compile: whether to compile the network with torch.compile; worth its minutes on a GPU.
+        seed: of initialisation, image order, noise and dropout: training is a pure function of the
+            configuration, this seed and the images seen.
+    """
+
+    def __init__(
+        self,
+        network: Callable[[int], Network],
+        process: Process = lazy_instance(Warm),
+        parameterization: Parameterization = lazy_instance(DenoiseDeblur),
+        preconditioning: Preconditioning = lazy_instance(EDMPreconditioning),
+        clock_law: ClockLaw = lazy_instance(LogNormal),
+        loss: Loss = lazy_instance(SquaredError),
+        sampler: Sampler = Sampler(),
+        duration: float = 200e6,
+        lr: float = 1e-3,
+        lr_ramp: float = 10e6,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        ema_half_life: float = 0.5e6,
+        ema_ramp: float | None = 0.05,
+        label_dropout: float = 0.0,
+        compile: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        check(duration > 0, f"duration is {duration}: it is a number of images and must be positive")
+        check(lr > 0, f"lr is {lr}: it must be positive")
+        check(lr_ramp >= 0, f"lr_ramp is {lr_ramp}: it is a number of images, 0 for no ramp")
+        check(0 <= label_dropout < 1, f"label_dropout is {label_dropout}: it is a probability below 1")
+        self.process = process
+        self.parameterization = parameterization
+        self.preconditioning = preconditioning
+        self.clock_law = clock_law
+        self.loss = loss
+        self.sampler = sampler
+        self.duration = int(duration)
+        self.lr, self.lr_ramp, self.betas, self.eps = lr, lr_ramp, betas, eps
+        self.ema = EMA(ema_half_life, ema_ramp)
+        self.label_dropout = label_dropout
+        self.seed = seed
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(key(seed, "network"))
+            self.network = network(len(self.parameterization.names))
+        self.ema_network = copy.deepcopy(self.network).requires_grad_(False).eval()
+        if compile:
+            self.network.compile()
+        self.images_seen = 0
+        self.nonfinite_gradients = 0
+        self.config: dict[str, Any] | None = None  # plain data that makes this module again; see config.py
+        self.test_plan = TestPlan(seeds=())
+        self.scored: dict[str, tuple[int, float]] = {}  # the latest scores, and the images seen by then
+
+    # ------------------------------------------------------------------ the model
+
+    def model(self, weights: str = "ema") -> DiffusionModel:
+        """The diffusion model with the averaged weights ("ema") or with those being trained ("raw")."""
+        check(weights in ("ema", "raw"), f"weights is {weights!r}: use 'ema' or 'raw'")
+        network = self.ema_network if weights == "ema" else self.network
+        return DiffusionModel(network, self.process, self.parameterization, self.preconditioning)
+
+    # ------------------------------------------------------------------ training
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """One step of Algorithm 1; "losses" [b, branches] and "clock" [b] are for the log."""
+        rows = batch.positions - self.images_seen
+        draws = BatchDraws(self.seed, self.images_seen, self.batch_size, rows)
+        torch.manual_seed(key(self.seed, "dropout", int(batch.positions[0])))
+        losses, clock = self.losses(self.model("raw"), batch, draws, self.label_dropout)
+        return {"loss": losses.sum(1).mean(), "losses": losses.detach(), "clock": clock}
+
+    def losses(
+        self, model: DiffusionModel, batch: Batch, draws: Draws, label_dropout: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
+        """Lines 4 to 13 of Algorithm 1: the loss of each image and branch [b, branches], and its clock [b]."""
+        x0 = dequantise(batch.images, torch.promote_types(self.dtype, torch.float32))
+        epsilon = draws.normal(*x0.shape[1:], dtype=x0.dtype)
+        clock = self.clock_law.draw(draws).to(x0.dtype)
+        level = self.process.draw_level(clock, draws)
+        u0 = dct(x0)
+        gains = self.process.gains(level, u0)
+        x = idct(self.process.degrade(u0, epsilon, gains))
+        targets = self.parameterization.targets(u0, gains)
+        outputs = model.outputs(x, level, self.class_labels(batch, draws, label_dropout))
+        return self.loss(outputs, targets, self.preconditioning(level).out), clock
+
+    def class_labels(self, batch: Batch, draws: Draws, dropout: float) -> Tensor | None:
+        """One-hot classes, all zeros for the share `dropout` of the images; None for a network without classes."""
+        labels = one_hot(batch.labels, self.network.label_dim)
+        if labels is None or dropout == 0:
+            return labels
+        return labels * (draws.uniform(1) >= dropout)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.network.parameters(), lr=self.lr, betas=self.betas, eps=self.eps)
+
+    def on_train_start(self) -> None:
+        # A finished run that is started again has nothing to do.
+        self.trainer.should_stop = self.images_seen >= self.duration
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Non-finite gradients are replaced and counted (EDM's recipe)."""
+        gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
+        if torch.stack(torch._foreach_norm(gradients)).isfinite().all():
+            return
+        for gradient in gradients:
+            self.nonfinite_gradients += int((~gradient.isfinite()).sum())
+            gradient.nan_to_num_(nan=0.0, posinf=1e5, neginf=-1e5)
+
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
+    ) -> None:
+        """A step of Adam and of the average, so that all that is saved moves on together."""
+        images_seen = self.images_seen + self.batch_size
+        for group in optimizer.param_groups:
+            group["lr"] = self.lr * min(1.0, images_seen / max(self.lr_ramp, 1))
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        self.images_seen = images_seen
+        self.ema.update(self.ema_network, self.network, images_seen, self.batch_size)
+        if images_seen >= self.duration:
+            self.trainer.should_stop = True
+
+    @property
+    def batch_size(self) -> int:
+        """Global batch size: images an optimizer step, over all devices."""
+        return self.trainer.datamodule.batch_size  # type: ignore[attr-defined]
+
+    # ------------------------------------------------------------------ validation and test
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """The training loss with averaged weights, on noise that depends on the image alone."""
+        draws = SeedStreams([key(self.seed, "validate", p) for p in batch.positions.tolist()], self.device)
+        losses, _ = self.losses(self.model("ema"), batch, draws)
+        for name, loss in zip(self.parameterization.names, losses.mean(0), strict=True):
+            self.log(f"val/loss_{name}", loss, sync_dist=True, batch_size=len(losses))
+        self.log("val/loss", losses.sum(1).mean(), sync_dist=True, batch_size=len(losses))
+
+    def test_dataloader(self) -> DataLoader:
+        """Seeds, of which each device takes its share."""
+        mine = self.test_plan.seeds[self.trainer.global_rank :: self.trainer.world_size]
+        return DataLoader(mine, batch_size=self.test_plan.batch_size)
+
+    def test_step(self, seeds: Tensor, batch_idx: int) -> Tensor:
+        """Images of the seeds, uint8 [b, C, H, W]."""
+        return quantise(self.model(self.test_plan.weights).sample(self.sampler, seeds.tolist()))
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint[SECTION] = {
+            "format_version": FORMAT_VERSION,
+            "package_version": __version__,
+            "config": self.config,
+            "images_seen": self.images_seen,
+            "nonfinite_gradients": self.nonfinite_gradients,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        check_same_model(checkpoint["state_dict"], self.state_dict())
+        self.images_seen = checkpoint[SECTION]["images_seen"]
+        self.nonfinite_gradients = checkpoint[SECTION]["nonfinite_gradients"]

@@ -1,0 +1,106 @@
+"""Networks that are right by construction (DESIGN, section 4): the truth without training.
+
+Each is an `Estimator` for one process, a drop-in for a trained model wherever a sampler asks.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from warm_lightning.parameterizations import Parameterization, implied_noise
+from warm_lightning.preconditioning import Preconditioning
+from warm_lightning.processes import Process
+from warm_lightning.types import Estimate, Estimator, Gains, Level
+
+
+def consistent(clean: Tensor, u: Tensor, gains: Gains) -> Estimate:
+    """The estimate of somebody whose two beliefs agree: A∘clean + B∘noise = u."""
+    return Estimate(clean, implied_noise(gains.signal * clean, u, gains))
+
+
+class DatasetOracle:
+    """E[x0 | x] when the data are a finite set of images: a softmax-weighted mean of them.
+
+    Args:
+        u0: DCT coefficients of the images, [N, C, H, W].
+        process: any process with scalar noise gain B > 0.
+    """
+
+    def __init__(self, u0: Tensor, process: Process) -> None:
+        self.u0 = u0
+        self.process = process
+
+    def __call__(self, u: Tensor, level: Level) -> Estimate:
+        gains = self.process.gains(level, u)
+        # The batch shares a level, so A∘u0 is one set of blurred images for all of it.
+        means = (gains.signal * self.u0).flatten(1)  # [N, CHW]
+        squares = means.square().sum(1) - 2 * u.flatten(1) @ means.T  # ‖u - mean‖² but for a constant, [B, N]
+        weights = torch.softmax(-squares / (2 * gains.noise.view(-1, 1).square()), dim=1)
+        clean = (weights @ self.u0.flatten(1)).view_as(u)
+        return consistent(clean, u, gains)
+
+
+class GaussianOracle:
+    """E[u0 | u] = A S/(A² S + B²) u when the data are N(0, diag S) over frequencies.
+
+    Args:
+        spectrum: S, the variance of each coefficient, broadcastable to [C, H, W].
+        process: any process.
+    """
+
+    def __init__(self, spectrum: Tensor, process: Process) -> None:
+        self.spectrum = spectrum
+        self.process = process
+
+    def __call__(self, u: Tensor, level: Level) -> Estimate:
+        gains = self.process.gains(level, u)
+        clean = gains.signal * self.spectrum / self.marginal_variance(gains) * u
+        return consistent(clean, u, gains)
+
+    def marginal_variance(self, gains: Gains) -> Tensor:
+        """A² S + B², the variance of u at a level."""
+        return gains.signal.square() * self.spectrum + gains.noise.square()
+
+    def exact_flow(self, u: Tensor, source: Level, target: Level) -> Tensor:
+        """Where the probability-flow ODE takes u from one level to another: the marginals' standard scores stay."""
+        old, new = (self.marginal_variance(self.process.gains(level, u)) for level in (source, target))
+        return u * (new / old).sqrt()
+
+
+class DisagreeingOracle:
+    """An oracle seen through the branches of a network, with an independent small error in each.
+
+    A perfect oracle cannot tell a sampler that assumes agreeing branches from one that does not; this can.
+
+    Args:
+        oracle: who knows the truth.
+        process: its process.
+        parameterization: what the branches say.
+        preconditioning: gives c_out, by which errors shrink with the noise as a network's do.
+        errors: standard deviation of each branch's error per pixel, in units of c_out.
+        seed: of the errors.
+    """
+
+    def __init__(
+        self,
+        oracle: Estimator,
+        process: Process,
+        parameterization: Parameterization,
+        preconditioning: Preconditioning,
+        errors: Sequence[float],
+        seed: int = 0,
+    ) -> None:
+        self.oracle = oracle
+        self.process = process
+        self.parameterization = parameterization
+        self.preconditioning = preconditioning
+        self.errors = torch.tensor(errors, dtype=torch.float64).view(1, -1, 1, 1, 1)
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __call__(self, u: Tensor, level: Level) -> Estimate:
+        gains = self.process.gains(level, u)
+        truth = self.parameterization.targets(self.oracle(u, level).clean, gains)
+        noise = torch.randn(truth.shape, generator=self.generator, dtype=u.dtype)
+        c_out = self.preconditioning(level).out.unsqueeze(1)
+        return self.parameterization.estimate(truth + self.errors * c_out * noise, u, gains)

@@ -1,0 +1,88 @@
+"""Randomness that is a function of what it is for, never of when, where or in which batch it is drawn.
+
+Training draws are keyed by (seed, images seen) and sampling draws by the image's seed (DESIGN, section 6).
+"""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+
+def key(seed: int, *names: int | str) -> int:
+    """A 63-bit generator seed for a purpose: stable over processes and versions, independent over arguments."""
+    text = ":".join(map(str, (seed, *names)))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+class Draws(ABC):
+    """Random draws for the images of a batch, a row each. Always drawn in float32, whatever they are turned into."""
+
+    @abstractmethod
+    def normal(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Standard normal draws, [B, *shape]."""
+
+    @abstractmethod
+    def uniform(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Uniform draws in [0, 1), [B, *shape]."""
+
+
+class BatchDraws(Draws):
+    """Draws for one optimizer step, of which each device takes the rows of its own images.
+
+    Every device draws for the whole global batch, so what image k of step n gets does not depend on how
+    many devices there are or how often gradients are accumulated.
+
+    Args:
+        seed: the training seed.
+        images_seen: number of images trained on before this step.
+        batch_size: global batch size.
+        rows: which images of the global batch are here, int64 [B] with values in [0, batch_size).
+    """
+
+    def __init__(self, seed: int, images_seen: int, batch_size: int, rows: Tensor) -> None:
+        self.generator = torch.Generator(rows.device).manual_seed(key(seed, "step", images_seen))
+        self.batch_size = batch_size
+        self.rows = rows
+
+    def normal(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return self._mine(torch.randn, shape).to(dtype)
+
+    def uniform(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return self._mine(torch.rand, shape).to(dtype)
+
+    def _mine(self, law: Callable[..., Tensor], shape: tuple[int, ...]) -> Tensor:
+        size = (self.batch_size, *shape)
+        return law(size, generator=self.generator, device=self.rows.device, dtype=torch.float32)[self.rows]
+
+
+class SeedStreams(Draws):
+    """One generator an image, so that its draws are the same bits in any batch on any device.
+
+    The order of draws from a stream is part of the contract for sampling: first `normal(C, H, W)` for the
+    initial noise, then the class where none was asked for, then what a stochastic sampler needs.
+
+    Args:
+        seeds: one an image; taken modulo 2³².
+        device: where to put the draws.
+    """
+
+    def __init__(self, seeds: Sequence[int], device: torch.device | str = "cpu") -> None:
+        # Drawn on the CPU: a CUDA generator gives other bits for the same seed.
+        self.generators = [torch.Generator("cpu").manual_seed(seed % 2**32) for seed in seeds]
+        self.device = device
+
+    def normal(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return self._each(lambda g: torch.randn(shape, generator=g, dtype=torch.float32)).to(dtype)
+
+    def uniform(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return self._each(lambda g: torch.rand(shape, generator=g, dtype=torch.float32)).to(dtype)
+
+    def integers(self, high: int) -> Tensor:
+        """The next integer in [0, high) of each stream, int64 [B]."""
+        return self._each(lambda g: torch.randint(high, [], generator=g))
+
+    def _each(self, draw: Callable[[torch.Generator], Tensor]) -> Tensor:
+        return torch.stack([draw(generator) for generator in self.generators]).to(self.device)

@@ -1,0 +1,72 @@
+"""The orthonormal 2-D DCT-II, its frequencies, and blur as a gain over them."""
+
+import math
+from functools import lru_cache
+
+import torch
+import torch_dct
+from torch import Tensor
+
+
+@lru_cache(maxsize=64)
+def _basis(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    # torch-dct transforms by FFT, 30 times slower at image sizes than this matrix; it builds the matrix in
+    # float64, so that the float32 basis is the rounded exact one.
+    basis = torch_dct.dct(torch.eye(size, dtype=torch.float64), norm="ortho").T
+    return basis.to(device=device, dtype=dtype)
+
+
+def full_precision(like: Tensor) -> torch.autocast:
+    """A context in which mixed precision leaves matrix products alone: blur is part of the truth, not of the network."""
+    return torch.autocast(like.device.type, enabled=False)
+
+
+def dct(x: Tensor) -> Tensor:
+    """u = Vᵀx: orthonormal DCT-II over the last two dimensions, [..., H, W] → [..., H, W]."""
+    rows, columns = (_basis(size, x.dtype, x.device) for size in x.shape[-2:])
+    with full_precision(x):
+        return rows @ x @ columns.T
+
+
+def idct(u: Tensor) -> Tensor:
+    """x = Vu: the inverse of `dct`."""
+    rows, columns = (_basis(size, u.dtype, u.device) for size in u.shape[-2:])
+    with full_precision(u):
+        return rows.T @ u @ columns
+
+
+@lru_cache(maxsize=64)
+def _frequencies(height: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    rows = torch.arange(height, dtype=torch.float64) / height
+    columns = torch.arange(width, dtype=torch.float64) / width
+    squared = math.pi**2 * (rows[:, None] ** 2 + columns[None, :] ** 2)
+    return squared.to(device=device, dtype=dtype)
+
+
+def frequencies(like: Tensor) -> Tensor:
+    """λ_ij = π²(i²/H² + j²/W²), the eigenvalues of the Laplacian in radians²/pixel², [H, W].
+
+    Size, dtype and device are those of `like` [..., H, W].
+    """
+    return _frequencies(*like.shape[-2:], like.dtype, like.device)
+
+
+def log_blur_mask(alpha: Tensor, like: Tensor) -> Tensor:
+    """ln M_α = -λα²/2, the logarithm of the gain of a Gaussian blur (Eq. 4), [B, 1, H, W].
+
+    Args:
+        alpha: standard deviation of the blur in pixels, [B].
+        like: any tensor [..., H, W] of the size, dtype and device wanted.
+    """
+    alpha = alpha.to(device=like.device, dtype=like.dtype)
+    return -frequencies(like) * alpha.view(-1, 1, 1, 1).square() / 2
+
+
+def power_spectrum(images: Tensor) -> Tensor:
+    """S: variance over images of each DCT coefficient, [N, C, H, W] in [-1, 1] → [C, H, W].
+
+    Float64, and two passes over blocks, so that the large common mean of a coefficient costs no accuracy.
+    """
+    blocks = images.split(1000)
+    mean = sum((dct(b.double()).sum(0) for b in blocks), start=torch.zeros(())) / len(images)
+    return sum(((dct(b.double()) - mean).square().sum(0) for b in blocks), start=torch.zeros(())) / len(images)

@@ -1,0 +1,110 @@
+"""`warm generate`: images from a checkpoint alone."""
+
+import math
+from pathlib import Path
+from typing import Literal
+
+import torch
+from lightning.fabric import Fabric
+from tqdm import tqdm
+
+from warm_lightning.config import load_checkpoint
+from warm_lightning.errors import UserError, check
+from warm_lightning.images import quantise
+from warm_lightning.pictures import grid as make_picture
+from warm_lightning.pictures import read_png, writable_folder, write_png
+from warm_lightning.seeds import parse_seeds
+
+
+def generate(
+    ckpt_path: str,
+    seeds: str,
+    outdir: str,
+    steps: int | None = None,
+    rho: float | None = None,
+    eta: float | None = None,
+    bnr: float | None = None,
+    labels: str | None = None,
+    weights: Literal["ema", "raw"] = "ema",
+    batch_size: int = 64,
+    grid: str | None = None,
+    override: list[str] | None = None,
+    devices: int | str = 1,
+    accelerator: str = "auto",
+    precision: Literal["32-true", "64-true", "bf16-mixed", "16-mixed"] = "32-true",
+) -> None:
+    """Images of given seeds, each a pure function of weights, seed, class and sampler.
+
+    Args:
+        ckpt_path: checkpoint that `warm fit` wrote.
+        seeds: one an image, such as 0-63 or 1,5,8-11.
+        outdir: folder for the images, written as 000000.png by seed.
+        steps: sampling levels above 0; NFE is 2·steps - 1 with Heun's rule. As trained if not given.
+        rho: crowding of the levels towards low noise. As trained if not given.
+        eta: fresh noise in each step, 0 for none. As trained if not given.
+        bnr: blur-to-noise ratio to sample along, for a model that was trained on a range of them.
+        labels: class of all images, or one a seed separated by commas; each seed draws its own if not given.
+        weights: averaged or last.
+        batch_size: images a device samples at once.
+        grid: also write all images as one picture to this PNG file.
+        override: other settings of the model, such as --override+=sampler.rule=Euler.
+        devices: how many devices share the seeds.
+        accelerator: cpu, gpu, mps or auto.
+        precision: of the network; the sampler's state is float64 in any case.
+    """
+    chosen = {"sampler.grid.steps": steps, "sampler.grid.rho": rho, "sampler.rule.eta": eta, "process.path.bnr": bnr}
+    overrides = {name: value for name, value in chosen.items() if value is not None}
+    for setting in override or []:
+        name, equals, value = setting.partition("=")
+        check(bool(equals), f"--override {setting!r}: write NAME=VALUE, such as sampler.rule=Euler")
+        overrides[name] = value
+    numbers = parse_seeds(seeds)
+    check(batch_size > 0, f"batch_size is {batch_size}: it must be at least 1")
+    module = load_checkpoint(ckpt_path, overrides)
+    classes = parse_labels(labels, len(numbers), module.network.label_dim)
+    folder = writable_folder(outdir)
+
+    fabric = Fabric(accelerator=accelerator, devices=devices, precision=precision)
+    fabric.launch()
+    model = module.model(weights)
+    network = fabric.to_device(model.network.double() if precision == "64-true" else model.network)
+    mine = range(fabric.global_rank, len(numbers), fabric.world_size)
+    with tqdm(total=len(mine), unit=" images", desc="Sampling", disable=fabric.global_rank > 0) as bar:
+        for i in range(0, len(mine), batch_size):
+            batch = mine[i : i + batch_size]
+            with fabric.autocast():
+                images = model.sample(
+                    module.sampler, [numbers[k] for k in batch], [classes[k] for k in batch] if classes else None
+                )
+            for k, image in zip(batch, quantise(images), strict=True):
+                write_png(folder / f"{numbers[k]:06d}.png", image)
+            bar.update(len(batch))
+    fabric.barrier()
+    if fabric.global_rank == 0:
+        finish(folder, numbers, grid)
+
+
+def parse_labels(labels: str | None, count: int, label_dim: int) -> list[int] | None:
+    """Classes for `count` images from "3" or "0,1,2,…"; None where not given.
+
+    Raises:
+        UserError: if the model has no classes, or they are not one or `count` of its own.
+    """
+    if labels is None:
+        return None
+    check(label_dim > 0, "--labels: the model was trained without classes; leave the option out")
+    try:
+        classes = [int(label) for label in str(labels).split(",")]
+    except ValueError as error:
+        raise UserError(f"--labels {labels}: write one class, or one a seed separated by commas") from error
+    check(len(classes) in (1, count), f"--labels: {len(classes)} classes for {count} seeds; give one, or one a seed")
+    return classes * count if len(classes) == 1 else classes
+
+
+def finish(folder: Path, seeds: list[int], grid: str | None) -> None:
+    """Put the files of all devices into one picture, if asked for, and say where everything is."""
+    print(f"{len(seeds)} images in {folder}")
+    if grid:
+        images = torch.stack([read_png(folder / f"{seed:06d}.png") for seed in seeds])
+        write_png(Path(grid), make_picture(images, columns=math.ceil(math.sqrt(len(seeds)))))
+        print(f"all of them in {grid}")
