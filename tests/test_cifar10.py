@@ -37,9 +37,7 @@ def test_cifar10_from_the_zip(cifar10_zip):
 )
 @pytest.mark.parametrize("kind", ["folder", "zip"])
 def test_folders_that_are_not_cifar10(tmp_path, *, kind, size, channels, splits, mentions):
-    files = {
-        f"{split}/{c}/0.png": encode(pixels(size, channels)) for split in splits for c in CIFAR10_CLASSES
-    }
+    files = {f"{split}/{c}/0.png": encode(pixels(size, channels)) for split in splits for c in CIFAR10_CLASSES}
     path = store(tmp_path, files, kind)
     refused(CIFAR10(path), path, *mentions)
 

@@ -70,9 +70,7 @@ def test_labels_splits_and_order_come_from_the_names(tmp_path, kind):
     order = ["train/cat/10.png", "train/cat/9.png", "train/dog/a/z.PNG", "train/dog/b.png"]
     assert torch.equal(train.images, torch.stack([chw(content[name]) for name in order]))
     assert train.labels.tolist() == [0, 0, 1, 1]
-    assert torch.equal(
-        held_out.images, torch.stack([chw(content[f"test/{c}/1.png"]) for c in ("cat", "dog")])
-    )
+    assert torch.equal(held_out.images, torch.stack([chw(content[f"test/{c}/1.png"]) for c in ("cat", "dog")]))
     assert held_out.labels.tolist() == [0, 1]
     assert train.class_names == held_out.class_names == ("cat", "dog")
     assert (data.resolution, data.image_channels, data.num_classes) == (8, 3, 2)
@@ -105,11 +103,11 @@ def test_a_second_source_of_held_out_images_takes_the_classes_of_the_first(tmp_p
     train = store(tmp_path, {f"{c}/1.png": encode(pixels()) for c in "abc"}, kind)
     (tmp_path / "more").mkdir()
     grey = pixels(channels=1)
-    other = store(tmp_path / "more", {"a/1.png": encode(pixels()), "c/1.png": encode(grey)}, kind)
+    other = store(tmp_path / "more", {"a/1.png": encode(grey), "c/1.png": encode(grey)}, kind)
     data = ImageFolder(train, held_out_path=other)
     data.setup("test")
     assert data.held_out_images().labels.tolist() == [0, 2]
-    # A grey image among RGB ones has three equal channels.
+    # Grey images that go with RGB ones have three equal channels.
     assert torch.equal(data.held_out_images().images[1], chw(grey).expand(3, 8, 8))
 
 

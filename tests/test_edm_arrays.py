@@ -85,11 +85,7 @@ def test_state_into_one_of_two_branches(branch, reference_dir):
     """That branch is the hot network and the other one exactly zero, in float64 to rounding."""
     path = reference_dir / "edm_ddpmpp_cond.npz"
     truth, hot = arrays(path), network_from_arrays(path).double()
-    warm = (
-        DDPMpp(2, resolution=16, label_dim=10, model_channels=16, channel_mult=(2, 2), num_blocks=1)
-        .double()
-        .eval()
-    )
+    warm = DDPMpp(2, resolution=16, label_dim=10, model_channels=16, channel_mult=(2, 2), num_blocks=1).double().eval()
     load_edm_state(warm, edm_state(path), branch)
     given = (truth["x"].double(), truth["sigma"].double().log() / 4)
     labels = {"class_labels": truth["labels"], "augment_labels": truth["augment_labels"]}

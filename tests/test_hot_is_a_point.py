@@ -62,7 +62,10 @@ def test_warm_at_bnr_0_is_hot(reference_dir: Path, name: str, dtype: torch.dtype
     path = reference_dir / f"{name}.npz"
     hot = hot_model(network_from_arrays(path).to(dtype))
     warm = DiffusionModel(
-        with_residual_branch(path).to(dtype).eval(), Warm(ConstantBNR(0)), DenoiseDeblur(), EDMPreconditioning()
+        with_residual_branch(path).to(dtype).eval(),
+        Warm(ConstantBNR(0)),
+        DenoiseDeblur(),
+        EDMPreconditioning(),
     )
     x, sigma = (torch.from_numpy(np.load(path)[k]).to(dtype) for k in ("x", "sigma"))
     with torch.no_grad():
@@ -78,7 +81,10 @@ def test_warm_at_bnr_0_is_hot(reference_dir: Path, name: str, dtype: torch.dtype
 def test_trained_with_blur_the_network_is_told(reference_dir: Path, name: str) -> None:
     # The same weights at BNR 0.5 answer differently: the second conditioning signal arrives.
     model = DiffusionModel(
-        with_residual_branch(reference_dir / f"{name}.npz").eval(), Warm(), DenoiseDeblur(), EDMPreconditioning()
+        with_residual_branch(reference_dir / f"{name}.npz").eval(),
+        Warm(),
+        DenoiseDeblur(),
+        EDMPreconditioning(),
     )
     x, beta = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)), torch.tensor([0.5, 2.0])
     with torch.no_grad():

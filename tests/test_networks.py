@@ -13,7 +13,7 @@ from scipy.spatial.distance import pdist
 from warm_lightning.errors import UserError
 from warm_lightning.networks import DDPMpp, NCSNpp, Network
 from warm_lightning.networks.embeddings import FourierEmbedding, PositionalEmbedding, embed_levels
-from warm_lightning.networks.layers import DownConv2d, UpConv2d
+from warm_lightning.networks.layers import DownConv2d, UpConv2d, dropout
 from warm_lightning.preconditioning import EDMPreconditioning
 from warm_lightning.types import Level
 
@@ -264,6 +264,37 @@ def test_dropout_follows_the_global_seed(family):
     network.train()
     assert torch.equal(run(1), run(1))
     assert not torch.equal(run(1), run(2))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_dropout_drops_with_its_probability(layout, dtype):
+    """Elements are zero with probability p, else x/(1 - p), the same elements in the gradient."""
+    p = 0.13
+    torch.manual_seed(3)
+    x = torch.full((20, 50, 10, 11), 1.5, dtype=dtype).contiguous(memory_format=layout).requires_grad_()
+    out = dropout(x, p, training=True)
+    out.sum().backward()
+    zeros = out == 0
+    error = math.sqrt(p * (1 - p))  # of one draw; 5 standard errors below
+    n = zeros.numel()
+    assert abs(zeros.double().mean() - p) < 5 * error / math.sqrt(n)
+    for dim in range(4):  # no position is favoured, and neighbours are independent
+        rates = zeros.double().mean(dim=[d for d in range(4) if d != dim])
+        assert (rates - p).abs().max() < 5 * error / math.sqrt(n / len(rates))
+        a, b = zeros.narrow(dim, 0, zeros.shape[dim] - 1), zeros.narrow(dim, 1, zeros.shape[dim] - 1)
+        assert abs((a & b).double().mean() - p**2) < 5 * p / math.sqrt(a.numel())
+    eps = torch.finfo(dtype).eps
+    kept = torch.full_like(x, 1.5 / (1 - p)).detach()
+    torch.testing.assert_close(out, kept.masked_fill(zeros, 0), rtol=2**-16 + 2 * eps, atol=0)
+    torch.testing.assert_close(x.grad, out.detach() / 1.5, rtol=2 * eps, atol=0)
+
+
+@pytest.mark.parametrize("p", [0.0, 1e-7, 1 - 1e-7])
+def test_dropout_at_its_ends_is_finite(p):
+    out = dropout(torch.ones(3, 5), p, training=True)
+    assert out.isfinite().all()
+    assert (out == (0 if p > 0.5 else 1)).all()
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # jsonargparse 4.49 renames the method

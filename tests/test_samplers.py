@@ -1,5 +1,6 @@
 """Samplers against the oracles: the whole loop without a network (DESIGN, sections 2 and 4)."""
 
+import itertools
 import math
 from pathlib import Path
 
@@ -63,7 +64,8 @@ def test_nfe_is_what_is_counted(steps: int, nfe: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: PowerGrid(0), lambda: PowerGrid(rho=-1), lambda: PowerGrid(beta_min=90), lambda: Heun(eta=-0.1)]
+    "make",
+    [lambda: PowerGrid(0), lambda: PowerGrid(rho=-1), lambda: PowerGrid(beta_min=90), lambda: Heun(eta=-0.1)],
 )
 def test_impossible_settings_are_refused(make) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(UserError):
@@ -126,7 +128,7 @@ def test_the_posterior_is_finite_where_the_blur_underflows() -> None:
     process = Warm(ConstantBNR(0.5))
     levels = PowerGrid(18).levels(process)
     like = torch.zeros(1, 1, 32, 32, dtype=torch.float64)
-    for t, s in zip(levels[:-2], levels[1:-1], strict=True):
+    for t, s in itertools.pairwise(levels):
         for part in split_noise(process.gains(t, like), process.gains(s, like), eta=1):
             assert part.isfinite().all()
 
@@ -155,7 +157,7 @@ def test_order_of_convergence(spectrum: Tensor, rule: StepRule, order: int, bnr:
         levels = sampler.grid.levels(process)
         exact = oracle.exact_flow(path[0], levels[0], levels[-2])
         errors.append((path[-2] - exact).norm().item())
-    orders = [math.log2(a / b) for a, b in zip(errors[:-1], errors[1:], strict=True)]
+    orders = [math.log2(a / b) for a, b in itertools.pairwise(errors)]
     assert all(abs(measured - order) < 0.2 for measured in orders), orders
 
 

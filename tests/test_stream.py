@@ -121,6 +121,7 @@ def test_devices_and_accumulation_share_out_the_same_batches(world_size, accumul
     whole = take(loader(0, 1, 1), 3)
     ranks = [take(loader(rank, world_size, accumulate), 3 * accumulate) for rank in range(world_size)]
     assert {len(batch.images) for batches in ranks for batch in batches} == {24 // world_size // accumulate}
+    assert_same(joined(whole), TrainingStream(numbered(30), SEED, xflip)[range(48, 120)])
     for n in range(3):
         micro = range(n * accumulate, (n + 1) * accumulate)
         assert_same(joined([ranks[rank][j] for j in micro for rank in range(world_size)]), whole[n])
@@ -247,7 +248,7 @@ def test_a_batch_that_cannot_be_shared_out_is_refused_before_anything_is_read():
 
 
 def test_a_batch_larger_than_the_data_is_refused_only_for_training():
-    data = attached(Numbered(30, batch_size=31))
+    data = Numbered(30, batch_size=31)
     with pytest.raises(UserError, match=r"^batch_size 31 is more than the 30 training images"):
         data.setup("fit")
     data.setup("test")

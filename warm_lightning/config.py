@@ -1,6 +1,6 @@
 """Configurations as Python values: what notebooks and tools start from."""
 
-import argparse
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,8 +9,8 @@ from jsonargparse import ArgumentParser
 
 from warm_lightning.checkpoints import SECTION, check_same_model, read
 from warm_lightning.data import ImageDataModule
-from warm_lightning.errors import UserError, check
-from warm_lightning.lightning_cli import WarmCLI, one_line
+from warm_lightning.errors import check
+from warm_lightning.lightning_cli import WarmCLI, user_errors
 from warm_lightning.module import DiffusionModule
 
 
@@ -29,10 +29,8 @@ def load_config(
     paths = [paths] if isinstance(paths, str | Path) else paths
     arguments = [f"--config={path}" for path in paths]
     arguments += [f"--{name}={value}" for name, value in (overrides or {}).items()]
-    try:
+    with user_errors():
         cli = WarmCLI(arguments, run=False)
-    except argparse.ArgumentError as error:
-        raise UserError(one_line(error)) from error
     return cli.model, cli.datamodule
 
 
@@ -49,13 +47,10 @@ def build_module(config: Mapping[str, Any], overrides: Mapping[str, Any] | None 
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(DiffusionModule, "model")
     arguments = [f"--model.{name}={value}" for name, value in (overrides or {}).items()]
-    try:
-        parsed = parser.parse_object({"model": dict(config)})
-        parsed = parser.parse_args(arguments, namespace=parsed)
+    with user_errors():
+        parsed = parser.parse_args(arguments, namespace=parser.parse_object({"model": dict(config)}))
         module = parser.instantiate(parsed).model
-    except argparse.ArgumentError as error:
-        raise UserError(one_line(error)) from error
-    module.config = parser.dump(parsed, format="json_compact")
+    module.config = json.loads(parser.dump(parsed, format="json", skip_none=False))["model"]
     return module
 
 
@@ -73,7 +68,10 @@ def load_checkpoint(path: str | Path, overrides: Mapping[str, Any] | None = None
     """
     checkpoint = read(path)
     config = checkpoint[SECTION]["config"]
-    check(config is not None, f"{path}: was written by a module without a configuration; make the module yourself")
+    check(
+        config is not None,
+        f"{path}: was written by a module without a configuration; make the module yourself",
+    )
     module = build_module(config, overrides)
     check_same_model(checkpoint["state_dict"], module.state_dict())
     module.on_load_checkpoint(checkpoint)

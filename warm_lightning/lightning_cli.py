@@ -1,8 +1,10 @@
 """`warm fit`, `validate` and `test`: the Lightning CLI with our classes, one folder a run."""
 
 import argparse
-import os
+import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,20 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 
 import warm_lightning.metrics
 import warm_lightning.networks  # noqa: F401  (short class names in YAML are those of imported classes)
-from warm_lightning.callbacks import Checkpoints, ImageProgressBar, Interrupt, SampleGrid, ScoreSamples, TrainingLog
+from warm_lightning.callbacks import (
+    Checkpoints,
+    ImageProgressBar,
+    Interrupt,
+    SampleGrid,
+    ScoreSamples,
+    TrainingLog,
+)
 from warm_lightning.callbacks.checkpoints import FOLDER, LAST
 from warm_lightning.checkpoints import read
 from warm_lightning.data import ImageDataModule
 from warm_lightning.errors import UserError, check
 from warm_lightning.module import DiffusionModule
+from warm_lightning.pictures import writable_folder
 
 RUNS = "runs"
 
@@ -37,6 +47,7 @@ class WarmCLI(LightningCLI):
     """
 
     def __init__(self, arguments: list[str], interrupt: Interrupt | None = None, run: bool = True) -> None:
+        quieten()
         super().__init__(
             DiffusionModule,
             ImageDataModule,
@@ -85,6 +96,9 @@ class WarmCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         settings = self.settings
+        if settings.trainer.enable_progress_bar is False:
+            callbacks = self.trainer_defaults["callbacks"]
+            self.trainer_defaults["callbacks"] = [c for c in callbacks if not isinstance(c, ImageProgressBar)]
         if settings.trainer.default_root_dir is None:
             stems = [Path(str(path)).stem for path in settings.config or []]
             settings.trainer.default_root_dir = str(Path(RUNS) / ("-".join(stems) or "run"))
@@ -95,6 +109,7 @@ class WarmCLI(LightningCLI):
                 "init_args": {"save_dir": folder, "name": "", "version": ""},
             }
         if self.config.get("subcommand"):
+            writable_folder(folder)
             settings.ckpt_path = resume_path(self.config["subcommand"], settings.ckpt_path, Path(folder))
 
     def after_instantiate_classes(self) -> None:
@@ -128,21 +143,38 @@ def resume_path(command: str, ckpt_path: str | None, folder: Path) -> str | None
     return ckpt_path
 
 
-def one_line(error: BaseException) -> str:
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Turn what the argument parser raises for a wrong name or value into a `UserError` of one line."""
+    try:
+        yield
+    except argparse.ArgumentError as error:
+        raise UserError(_one_line(error)) from error
+    except ValueError as error:
+        if isinstance(error.__cause__, UserError):  # the parser's summary of what a constructor said
+            raise error.__cause__ from error
+        raise
+
+
+def _one_line(error: argparse.ArgumentError) -> str:
     """The parser's message without what only its authors need."""
     lines = [line.strip() for line in str(error).splitlines()]
     return " ".join(line for line in lines if line and not line.startswith(("Given value", "Subtypes:")))
 
 
+def quieten() -> None:
+    """Silence hints of Lightning's to its own users that are none to ours."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for hint in ("does not have many workers", "args parameter is intended", "in eval mode", "LeafSpec"):
+        warnings.filterwarnings("ignore", message=f".*{hint}.*")
+
+
 def run_trainer(command: str, arguments: list[str]) -> int:
     """Run a command of the Trainer; returns the exit code, 130 if training was interrupted."""
-    # Hints of libraries that do not concern the users of this one.
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     interrupt = Interrupt()
     try:
-        WarmCLI([command, *arguments], interrupt)
-    except argparse.ArgumentError as error:
-        raise UserError(one_line(error)) from error
+        with user_errors():
+            WarmCLI([command, *arguments], interrupt)
     except SystemExit:
         if not interrupt.interrupted:
             raise

@@ -51,7 +51,11 @@ class DiffusionModel:
         return self.network.image_channels, self.network.resolution, self.network.resolution
 
     def outputs(
-        self, x: Tensor, level: Level, class_labels: Tensor | None = None, augment_labels: Tensor | None = None
+        self,
+        x: Tensor,
+        level: Level,
+        class_labels: Tensor | None = None,
+        augment_labels: Tensor | None = None,
     ) -> Tensor:
         """What the branches say of a degraded image: c_skip x + c_out F(c_in x; c_noise, c_blur).
 

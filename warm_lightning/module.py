@@ -3,13 +3,13 @@
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jsonargparse import lazy_instance
 from lightning import LightningModule
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from warm_lightning import __version__
 from warm_lightning.checkpoints import FORMAT_VERSION, SECTION, check_same_model
@@ -123,6 +123,21 @@ class DiffusionModule(LightningModule):
         network = self.ema_network if weights == "ema" else self.network
         return DiffusionModel(network, self.process, self.parameterization, self.preconditioning)
 
+    def setup(self, stage: str) -> None:
+        """Check that the network takes the data's images and classes, before anything is computed."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        for name in ("resolution", "image_channels"):
+            ours, theirs = getattr(self.network, name), getattr(data, name)
+            check(
+                ours == theirs,
+                f"model.network.{name} is {ours}, but the images have {theirs}: set it to that",
+            )
+        classes, labels = data.num_classes, self.network.label_dim
+        check(
+            labels in (0, classes),
+            f"model.network.label_dim is {labels}, but the data has {classes} classes: set it to that, or to 0",
+        )
+
     # ------------------------------------------------------------------ training
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
@@ -137,7 +152,7 @@ class DiffusionModule(LightningModule):
         self, model: DiffusionModel, batch: Batch, draws: Draws, label_dropout: float = 0.0
     ) -> tuple[Tensor, Tensor]:
         """Lines 4 to 13 of Algorithm 1: the loss of each image and branch [b, branches], and its clock [b]."""
-        x0 = dequantise(batch.images, torch.promote_types(self.dtype, torch.float32))
+        x0 = dequantise(batch.images, torch.promote_types(cast(torch.dtype, self.dtype), torch.float32))
         epsilon = draws.normal(*x0.shape[1:], dtype=x0.dtype)
         clock = self.clock_law.draw(draws).to(x0.dtype)
         level = self.process.draw_level(clock, draws)
@@ -202,7 +217,7 @@ class DiffusionModule(LightningModule):
     def test_dataloader(self) -> DataLoader:
         """Seeds, of which each device takes its share."""
         mine = self.test_plan.seeds[self.trainer.global_rank :: self.trainer.world_size]
-        return DataLoader(mine, batch_size=self.test_plan.batch_size)
+        return DataLoader(cast(Dataset, mine), batch_size=self.test_plan.batch_size)
 
     def test_step(self, seeds: Tensor, batch_idx: int) -> Tensor:
         """Images of the seeds, uint8 [b, C, H, W]."""

@@ -41,7 +41,10 @@ class PowerGrid(Grid):
 
     def __init__(self, steps: int = 18, beta_min: float = 0.002, beta_max: float = 80.0, rho: float = 7.0) -> None:
         check(steps >= 1, f"steps is {steps}: a sampler needs at least 1")
-        check(0 < beta_min < beta_max, f"beta_min is {beta_min} and beta_max {beta_max}: need 0 < beta_min < beta_max")
+        check(
+            0 < beta_min < beta_max,
+            f"beta_min is {beta_min} and beta_max {beta_max}: need 0 < beta_min < beta_max",
+        )
         check(rho > 0, f"rho is {rho}: it must be positive")
         self.steps = steps
         self.beta_min = beta_min

@@ -6,7 +6,7 @@ from warm_lightning.errors import UserError, check
 
 
 def parse_seeds(text: str) -> list[int]:
-    """"0-3,7" → [0, 1, 2, 3, 7].
+    """ "0-3,7" → [0, 1, 2, 3, 7].
 
     Raises:
         UserError: for anything but non-negative numbers and rising ranges, separated by commas.

@@ -17,7 +17,7 @@ def _basis(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 def full_precision(like: Tensor) -> torch.autocast:
-    """A context in which mixed precision leaves matrix products alone: blur is part of the truth, not of the network."""
+    """A context in which mixed precision leaves matrix products alone: blur is not the network's business."""
     return torch.autocast(like.device.type, enabled=False)
 
 

@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from lightning import LightningModule, Trainer
+from lightning import Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from warm_lightning.callbacks.every import check_every, due
+from warm_lightning.module import DiffusionModule
 
 FOLDER = "checkpoints"
 LAST = "last.ckpt"
@@ -30,7 +31,7 @@ class Checkpoints(Checkpoint):
         self.best = float("inf")
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: DiffusionModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         names = []
         if due(pl_module, self.every):
@@ -41,12 +42,12 @@ class Checkpoints(Checkpoint):
             names.append(f"best-{self.monitor}.ckpt")
         self.save(trainer, names)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
         self.save(trainer, [LAST])
 
-    def improved(self, pl_module: LightningModule) -> bool:
+    def improved(self, pl_module: DiffusionModule) -> bool:
         """Whether the step that has just ended was scored, better than any before."""
-        seen, value = pl_module.scored.get(self.monitor, (-1, float("inf")))
+        seen, value = pl_module.scored.get(self.monitor or "", (-1, float("inf")))
         if seen != pl_module.images_seen or not value < self.best:
             return False
         self.best = value

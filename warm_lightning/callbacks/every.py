@@ -1,8 +1,7 @@
 """When it is time: intervals in images, so that they mean the same at any batch size."""
 
-from lightning import LightningModule
-
 from warm_lightning.errors import check
+from warm_lightning.module import DiffusionModule
 
 
 def check_every(every: float) -> int:
@@ -15,7 +14,7 @@ def check_every(every: float) -> int:
     return int(every)
 
 
-def due(module: LightningModule, every: int) -> bool:
+def due(module: DiffusionModule, every: int) -> bool:
     """Whether the step that has just ended crossed a multiple of `every` images."""
     seen, batch = module.images_seen, module.batch_size
     return every > 0 and seen // every > (seen - batch) // every

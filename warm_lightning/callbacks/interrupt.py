@@ -4,8 +4,10 @@ import signal
 from types import FrameType
 from typing import Any
 
-from lightning import Callback, LightningModule, Trainer
+from lightning import Callback, Trainer
 from lightning.pytorch.trainer.states import TrainerStatus
+
+from warm_lightning.module import DiffusionModule
 
 
 class Interrupt(Callback):
@@ -17,12 +19,15 @@ class Interrupt(Callback):
     def __init__(self) -> None:
         self.interrupted = False
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
         def request(number: int, frame: FrameType | None) -> None:
             self.interrupted = True
             trainer.state.status = TrainerStatus.INTERRUPTED
             signal.signal(signal.SIGINT, self.previous)
-            print("\nInterrupted: finishing this step and saving; press Ctrl-C again to leave at once.", flush=True)
+            print(
+                "\nInterrupted: finishing this step and saving; press Ctrl-C again to leave at once.",
+                flush=True,
+            )
 
         self.previous = signal.signal(signal.SIGINT, request)
 
@@ -32,5 +37,5 @@ class Interrupt(Callback):
             trainer.should_stop = True
             trainer.limit_val_batches = 0  # or a last validation would come first
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
         signal.signal(signal.SIGINT, self.previous)

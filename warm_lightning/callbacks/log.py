@@ -4,8 +4,9 @@ import time
 from typing import Any
 
 import torch
-from lightning import Callback, LightningModule, Trainer
+from lightning import Callback, Trainer
 
+from warm_lightning.module import DiffusionModule
 from warm_lightning.types import Batch
 
 QUARTILES = 4
@@ -18,32 +19,31 @@ class TrainingLog(Callback):
     the last line, over all devices; they are written every `trainer.log_every_n_steps` steps.
     """
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: DiffusionModule, stage: str) -> None:
         edges = torch.arange(1, QUARTILES) / QUARTILES
         self.edges = pl_module.clock_law.quantile(edges).to(pl_module.device)
         self.names = pl_module.parameterization.names
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
         self.start(pl_module)
 
-    def start(self, pl_module: LightningModule) -> None:
+    def start(self, pl_module: DiffusionModule) -> None:
         """Begin a new line of the log."""
         self.sums = torch.zeros(QUARTILES, len(self.names) + 1, dtype=torch.float64)
         self.since, self.images = time.perf_counter(), pl_module.images_seen
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+        self, trainer: Trainer, pl_module: DiffusionModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         losses = outputs["losses"]
         quartile = torch.bucketize(outputs["clock"], self.edges.to(outputs["clock"]))
         rows = torch.cat([losses, torch.ones_like(losses[:, :1])], dim=1).double()
         sums = self.sums.to(losses.device) if self.sums.device != losses.device else self.sums
         self.sums = sums.index_add(0, quartile, rows)
-        # The mean of what has been summed is the bar's loss, so that it does not jump at every batch.
-        if trainer.global_step % trainer.log_every_n_steps == 0:
+        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self.write(trainer, pl_module)
 
-    def write(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def write(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
         """One line of the log: to the logger and to the progress bar."""
         sums = trainer.strategy.reduce(self.sums, reduce_op="sum").cpu()
         rate = (pl_module.images_seen - self.images) / (time.perf_counter() - self.since)

@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import Callback, LightningModule, Trainer
+from lightning import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from warm_lightning.callbacks.every import check_every, due
 from warm_lightning.errors import check
 from warm_lightning.images import quantise
+from warm_lightning.module import DiffusionModule
 from warm_lightning.pictures import grid, trajectory, write_png
 from warm_lightning.seeds import parse_seeds
 
@@ -30,27 +31,35 @@ class SampleGrid(Callback):
     """
 
     def __init__(
-        self, every: float = 1e6, seeds: str = "0-63", weights: str = "ema", batch_size: int = 64, trajectory: int = 0
+        self,
+        every: float = 1e6,
+        seeds: str = "0-63",
+        weights: str = "ema",
+        batch_size: int = 64,
+        trajectory: int = 0,
     ) -> None:
         self.every = check_every(every)
         self.seeds = parse_seeds(seeds)
         check(batch_size > 0, f"batch_size is {batch_size}: it must be at least 1")
-        check(0 <= trajectory <= len(self.seeds), f"trajectory is {trajectory}: there are {len(self.seeds)} seeds")
+        check(
+            0 <= trajectory <= len(self.seeds),
+            f"trajectory is {trajectory}: there are {len(self.seeds)} seeds",
+        )
         self.weights = weights
         self.batch_size = batch_size
         self.trajectory = trajectory
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: DiffusionModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if due(pl_module, self.every):
             self.draw(trainer, pl_module)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
         if not trainer.interrupted and not due(pl_module, self.every):
             self.draw(trainer, pl_module)
 
-    def draw(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def draw(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
         """Sample, on one device while the others wait at the next step."""
         if not trainer.is_global_zero:
             return

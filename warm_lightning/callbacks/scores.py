@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import Callback, LightningModule, Trainer
+from lightning import Callback, Trainer
 from torch import Tensor
 
 from warm_lightning import __version__
@@ -13,7 +13,7 @@ from warm_lightning.callbacks.every import check_every, due
 from warm_lightning.errors import check
 from warm_lightning.images import quantise
 from warm_lightning.metrics import FeatureExtractor, Scores
-from warm_lightning.module import TestPlan
+from warm_lightning.module import DiffusionModule, TestPlan
 from warm_lightning.pictures import write_file
 
 RESULTS = "scores.json"
@@ -63,7 +63,7 @@ class ScoreSamples(Callback):
         """What to sample for a scoring."""
         return TestPlan(range(self.first_seed, self.first_seed + num_images), self.batch_size, self.weights)
 
-    def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def prepare(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
         """Set up the scores against the training images, once."""
         if self.scores:
             return
@@ -87,7 +87,7 @@ class ScoreSamples(Callback):
     # ------------------------------------------------------------------ while training
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: DiffusionModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if not due(pl_module, self.every):
             return
@@ -112,19 +112,25 @@ class ScoreSamples(Callback):
 
     # ------------------------------------------------------------------ warm test
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: DiffusionModule, stage: str) -> None:
         if stage == "test":
             pl_module.test_plan = self.plan(self.num_images)
 
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_test_start(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
         self.prepare(trainer, pl_module)
 
     def on_test_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *args: Any
+        self,
+        trainer: Trainer,
+        pl_module: DiffusionModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        *args: Any,
     ) -> None:
         self.update(outputs)
 
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_test_end(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
         values = self.compute()
         if not trainer.is_global_zero:
             return
@@ -132,7 +138,7 @@ class ScoreSamples(Callback):
         write_file(path, json.dumps({**values, "protocol": self.protocol(trainer, pl_module)}, indent=2).encode())
         print(*(scores.table(values) for scores in self.scores), f"written to {path}", sep="\n\n")
 
-    def protocol(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+    def protocol(self, trainer: Trainer, pl_module: DiffusionModule) -> dict[str, Any]:
         """What one has to know to compare the scores with others."""
         data = trainer.datamodule  # type: ignore[attr-defined]
         return {
@@ -141,7 +147,7 @@ class ScoreSamples(Callback):
             "weights": self.weights,
             "nfe": pl_module.sampler.nfe,
             "images_seen": pl_module.images_seen,
-            "extractors": [extractor.describe() for extractor in self.extractors],
+            "extractors": [scores.describe() for scores in self.scores],
             "reference": f"{type(data).__name__}: {len(data.train_images().images)} training images",
             "precision": str(trainer.precision),
             "device": pl_module.device.type,

@@ -85,7 +85,7 @@ class ImageDataModule(LightningDataModule, ABC):
         Raises:
             UserError: the batch cannot be shared out equally, or is larger than the data.
         """
-        if stage == "fit":
+        if stage == "fit" and self.trainer is not None:
             self._micro_batch()  # before what may take minutes
         images = self.train_images()
         self.held_out_images()
@@ -104,9 +104,7 @@ class ImageDataModule(LightningDataModule, ABC):
         micro_batch = self._micro_batch()
         trainer = self._attached_trainer()
         learner = cast(_Learner, trainer.lightning_module)
-        sampler = StreamSampler(
-            lambda: learner.images_seen, micro_batch, trainer.global_rank, trainer.world_size
-        )
+        sampler = StreamSampler(lambda: learner.images_seen, micro_batch, trainer.global_rank, trainer.world_size)
         return self._loader(TrainingStream(self.train_images(), learner.seed, self.xflip), sampler)
 
     def val_dataloader(self) -> DataLoader:
@@ -139,9 +137,7 @@ class ImageDataModule(LightningDataModule, ABC):
         return self.batch_size // parts
 
     def _attached_trainer(self) -> Trainer:
-        check(
-            self.trainer is not None, "training batches need a Trainer: call Trainer().fit(model, datamodule)"
-        )
+        check(self.trainer is not None, "training batches need a Trainer: call Trainer().fit(model, datamodule)")
         return cast(Trainer, self.trainer)
 
     def _like_training(self, held_out: ImageSet) -> ImageSet:

@@ -44,9 +44,10 @@ class TrainingStream(Dataset[Batch]):
         where = torch.arange(positions.start, positions.stop, positions.step)
         entries = self.entries(where)
         index = entries % len(self.image_set)
-        images = self.image_set.images[index]
-        mirrored = entries >= len(self.image_set)
-        images[mirrored] = images[mirrored].flip(-1)
+        # index_select copies whole images, and is many times as fast as indexing with brackets.
+        images = self.image_set.images.index_select(0, index)
+        (mirrored,) = torch.where(entries >= len(self.image_set))
+        images.index_copy_(0, mirrored, images.index_select(0, mirrored).flip(-1))
         return Batch(images, self.image_set.labels[index], where)
 
     def entries(self, positions: Tensor) -> Tensor:
@@ -68,7 +69,7 @@ class StoredOrder(Dataset[Batch]):
     def __getitem__(self, positions: range) -> Batch:
         """The images with these indices."""
         where = torch.arange(positions.start, positions.stop, positions.step)
-        return Batch(self.image_set.images[where], self.image_set.labels[where], where)
+        return Batch(self.image_set.images.index_select(0, where), self.image_set.labels[where], where)
 
 
 class StreamSampler(Sampler[range]):
@@ -85,9 +86,7 @@ class StreamSampler(Sampler[range]):
         world_size: W.
     """
 
-    def __init__(
-        self, start: Callable[[], int], micro_batch: int, rank: int = 0, world_size: int = 1
-    ) -> None:
+    def __init__(self, start: Callable[[], int], micro_batch: int, rank: int = 0, world_size: int = 1) -> None:
         self.start = start
         self.micro_batch = micro_batch
         self.rank = rank

@@ -130,7 +130,16 @@ def _read_arrays(path: Path) -> tuple[UNet, dict[str, Any]]:
             }
         network = _build(config)
         load_edm_state(network, state)
-    except (OSError, EOFError, ValueError, TypeError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+    except (
+        UserError,
+        OSError,
+        EOFError,
+        ValueError,
+        TypeError,
+        KeyError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
         raise UserError(f"{path} is not a file of EDM reference arrays: {error}") from error
     return network.eval().requires_grad_(False), config
 

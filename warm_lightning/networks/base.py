@@ -21,9 +21,7 @@ class Network(nn.Module, ABC):
         augment_dim: length of the vector that tells the network how an image was augmented; 0 for none.
     """
 
-    def __init__(
-        self, branches: int, resolution: int, image_channels: int, label_dim: int, augment_dim: int
-    ) -> None:
+    def __init__(self, branches: int, resolution: int, image_channels: int, label_dim: int, augment_dim: int) -> None:
         super().__init__()
         sizes = {"branches": branches, "resolution": resolution, "image_channels": image_channels}
         for name, size in sizes.items():

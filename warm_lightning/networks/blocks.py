@@ -5,7 +5,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from warm_lightning.networks.layers import Conv2d, GroupNorm, Linear
+from warm_lightning.networks.layers import Conv2d, GroupNorm, Linear, dropout
 
 HALF_VARIANCE = 0.5**0.5
 """A sum of two signals of equal variance is scaled by this to keep that variance."""
@@ -50,7 +50,7 @@ class ResidualBlock(nn.Module):
         """[B, in, H, W], [B, embedding_channels] → [B, out, H', W']."""
         h = self.conv0(F.silu(self.norm0(x)))
         h = F.silu(self.norm1(h + self.affine(emb)[:, :, None, None]))
-        h = self.conv1(F.dropout(h, self.dropout, self.training))
+        h = self.conv1(dropout(h, self.dropout, self.training))
         return (h + self.skip(x)) * HALF_VARIANCE
 
 
@@ -74,7 +74,8 @@ class AttentionBlock(ResidualBlock):
     def attend(self, qkv: Tensor) -> Tensor:
         """[B, 3C, H, W], channels laid out as (head, channel, q k v) → [B, C, H, W]."""
         batch, _, height, width = qkv.shape
-        # [B, heads, C/heads, 3, HW] → three of [B, heads, HW, C/heads]
-        q, k, v = qkv.reshape(batch, self.heads, -1, 3, height * width).permute(3, 0, 1, 4, 2).unbind(0)
+        qkv = qkv.reshape(batch, self.heads, -1, 3, height * width)  # [B, heads, C/heads, 3, HW]
+        # Three of [B, heads, HW, C/heads], contiguous as the fused kernels of attention demand.
+        q, k, v = qkv.permute(3, 0, 1, 4, 2).contiguous().unbind(0)
         attended = F.scaled_dot_product_attention(q, k, v)
         return attended.transpose(2, 3).reshape(batch, -1, height, width)

@@ -4,6 +4,7 @@ Architectures: Song et al. 2021, "Score-based generative modeling through SDEs",
 et al. 2022 (EDM). Feature maps are [B, C, H, W].
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -93,6 +94,23 @@ class ConvDown2d(ResamplingConv2d):
         channels = x.shape[1]
         x = F.conv2d(x, self.depthwise(channels), stride=2, groups=channels)
         return x + self.bias[:, None, None] if self.bias is not None else x
+
+
+def dropout(x: Tensor, p: float, training: bool) -> Tensor:
+    """`F.dropout`, drawn several times faster on a CPU; from the global generator there too.
+
+    Torch's Bernoulli draws serially, one number an element, which is a tenth of a training step on two
+    cores. Here one 64-bit number serves four elements: p is rounded to a multiple of 2⁻¹⁶, and what is
+    kept is divided by exactly its probability.
+    """
+    if not training or p == 0 or x.device.type != "cpu" or torch.compiler.is_compiling():
+        return F.dropout(x, p, training)
+    dropped = min(round(p * 2**16), 2**16 - 1)  # of the 2¹⁶ values of 16 bits
+    bits = torch.empty(math.ceil(x.numel() / 4), dtype=torch.int64).random_(-(2**63), None)
+    # In floating point throughout, in x's order in memory: booleans and gathers are slow.
+    kept = bits.view(torch.int16)[: x.numel()].as_strided(x.shape, x.stride())
+    mask = kept.to(torch.promote_types(x.dtype, torch.float32)).ge_(dropped - 2**15)
+    return x * mask.mul_(2**16 / (2**16 - dropped)).to(x.dtype)
 
 
 class GroupNorm(nn.GroupNorm):

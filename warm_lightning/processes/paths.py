@@ -44,7 +44,10 @@ class PowerLaw(Path):
 
     def __init__(self, bnr: float = 0.5, exponent: float = 1.0) -> None:
         check(bnr >= 0, f"bnr is {bnr}: a blur-to-noise ratio is 0 (noise only) or more")
-        check(exponent > 0, f"exponent is {exponent}: it must be positive, so that no blur is left where no noise is")
+        check(
+            exponent > 0,
+            f"exponent is {exponent}: it must be positive, so that no blur is left where no noise is",
+        )
         self.bnr = bnr
         self.exponent = exponent
 

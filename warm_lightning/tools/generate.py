@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from lightning.fabric import Fabric
@@ -52,8 +52,13 @@ def generate(
         accelerator: cpu, gpu, mps or auto.
         precision: of the network; the sampler's state is float64 in any case.
     """
-    chosen = {"sampler.grid.steps": steps, "sampler.grid.rho": rho, "sampler.rule.eta": eta, "process.path.bnr": bnr}
-    overrides = {name: value for name, value in chosen.items() if value is not None}
+    chosen = {
+        "sampler.grid.steps": steps,
+        "sampler.grid.rho": rho,
+        "sampler.rule.eta": eta,
+        "process.path.bnr": bnr,
+    }
+    overrides: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
     for setting in override or []:
         name, equals, value = setting.partition("=")
         check(bool(equals), f"--override {setting!r}: write NAME=VALUE, such as sampler.rule=Euler")
@@ -67,14 +72,16 @@ def generate(
     fabric = Fabric(accelerator=accelerator, devices=devices, precision=precision)
     fabric.launch()
     model = module.model(weights)
-    network = fabric.to_device(model.network.double() if precision == "64-true" else model.network)
+    fabric.to_device(model.network.double() if precision == "64-true" else model.network)
     mine = range(fabric.global_rank, len(numbers), fabric.world_size)
     with tqdm(total=len(mine), unit=" images", desc="Sampling", disable=fabric.global_rank > 0) as bar:
         for i in range(0, len(mine), batch_size):
             batch = mine[i : i + batch_size]
             with fabric.autocast():
                 images = model.sample(
-                    module.sampler, [numbers[k] for k in batch], [classes[k] for k in batch] if classes else None
+                    module.sampler,
+                    [numbers[k] for k in batch],
+                    [classes[k] for k in batch] if classes else None,
                 )
             for k, image in zip(batch, quantise(images), strict=True):
                 write_png(folder / f"{numbers[k]:06d}.png", image)
@@ -97,7 +104,10 @@ def parse_labels(labels: str | None, count: int, label_dim: int) -> list[int] | 
         classes = [int(label) for label in str(labels).split(",")]
     except ValueError as error:
         raise UserError(f"--labels {labels}: write one class, or one a seed separated by commas") from error
-    check(len(classes) in (1, count), f"--labels: {len(classes)} classes for {count} seeds; give one, or one a seed")
+    check(
+        len(classes) in (1, count),
+        f"--labels: {len(classes)} classes for {count} seeds; give one, or one a seed",
+    )
     return classes * count if len(classes) == 1 else classes
 
 

@@ -1,0 +1,1 @@
+"""Measurements of the suite and of the machine it runs on: `python -m experiments.NAME`."""

@@ -1,0 +1,183 @@
+"""Whether all is well on a machine with one GPU, and how fast: `make gpu-check`, or
+
+    python -m experiments.gpu_check --minutes 5 --data cifar10.zip --out docs/measurements
+
+Runs the tests that need a GPU, then trains a configuration through `warm fit` for some minutes, and writes
+`gpu-check-<device>.json` and a grid of samples beside it. Needs no network. With `--device cpu` and a small
+configuration the same code runs on a CPU, to try it out.
+"""
+
+import argparse
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from experiments.machine import describe, peak_memory
+from warm_lightning import load_checkpoint
+from warm_lightning.cli import main as warm
+from warm_lightning.errors import UserError, check
+from warm_lightning.pictures import writable_folder, write_file
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def run_tests(device: str) -> dict[str, Any]:
+    """The tests marked `gpu`, on a device: how many passed, and what failed."""
+    # Compiling takes minutes on a CPU and would show nothing about a GPU.
+    chosen = [] if device == "cuda" else ["-k", "not compiled"]
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.xml"
+        command = ["-m", "pytest", "-m", "gpu", *chosen, "-q", f"--junitxml={report}", "tests/test_gpu.py"]
+        environment = os.environ | {"WARM_TEST_DEVICE": device, "PYTHONPATH": str(REPOSITORY)}
+        subprocess.run([sys.executable, *command], cwd=REPOSITORY, env=environment, check=False)
+        check(report.exists(), "the tests did not run: install pytest (pip install 'warm-lightning[dev]')")
+        suite = ElementTree.parse(report).getroot().find("testsuite")
+    assert suite is not None
+    failed = {
+        str(case.get("name")): str(problem.get("message")).splitlines()[0]
+        for case in suite.iter("testcase")
+        for problem in [*case.findall("failure"), *case.findall("error"), *case.findall("skipped")]
+    }
+    return {
+        "command": "python " + " ".join(command[:-2] + command[-1:]),
+        "passed": int(suite.get("tests", 0)) - len(failed),
+        "failed": failed,
+        "seconds": float(suite.get("time", 0)),
+    }
+
+
+def data_options(data: str | None) -> list[str]:
+    """Where to find the images: torchvision's folder of CIFAR-10, or a folder or zip of image files."""
+    if data is None:
+        return []
+    torchvisions = (Path(data) / "cifar-10-batches-py").is_dir()
+    return [f"--data.{'root' if torchvisions else 'path'}={data}"]
+
+
+def fit(options: argparse.Namespace, folder: Path) -> list[str]:
+    """Train into a folder for the minutes asked for; returns the command.
+
+    Raises:
+        UserError: if `warm fit` did not end well.
+    """
+    minutes, seconds = divmod(round(options.minutes * 60), 60)
+    command = [
+        "fit",
+        f"--config={options.config}",
+        *data_options(options.data),
+        f"--trainer.accelerator={'gpu' if options.device == 'cuda' else options.device}",
+        "--trainer.devices=1",
+        f"--trainer.precision={options.precision}",
+        f"--trainer.max_time=00:{minutes // 60:02}:{minutes % 60:02}:{seconds:02}",
+        f"--model.compile={str(options.compile).lower()}",
+        "--scores.extractors=[Pixels]",  # nothing is scored, and Inception's weights may not be here
+        "--scores.every=0",
+        "--samples.every=0",
+        "--samples.trajectory=0",
+        "--checkpoints.every=0",
+        "--checkpoints.keep_every=0",
+    ]
+    code = warm([*command, f"--trainer.default_root_dir={folder}"])
+    check(code == 0, f"`warm fit` ended with exit code {code}; see above")
+    return command
+
+
+def read_log(folder: Path) -> dict[str, Any]:
+    """What TensorBoard has of a run: the loss against images seen, and images a second once under way."""
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    events.Reload()
+    loss = [(event.step, event.value) for event in events.Scalars("train/loss")]
+    rates = [event.value for event in events.Scalars("train/images_per_second")]
+    return {
+        # The first lines hold compilation and the choice of kernels.
+        "images_per_second": statistics.median(rates[len(rates) // 2 :]),
+        "loss_curve": loss,
+    }
+
+
+def train(options: argparse.Namespace, picture: Path) -> dict[str, Any]:
+    """Train for some minutes; what came of it. The samples go to a PNG file."""
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "run"
+        command = fit(options, folder)
+        module = load_checkpoint(folder / "checkpoints" / "last.ckpt")
+        samples = max((folder / "samples").glob("samples-*.png"))
+        write_file(picture, samples.read_bytes())
+        return {
+            "command": "warm " + " ".join(command),
+            "parameters": sum(p.numel() for p in module.network.parameters()),
+            "images_seen": module.images_seen,
+            **read_log(folder),
+            "nonfinite_gradients": module.nonfinite_gradients,
+            "peak_memory_bytes": peak_memory(options.device),
+            "seconds": round(time.perf_counter() - began, 1),
+            "samples": f"{picture.name}: seeds 0-63, averaged weights, NFE {module.sampler.nfe}",
+        }
+
+
+def run(options: argparse.Namespace) -> int:
+    """Test, train, write; returns the exit code, 1 if a test failed."""
+    check(
+        options.device != "cuda" or torch.cuda.is_available(),
+        "no GPU here that PyTorch can use: run this where there is one, or try it out with "
+        "--device cpu --config configs/digits.yaml --minutes 0.2",
+    )
+    check(options.minutes > 0, f"--minutes {options.minutes}: must be positive")
+    machine = describe(options.device)
+    out = writable_folder(options.out)
+    name = "gpu-check-" + re.sub(r"[^a-z0-9]+", "-", machine.get("gpu", "cpu").lower()).strip("-")
+    tests = run_tests(options.device)
+    training = train(options, out / f"{name}.png")
+    report = {"machine": machine, "tests": tests, "training": training}
+    write_file(out / f"{name}.json", json.dumps(report, indent=2).encode())
+    print(
+        f"\n{machine.get('gpu', machine['cpu'])}: {tests['passed']} tests passed, {len(tests['failed'])} failed",
+        *(f"  {test}: {reason}" for test, reason in tests["failed"].items()),
+        f"{options.config}, {options.precision}{', compiled' if options.compile else ''}: "
+        f"{training['images_per_second']:.0f} images/s, {training['peak_memory_bytes'] / 2**30:.2f} GiB, loss "
+        f"{training['loss_curve'][0][1]:.4g} → {training['loss_curve'][-1][1]:.4g} in {training['images_seen']} images",
+        f"written to {out / name}.json and .png",
+        sep="\n",
+    )
+    return 1 if tests["failed"] else 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.gpu_check", description="GPU tests, and some minutes of training."
+    )
+    parser.add_argument("--minutes", type=float, default=5, help="of training, compilation included (default: 5)")
+    parser.add_argument("--data", help="folder or zip of images, or torchvision's folder of CIFAR-10")
+    parser.add_argument("--out", default="docs/measurements", help="folder to write to (default: %(default)s)")
+    parser.add_argument("--config", default="configs/cifar10.yaml", help="what to train (default: %(default)s)")
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="cpu is to try this out")
+    parser.add_argument("--precision", help="of the trainer; bf16-mixed if not given, 32-true on a CPU")
+    parser.add_argument(
+        "--compile", action=argparse.BooleanOptionalAction, help="the network; if not given, on a GPU only"
+    )
+    options = parser.parse_args(arguments)
+    on_gpu = options.device == "cuda"
+    options.precision = options.precision or ("bf16-mixed" if on_gpu else "32-true")
+    options.compile = on_gpu if options.compile is None else options.compile
+    try:
+        return run(options)
+    except UserError as error:
+        print(f"gpu_check: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,99 @@
+"""What the machine is, how long things take on it, and how fast it multiplies matrices."""
+
+import platform
+import resource
+import statistics
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.benchmark import timer  # waits for the GPU, where there is one
+from tqdm import tqdm
+
+import warm_lightning
+
+
+def describe(device: str) -> dict[str, Any]:
+    """The machine and the versions of what runs on it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    found = {
+        "device": device,
+        "cpu": models[0] if models else platform.processor(),
+        "cores": len(models) or torch.multiprocessing.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "warm_lightning": warm_lightning.__version__,
+    }
+    if device == "cuda":
+        gpu = torch.cuda.get_device_properties(0)
+        found |= {"gpu": gpu.name, "gpu_memory_bytes": gpu.total_memory, "cuda": torch.version.cuda}
+    return found
+
+
+def peak_memory(device: str) -> int:
+    """Bytes: the most that tensors have taken of the GPU, or this process of main memory, until now."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def seconds(call: Callable[[], Any]) -> float:
+    """Of one call."""
+    began = timer()
+    call()
+    return timer() - began
+
+
+def rounds(
+    calls: Mapping[str, Callable[[], Any]], title: str, limit: float, minimum: int = 3
+) -> dict[str, list[float]]:
+    """Seconds of each call in each round.
+
+    Args:
+        calls: what to time, in this order in every round.
+        title: of the progress bar.
+        limit: seconds after which no new round begins.
+        minimum: rounds to take in any case, after a first one that does not count.
+    """
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    began = timer()
+    with tqdm(desc=title, unit=" rounds") as bar:
+        while bar.n <= minimum or timer() - began < limit:
+            for name, call in calls.items():
+                times[name].append(seconds(call))
+            bar.update()
+    return {name: taken[1:] for name, taken in times.items()}
+
+
+def ratio(times: Mapping[str, list[float]], name: str, other: str) -> float:
+    """Median over rounds of the ratio of two calls' times: what slows the machine for a while slows both."""
+    return statistics.median(a / b for a, b in zip(times[name], times[other], strict=True))
+
+
+class Product:
+    """A float32 product of two square matrices: a call computes it, `flops` is its work."""
+
+    def __init__(self, size: int, device: str) -> None:
+        self.size = size
+        self.a, self.b = torch.randn(2, size, size, device=device)
+        self.flops = 2 * size**3
+
+    def __call__(self) -> Tensor:
+        return self.a @ self.b
+
+
+def matmul_peak(device: str, sizes: tuple[int, ...]) -> tuple[dict[str, Any], Product]:
+    """FLOP/s of the best of some sizes at its best, and that product, to be timed beside other things."""
+    products = {str(size): Product(size, device) for size in sizes}
+    times = rounds(products, "Matrix products", limit=10)
+    speeds = {name: products[name].flops / min(t) for name, t in times.items()}
+    best = max(speeds, key=lambda name: speeds[name])
+    return {"flops": speeds[best], "size": int(best), "flops_by_size": speeds}, products[best]

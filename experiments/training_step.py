@@ -1,0 +1,89 @@
+"""The training step of a configuration as `warm fit` takes it, without Trainer and data, to be measured."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+from warm_lightning import load_config
+from warm_lightning.networks import Network
+from warm_lightning.rng import BatchDraws
+from warm_lightning.types import Batch
+
+PRODUCTS = ("conv", "mm", "linear", "attention")
+"""What the names of the operators contain that do the counted FLOPs."""
+
+
+class TrainingStep:
+    """A call is a step, on images of noise.
+
+    Args:
+        paths: YAML files, see `load_config`.
+        overrides: see `load_config`.
+        device: where to train.
+    """
+
+    def __init__(self, paths: list[Path], overrides: Mapping[str, Any], device: str) -> None:
+        self.module, data = load_config(list(paths), overrides)
+        self.module.to(device).train()
+        self.optimizer = self.module.configure_optimizers()
+        self.batch_size = data.batch_size
+        network = self.module.network
+        shape = (self.batch_size, network.image_channels, network.resolution, network.resolution)
+        images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        positions = torch.arange(self.batch_size)
+        self.batch = Batch(*(part.to(device) for part in (images, torch.zeros_like(positions), positions)))
+        self.silent = Silent(network).to(device)
+
+    def __call__(self) -> None:
+        self.optimizer.zero_grad()
+        self.backward(self.module.network)
+        self.update()
+
+    def backward(self, network: Network) -> None:
+        """Lines 4 to 13 of Algorithm 1 with some network, and gradients."""
+        draws = BatchDraws(self.module.seed, 0, self.batch_size, self.batch.positions)
+        losses, _ = self.module.losses(replace(self.module.model("raw"), network=network), self.batch, draws)
+        losses.sum(1).mean().backward()
+
+    def forward_process(self) -> None:
+        """What is left with a network that costs nothing: draws, DCT, blur, scaling, squares."""
+        self.backward(self.silent)
+
+    def update(self) -> None:
+        """Adam and the average of weights, after a step has left gradients."""
+        self.module.on_before_optimizer_step(self.optimizer)
+        self.optimizer.step()
+        self.module.ema.update(self.module.ema_network, self.module.network, 10**6, self.batch_size)
+
+    def flops(self) -> int:
+        """FLOPs of convolutions and matrix products, forward and backward, as PyTorch counts them."""
+        with FlopCounterMode(display=False) as counter:
+            self()
+        return counter.get_total_flops()
+
+    def product_share(self) -> float:
+        """Share of the operators' time that goes into those that do the counted FLOPs."""
+        on_gpu = self.module.device.type == "cuda"
+        with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as recorded:
+            self()
+        events = recorded.key_averages()
+        times = {e.key: e.self_device_time_total if on_gpu else e.self_cpu_time_total for e in events}
+        products = (time for name, time in times.items() if any(part in name for part in PRODUCTS))
+        return sum(products) / sum(times.values())
+
+
+class Silent(Network):
+    """Says nothing, at no cost, in the shapes of another network."""
+
+    def __init__(self, like: Network) -> None:
+        super().__init__(like.branches, like.resolution, like.image_channels, like.label_dim, like.augment_dim)
+        self.output = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor, *conditioning: Tensor | None) -> Tensor:
+        return self.output.expand(len(x), self.branches, *x.shape[1:])

@@ -1,0 +1,52 @@
+"""Small runs of the `warm` program for the tests."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from warm_lightning.cli import main
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+DIGITS = REPOSITORY / "configs" / "digits.yaml"
+
+# The digits configuration with a network a fifteenth as large, and no pictures or scores on the way.
+SMALL = [
+    f"--config={DIGITS}",
+    "--model.network.model_channels=8",
+    "--model.network.channel_mult=[1,2]",
+    "--data.batch_size=32",
+    "--samples.every=0",
+    "--samples.seeds=0-3",
+    "--samples.trajectory=0",
+    "--scores.extractors=[Pixels]",
+    "--scores.num_images=16",
+]
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """The environment of a subprocess: this repository first on the path, one thread."""
+    return os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", **extra}
+
+
+def command(*arguments: str) -> list[str]:
+    """A `warm` command as a list for `subprocess`."""
+    return [sys.executable, "-m", "warm_lightning.cli", *arguments]
+
+
+def here(*arguments: str) -> None:
+    """Run `warm` in this process, which saves the seconds that importing takes."""
+    assert main(arguments) == 0
+
+
+def warm(*arguments: str, cwd: Path, timeout: float = 300, **extra: str) -> subprocess.CompletedProcess[str]:
+    """Run `warm` to its end."""
+    return subprocess.run(
+        command(*arguments),
+        cwd=cwd,
+        env=environment(**extra),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )

@@ -1,0 +1,184 @@
+"""Training is a pure function of configuration, seed and images seen; sampling of weights and seed."""
+
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small import SMALL, command, environment, here, warm
+
+from warm_lightning import load_checkpoint
+from warm_lightning.checkpoints import read
+from warm_lightning.images import quantise
+from warm_lightning.pictures import read_png
+
+STEPS, BATCH = 60, 32
+
+
+def last(folder: Path) -> Path:
+    return folder / "checkpoints" / "last.ckpt"
+
+
+def assert_same_bits(a: Any, b: Any, where: str = "") -> None:
+    """All tensors and numbers of two nested structures are equal."""
+    assert type(a) is type(b), where
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for name in a:
+            assert_same_bits(a[name], b[name], f"{where}.{name}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same_bits(x, y, f"{where}[{i}]")
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    else:
+        assert a == b, where
+
+
+def fit(folder: Path, *arguments: str) -> list[str]:
+    return ["fit", *SMALL, f"--trainer.default_root_dir={folder}", *arguments]
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 60 steps straight through, with dropout and label-free."""
+    folder = tmp_path_factory.mktemp("straight")
+    done = warm(
+        *fit(
+            folder,
+            f"--model.duration={STEPS * BATCH}",
+            "--model.network.dropout=0.1",
+            "--checkpoints.every=320",
+        ),
+        cwd=folder,
+    )
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_killed_and_resumed_is_the_same_to_the_bit(straight: Path, tmp_path: Path) -> None:
+    arguments = fit(
+        tmp_path,
+        f"--model.duration={STEPS * BATCH}",
+        "--model.network.dropout=0.1",
+        "--checkpoints.every=320",
+        "--ckpt_path=last",
+    )
+    process = subprocess.Popen(
+        command(*arguments),
+        cwd=tmp_path,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    while not last(tmp_path).exists():
+        assert process.poll() is None, "ended before the first checkpoint"
+        time.sleep(0.005)
+    time.sleep(random.SystemRandom().uniform(0, 1))
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    seen = read(last(tmp_path))["warm_lightning"]["images_seen"]
+    assert 0 < seen < STEPS * BATCH, f"killed too late to test anything: {seen} images"
+    done = warm(*arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    a, b = read(last(straight)), read(last(tmp_path))
+    assert a["warm_lightning"]["images_seen"] == b["warm_lightning"]["images_seen"] == STEPS * BATCH
+    for part in ("state_dict", "optimizer_states"):
+        assert_same_bits(a[part], b[part], part)
+
+
+def test_another_seed_is_another_run(straight: Path, tmp_path: Path) -> None:
+    here(*fit(tmp_path, f"--model.duration={2 * BATCH}", "--model.network.dropout=0.1", "--model.seed=1"))
+    one, other = (read(last(folder))["state_dict"] for folder in (straight, tmp_path))
+    assert not torch.equal(one["network.map_layer0.weight"], other["network.map_layer0.weight"])
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("64-true", 1e-9), ("32-true", None)])
+def test_two_processes_train_as_one(tmp_path: Path, precision: str, tolerance: float | None) -> None:
+    same = [f"--model.duration={20 * BATCH}", f"--trainer.precision={precision}", "--trainer.accelerator=cpu"]
+    here(*fit(tmp_path / "one", *same))
+    done = warm(*fit(tmp_path / "two", *same, "--trainer.devices=2", "--trainer.strategy=ddp"), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    modules = [load_checkpoint(last(tmp_path / name)) for name in ("one", "two")]
+    if tolerance:
+        a, b = (read(last(tmp_path / name))["state_dict"] for name in ("one", "two"))
+        for name in a:
+            torch.testing.assert_close(a[name], b[name], rtol=0, atol=tolerance)
+        return
+    # Not weights: attention's key biases have zero gradient, and Adam turns its rounding into steps.
+    x = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    beta = torch.logspace(-2, 1, 8)
+    with torch.no_grad():
+        for weights in ("raw", "ema"):
+            a, b = (m.model(weights).outputs(x, m.process.level(beta)) for m in modules)
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["64-true", "32-true"])
+def test_an_image_depends_on_its_seed_alone(straight: Path, tmp_path: Path, precision: str) -> None:
+    # Stochastic sampling, so that the noise drawn on the way has to keep the contract too.
+    same = [
+        "generate",
+        f"--ckpt_path={last(straight)}",
+        f"--precision={precision}",
+        "--accelerator=cpu",
+        "--eta=0.5",
+    ]
+    here(*same, "--seeds=0-9", f"--outdir={tmp_path / 'together'}")
+    here(*same, "--seeds=4", "--batch_size=1", f"--outdir={tmp_path / 'alone'}")
+    done = warm(*same, "--seeds=0-9", "--devices=2", f"--outdir={tmp_path / 'shared'}", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert [len(list((tmp_path / name).glob("*.png"))) for name in ("together", "alone", "shared")] == [
+        10,
+        1,
+        10,
+    ]
+    image = read_png(tmp_path / "together" / "000004.png").int()
+    for name in ("alone", "shared"):
+        difference = (read_png(tmp_path / name / "000004.png").int() - image).abs()
+        if precision == "64-true":
+            assert difference.max() == 0
+        else:
+            # At most one grey level on 0.1 % of the pixels: of 64 pixels, none.
+            assert (difference > 0).float().mean() <= 1e-3
+
+
+def test_the_notebook_makes_the_programs_images(straight: Path, tmp_path: Path) -> None:
+    here("generate", f"--ckpt_path={last(straight)}", "--seeds=7,3", f"--outdir={tmp_path}", "--steps=5")
+    module = load_checkpoint(last(straight), {"sampler.grid.steps": 5})
+    images = quantise(module.model().sample(module.sampler, [7, 3]))
+    for seed, image in zip((7, 3), images, strict=True):
+        assert torch.equal(read_png(tmp_path / f"{seed:06d}.png"), image)
+
+
+def test_interrupting_saves_and_says_130(tmp_path: Path) -> None:
+    arguments = fit(tmp_path, "--model.duration=1e6", "--checkpoints.every=0")
+    process = subprocess.Popen(
+        command(*arguments),
+        cwd=tmp_path,
+        env=environment(PYTHONUNBUFFERED="1"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    assert process.stdout is not None
+    os.set_blocking(process.stdout.fileno(), True)
+    text = b""
+    while b"Training:" not in text or b"loss=" not in text:
+        chunk = process.stdout.read1(4096)  # type: ignore[attr-defined]
+        assert chunk, text.decode()
+        text += chunk
+    process.send_signal(signal.SIGINT)
+    rest, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, (text + rest).decode()
+    assert b"Traceback" not in text + rest
+    seen = read(last(tmp_path))["warm_lightning"]["images_seen"]
+    assert 0 < seen < 1e6
+    resumed = warm(*fit(tmp_path, f"--model.duration={seen + 2 * BATCH}", "--ckpt_path=last"), cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert read(last(tmp_path))["warm_lightning"]["images_seen"] == seen + 2 * BATCH

@@ -1,0 +1,331 @@
+"""Feature extractors: what they see, how scores on them are named, and how they fail."""
+
+import os
+import sys
+import warnings
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from warm_lightning.data import Digits
+from warm_lightning.errors import UserError
+from warm_lightning.metrics import (
+    DigitsFeatures,
+    FeatureExtractor,
+    ImportedFeatures,
+    InceptionFeatures,
+    Pixels,
+    TorchScriptFeatures,
+)
+from warm_lightning.metrics import digits as digits_module
+from warm_lightning.metrics.digits import cache_path, load_classifier, train_classifier
+
+
+@pytest.fixture(scope="module")
+def trained() -> dict[str, Tensor]:
+    return train_classifier()
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("WARM_CACHE", str(tmp_path))
+    return tmp_path
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+class MeanAndSpread(nn.Module):
+    """Features of an image: the mean and spread of its grey levels."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        pixels = images.double().flatten(1)
+        return torch.stack([pixels.mean(dim=1), pixels.std(dim=1)], dim=1)
+
+
+class WithLogits(nn.Module):
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        pixels = images.float().flatten(1)
+        return pixels, pixels[:, :3]
+
+
+class OneNumber(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return images.float().mean()
+
+
+INSTANCE = MeanAndSpread()
+NOT_A_MODULE = 3
+
+
+def make() -> nn.Module:
+    return MeanAndSpread()
+
+
+# ------------------------------------------------------------------ names
+
+
+@pytest.mark.parametrize(
+    ("count", "short"), [(1797, "1797"), (2000, "2k"), (50_000, "50k"), (10_500, "10500"), (999, "999")]
+)
+def test_scores_are_named_by_extractor_and_number_of_images(count, short):
+    imported = ImportedFeatures(f"{__name__}:INSTANCE", "cifar10_features")
+    assert imported.score_name("frechet", count) == f"fd{short}_cifar10_features"
+    assert imported.score_name("precision", count) == f"precision{short}_cifar10_features"
+    for extractor, name in ((DigitsFeatures(), "digits"), (Pixels(), "pixel")):
+        assert extractor.score_name("frechet", count) == f"fd_{name}"
+        assert extractor.score_name("is", count) == f"is_{name}"
+    inception = InceptionFeatures.__new__(InceptionFeatures)  # without its weights
+    assert inception.score_name("frechet", count) == f"fid{short}"
+    assert inception.score_name("is", count) == f"is{short}"
+
+
+# ------------------------------------------------------------------ pixels
+
+
+def test_pixels_are_those_of_the_images_between_minus_1_and_1():
+    images = torch.arange(256, dtype=torch.uint8).view(4, 1, 8, 8)
+    features, logits = Pixels()(images)
+    assert logits is None
+    assert torch.equal(features, images.view(4, 64).float() / 127.5 - 1)
+
+
+def test_pixels_of_large_images_are_refused():
+    with pytest.raises(UserError, match="3×128×128 have 49152 features"):
+        Pixels()(torch.zeros(1, 3, 128, 128, dtype=torch.uint8))
+
+
+# ------------------------------------------------------------------ digits
+
+
+def test_digits_classifier_knows_its_digits(trained, cache, monkeypatch):
+    monkeypatch.setattr(digits_module, "train_classifier", lambda: trained)
+    data = Digits().train_images()
+    extractor = DigitsFeatures()
+    features, logits = extractor(data.images)
+    assert features.shape == (1797, 64)
+    assert (logits.argmax(dim=1) == data.labels).float().mean() >= 0.99
+    last = list(trained)[-2:]
+    assert torch.allclose(features @ trained[last[0]].T + trained[last[1]], logits, atol=1e-4)
+
+
+def test_digits_classifier_is_the_same_whatever_surrounds_its_training(trained):
+    threads, default = torch.get_num_threads(), torch.get_default_dtype()
+    torch.manual_seed(1234)
+    torch.set_num_threads(2)
+    torch.set_default_dtype(torch.float64)
+    torch.set_float32_matmul_precision("medium")
+    state = torch.get_rng_state()
+    try:
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16), torch.device("meta"):
+            again = train_classifier()
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_default_dtype(default)
+        torch.set_float32_matmul_precision("highest")
+    assert torch.equal(torch.get_rng_state(), state)
+    assert same(again, trained)
+
+
+def test_digits_classifier_is_trained_once(trained, cache, monkeypatch):
+    calls = []
+    monkeypatch.setattr(digits_module, "train_classifier", lambda: calls.append(1) or trained)
+    assert same(load_classifier().state_dict(), trained)
+    assert same(load_classifier().state_dict(), trained)
+    assert len(calls) == 1
+    assert [file.name for file in (cache / "warm_lightning").iterdir()] == [cache_path().name]
+    assert DigitsFeatures().describe() == DigitsFeatures().describe()
+
+
+@pytest.mark.parametrize("content", [b"", b"not a file of tensors", "code"])
+def test_a_damaged_cache_is_replaced_and_its_code_not_run(trained, cache, monkeypatch, tmp_path, content):
+    class Code:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "was run"),)
+
+    monkeypatch.setattr(digits_module, "train_classifier", lambda: trained)
+    cache_path().parent.mkdir()
+    if content == "code":
+        torch.save({"0.weight": Code()}, cache_path())
+    else:
+        cache_path().write_bytes(content)
+    with pytest.warns(UserWarning, match="made anew"):
+        assert same(load_classifier().state_dict(), trained)
+    assert not (tmp_path / "was run").exists()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert same(load_classifier().state_dict(), trained)
+
+
+def test_a_cache_that_cannot_be_written_is_named(trained, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("WARM_CACHE", str(tmp_path / "file"))
+    monkeypatch.setattr(digits_module, "train_classifier", lambda: trained)
+    with (
+        pytest.warns(UserWarning, match="made anew"),
+        pytest.raises(UserError, match="set WARM_CACHE to a folder"),
+    ):
+        load_classifier()
+
+
+def test_cache_is_where_the_environment_says(monkeypatch, tmp_path):
+    for variable in ("WARM_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_path().parent == tmp_path / ".cache" / "warm_lightning"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_path().parent == tmp_path / "xdg" / "warm_lightning"
+    monkeypatch.setenv("WARM_CACHE", str(tmp_path / "warm"))
+    assert cache_path().parent == tmp_path / "warm" / "warm_lightning"
+
+
+def test_digits_features_refuse_other_images():
+    with pytest.raises(UserError, match=r"1×8×8, not \(3, 32, 32\)"):
+        DigitsFeatures()(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
+
+
+# ------------------------------------------------------------------ TorchScript and imported modules
+
+
+def script(module: nn.Module, path: Path) -> str:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchScript is deprecated
+        torch.jit.script(module).save(str(path))
+    return str(path)
+
+
+def test_torchscript_features_of_cifar10(cifar10_features):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        extractor = TorchScriptFeatures(str(cifar10_features))
+        features, logits = extractor(torch.zeros(2, 3, 32, 32, dtype=torch.uint8))
+    assert features.shape == (2, 256)
+    assert logits is None
+    assert extractor.name == "cifar10_features"
+    with pytest.raises(UserError, match="does not take uint8 images of 1×8×8") as caught:
+        extractor(torch.zeros(2, 1, 8, 8, dtype=torch.uint8))
+    assert "\n" not in str(caught.value)
+
+
+def test_torchscript_with_logits_and_a_name(tmp_path):
+    extractor = TorchScriptFeatures(script(WithLogits(), tmp_path / "my net-2.pt"))
+    assert extractor.name == "my_net_2"
+    images = torch.arange(64, dtype=torch.uint8).view(2, 2, 4, 4)
+    features, logits = extractor(images)
+    assert torch.equal(features, images.flatten(1).float())
+    assert torch.equal(logits, features[:, :3])
+
+
+@pytest.mark.parametrize("damage", ["missing", "text", "truncated", "state_dict"])
+def test_a_missing_or_broken_torchscript_file_is_named(tmp_path, damage):
+    path = Path(script(MeanAndSpread(), tmp_path / "net.pt"))
+    if damage == "missing":
+        path.unlink()
+    elif damage == "text":
+        path.write_text("hello")
+    elif damage == "truncated":
+        path.write_bytes(path.read_bytes()[:-200])
+    else:
+        torch.save(nn.Linear(2, 2).state_dict(), path)
+    with pytest.raises(UserError, match=r"net\.pt.*(no such file|TorchScript)") as caught:
+        TorchScriptFeatures(str(path))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("what", [":INSTANCE", ":MeanAndSpread", ":make", ".make"])
+def test_imported_features_of_a_module_a_class_and_a_function(what):
+    images = torch.arange(64, dtype=torch.uint8).view(2, 2, 4, 4)
+    features, logits = ImportedFeatures(__name__ + what, "spread")(images)
+    assert features.dtype == torch.float32
+    assert torch.equal(features, INSTANCE(images).float())
+    assert logits is None
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        ("no_such_package.x:Net", "cannot be imported"),
+        (f"{__name__}:no_such_name", "cannot be imported"),
+        ("justaword", "cannot be imported"),
+        (f"{__name__}:NOT_A_MODULE", "gives a int"),
+    ],
+)
+def test_what_cannot_be_imported_is_named(module, message):
+    with pytest.raises(UserError, match=message):
+        ImportedFeatures(module, "x")
+
+
+def test_features_of_a_wrong_shape_and_bad_names_are_refused():
+    with pytest.raises(UserError, match=r"gives shape \[\] for 2 images"):
+        ImportedFeatures(f"{__name__}:OneNumber", "x")(torch.zeros(2, 1, 4, 4, dtype=torch.uint8))
+    with pytest.raises(UserError, match="use letters, digits and underscores"):
+        ImportedFeatures(f"{__name__}:make", "a b")
+
+
+# ------------------------------------------------------------------ Inception
+
+
+@pytest.fixture(scope="module")
+def inception() -> nn.Module:
+    """torch-fidelity's own extractor with random weights that keep activations alive."""
+    from torch_fidelity import feature_extractor_inceptionv3 as source
+
+    nothing = patch.object(source, "load_state_dict_from_url", return_value={})
+    unloaded = patch.object(source.FeatureExtractorInceptionV3, "load_state_dict")
+    with nothing, unloaded:
+        network = source.FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased"])
+    generator = torch.Generator().manual_seed(0)
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(module.weight, generator=generator)
+    return network
+
+
+def test_inception_features_are_torch_fidelitys(inception, tmp_path):
+    path = tmp_path / "weights.pth"
+    torch.save(inception.state_dict(), path)
+    extractor = InceptionFeatures(str(path))
+    images = torch.randint(0, 256, (2, 3, 20, 20), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    features, logits = extractor(images)
+    expected = inception(images)
+    assert features.shape == (2, 2048)
+    assert features.std() > 0.01  # alive
+    assert torch.allclose(features, expected[0], rtol=1e-5)
+    assert torch.allclose(logits, expected[1], rtol=1e-4, atol=1e-4)
+    grey = images[:, :1]
+    assert torch.equal(extractor(grey)[0], extractor(grey.repeat(1, 3, 1, 1))[0])
+    assert extractor.describe()["file"] == "weights.pth"
+
+
+def test_inception_weights_are_found_in_torch_hubs_cache(inception, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(UserError, match=r"no Inception weights: put .*6726825d\.pth there") as caught:
+        InceptionFeatures()
+    path = Path(str(caught.value).split(":")[0])
+    path.parent.mkdir(parents=True)
+    torch.save(inception.state_dict(), path)
+    assert isinstance(InceptionFeatures(), FeatureExtractor)
+
+
+@pytest.mark.parametrize("content", ["missing", "text", "code", "other"])
+def test_inception_weights_that_are_none_are_named(tmp_path, content):
+    path = tmp_path / "weights.pth"
+    if content == "text":
+        path.write_text("hello")
+    elif content == "code":
+        torch.save({"weight": pytest.raises}, path)  # a pickle that imports
+    elif content == "other":
+        torch.save(nn.Linear(2, 2).state_dict(), path)
+    with pytest.raises(UserError, match=r"weights\.pth"):
+        InceptionFeatures(str(path))
+
+
+def test_without_torch_fidelity_inception_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
+    with pytest.raises(UserError, match="pip install 'warm-lightning\\[inception\\]'"):
+        InceptionFeatures()

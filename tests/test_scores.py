@@ -1,0 +1,204 @@
+"""`Scores`: what it says of digits, copies and noise, and that neither processes nor contexts change it."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor
+
+from warm_lightning.data import CIFAR10, Digits
+from warm_lightning.errors import UserError
+from warm_lightning.metrics import DigitsFeatures, Pixels, Scores, TorchScriptFeatures
+from warm_lightning.metrics.digits import cache_path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WARM_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def digits() -> Tensor:
+    return Digits().train_images().images
+
+
+@pytest.fixture(scope="module")
+def digit_scores(digits) -> Scores:
+    return Scores(DigitsFeatures(), digits)
+
+
+def noise_images(*shape: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+
+
+def score(scores: Scores, images: Tensor) -> dict[str, float]:
+    scores.reset()
+    scores.update(images)
+    return scores.compute()
+
+
+# The first test of the file: both processes find the cache empty and train the digits' classifier.
+def in_process(rank: int, world_size: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "WARM_CACHE": str(folder)}
+    dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=world_size)
+    torch.save(in_all_ways(rank, world_size), folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def in_all_ways(rank: int, world_size: int) -> list[dict[str, float]]:
+    data, samples = Digits().train_images().images, noise_images(101, 1, 8, 8)
+    reference = data[:300]
+    mine = samples[rank::world_size]
+    pixels = Scores(Pixels(), reference, data[300:340], batch_size=7)
+    results = [score(pixels, mine)]
+    results.append(score(pixels, samples if rank == 0 else samples[:0]))  # and nothing on the others
+    lopsided = samples.tensor_split([71])[rank] if world_size == 2 else samples
+    results.append(score(pixels, lopsided))
+    results.append(score(Scores(Pixels(), reference, max_neighbours=30), mine))
+    results.append(score(Scores(DigitsFeatures(), reference), mine))
+    return results
+
+
+def test_two_processes_give_the_scores_of_one(cache):
+    mp.spawn(in_process, (2, cache), nprocs=2)
+    first, second = (torch.load(cache / f"{rank}.pt") for rank in range(2))
+    assert first == second
+    assert [file.name for file in cache_path().parent.iterdir()] == [cache_path().name]
+    # 1e-10: sums of float64 in another order, and what the eigenvalues make of it. Digits: their features are
+    # of float32, with rounding that depends on the size of a batch.
+    for ours, expected, tolerance in zip(first, in_all_ways(0, 1), [1e-10] * 4 + [1e-4], strict=True):
+        assert ours == pytest.approx(expected, rel=tolerance)
+
+
+def test_scores_of_digits_rank_data_above_the_gaussian_above_noise(digits, digit_scores):
+    values = score(digit_scores, noise_images(1797, 1, 8, 8))
+    assert list(values) == [
+        f"{name}_digits{end}"
+        for name in ("fd", "is", "precision", "recall", "memorisation")
+        for end in ("", "_data" if name == "is" else "_halves", "_gaussian")
+    ]
+    assert 5 * values["fd_digits_halves"] < values["fd_digits_gaussian"] < values["fd_digits"] / 5
+    assert 9.5 < values["is_digits_data"] <= 10
+    assert values["is_digits"] < values["is_digits_gaussian"] < 0.8 * values["is_digits_data"]
+    assert values["precision_digits"] < values["precision_digits_gaussian"] < 0.5
+    assert values["precision_digits_halves"] > 0.85
+    assert values["recall_digits_halves"] > 0.85
+    assert values["memorisation_digits"] > values["memorisation_digits_gaussian"] > 1.2
+    assert values["memorisation_digits_halves"] == pytest.approx(1, abs=0.1)
+
+    copies = score(digit_scores, digits)
+    expected = {"fd": 0, "is": values["is_digits_data"], "precision": 1, "recall": 1, "memorisation": 0}
+    assert {name: copies[f"{name}_digits"] for name in expected} == pytest.approx(expected, abs=1e-4)
+
+
+def test_scores_with_held_out_images(digits):
+    training, held_out, samples = digits[:1000], digits[1000:1400], digits[1400:]
+    scores = Scores(Pixels(), training, held_out)
+    assert score(scores, held_out)["memorisation_pixel"] == 1
+    assert score(scores, training)["memorisation_pixel"] == 0
+    assert score(scores, samples)["memorisation_pixel"] == pytest.approx(1, abs=0.1)
+
+
+def test_one_half_of_the_data_as_samples_and_the_other_as_data_score_as_the_halves(digits):
+    generator = torch.Generator().manual_seed(5)
+    parts = [digits[i] for i in torch.randperm(1797, generator=generator).tensor_split(2)]
+    values = score(Scores(Pixels(), parts[1]), parts[0])
+    halves = Scores(Pixels(), digits).baselines["halves"]
+    # Another split of the same images: 20 % is several times the spread between splits.
+    expected = [values[f"{name}_pixel"] for name in ("fd", "precision", "recall", "memorisation")]
+    assert list(halves.values()) == pytest.approx(expected, rel=0.2)
+
+
+def test_neighbours_of_many_images_are_those_of_a_random_part_of_the_data():
+    # Data in the order of their classes: dark images, then bright ones. The first 100 are dark.
+    reference = noise_images(400, 1, 4, 4) // 8
+    reference[200:] += 200
+    samples = noise_images(100, 1, 4, 4, seed=1) // 8
+    samples[::2] += 200
+    values = score(Scores(Pixels(), reference, max_neighbours=100), samples)
+    assert values["precision_pixel"] > 0.8
+    assert values["recall_pixel"] > 0.8
+
+
+def test_scores_do_not_depend_on_what_surrounds_them_and_leave_it_alone(digits):
+    samples = noise_images(50, 1, 8, 8)
+    expected = score(Scores(DigitsFeatures(), digits[:200]), samples)
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        state = torch.get_rng_state()
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+            scores = Scores(DigitsFeatures(), digits[:200])
+            assert score(scores, samples) == expected
+        assert score(scores, samples) == expected  # as in `fit` after `test` with the same callback
+        assert torch.equal(torch.get_rng_state(), state)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(precision)
+
+
+def test_reset_forgets_the_samples_and_keeps_the_reference(digits):
+    scores = Scores(Pixels(), digits[:200])
+    first = score(scores, digits[200:300])
+    scores.update(noise_images(30, 1, 8, 8))
+    assert scores.compute() != first
+    assert score(scores, digits[200:300]) == first
+
+
+def test_table_has_a_row_for_each_score_and_states_its_limits(digits):
+    scores = Scores(DigitsFeatures(), digits[:200], max_neighbours=64)
+    values = score(scores, noise_images(100, 1, 8, 8))
+    lines = scores.table({**values, "fd_other": 1.0}).splitlines()
+    assert "samples" in lines[0]
+    assert "halves of the data" in lines[0]
+    for line, name in zip(lines[2:7], ("fd", "is", "precision", "recall", "memorisation"), strict=True):
+        cells = line.split()
+        assert cells[0] == f"{name}_digits"
+        ends = ("", "_data" if name == "is" else "_halves", "_gaussian")
+        expected = [values[f"{name}_digits{end}"] for end in ends]
+        assert [float(cell) for cell in cells[1:4]] == pytest.approx(expected, rel=1e-3)
+    assert lines[7] == "100 samples, 200 images of data, 64 of the Gaussian."
+    assert lines[-1] == "precision, recall, memorisation: of 64 images at most."
+    description = scores.describe()
+    assert (description["samples"], description["reference_images"], description["max_neighbours"]) == (
+        100,
+        200,
+        64,
+    )
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (noise_images(3, 1, 8, 8), "at least 4 samples, not 3"),
+        (noise_images(9, 3, 8, 8), r"\(3, 8, 8\) cannot be scored against data of \(1, 8, 8\)"),
+        (torch.zeros(9, 1, 8, 8), "take uint8 images, not torch.float32"),
+    ],
+)
+def test_samples_that_cannot_be_scored_get_a_clear_message(digits, images, message):
+    scores = Scores(Pixels(), digits[:50])
+    with pytest.raises(UserError, match=message):
+        score(scores, images)
+
+
+def test_too_little_data_gets_a_clear_message(digits):
+    with pytest.raises(UserError, match="at least 8 images of data, not 7"):
+        Scores(Pixels(), digits[:7])
+
+
+def test_cifar10_features_tell_photographs_from_noise(cifar10_zip, cifar10_features):
+    photographs = CIFAR10(path=str(cifar10_zip)).load("held_out").images[::20]
+    scores = Scores(TorchScriptFeatures(str(cifar10_features)), photographs[::2])
+    values = score(scores, photographs[1::2])
+    noise = score(scores, noise_images(250, 3, 32, 32))
+    assert values["fd250_cifar10_features"] < noise["fd250_cifar10_features"] / 10
+    assert values["fd250_cifar10_features"] < values["fd250_cifar10_features_gaussian"] / 4

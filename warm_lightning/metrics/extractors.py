@@ -1,0 +1,184 @@
+"""What sees the images that are scored: from uint8 images to features and, with classes, to logits."""
+
+import hashlib
+import importlib
+import re
+import warnings
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from warm_lightning.errors import UserError, check
+from warm_lightning.images import dequantise
+
+MAX_PIXELS = 3 * 64 * 64
+
+
+class FeatureExtractor(nn.Module, ABC):
+    """A fixed map from images to features.
+
+    A subclass gives `forward`, `describe`, and a `name` or a `label` of its own.
+    """
+
+    name: str
+    frechet_name = "fd"
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """uint8 [B, C, H, W] → features, float32 [B, F], and logits, float32 [B, K], or None without classes.
+
+        Raises:
+            UserError: such images have no features here.
+        """
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """What one has to know to compare scores with others'; plain data."""
+
+    def label(self, num_images: int) -> str:
+        """What a score's name ends with: `10k_cifar10_features` for instance. See `short_count`."""
+        return f"{short_count(num_images)}_{self.name}"
+
+    def score_name(self, score: str, num_images: int) -> str:
+        """The name of "frechet", "is", "precision", "recall" or "memorisation" on a number of images."""
+        return (self.frechet_name if score == "frechet" else score) + self.label(num_images)
+
+
+class Pixels(FeatureExtractor):
+    """The pixels themselves, grey level / 127.5 − 1, as features.
+
+    A Fréchet distance on them says little by itself: the moment-matched Gaussian has the best one possible.
+    """
+
+    name = "pixel"
+
+    def label(self, num_images: int) -> str:
+        return f"_{self.name}"
+
+    def forward(self, images: Tensor) -> tuple[Tensor, None]:
+        features = dequantise(images).flatten(1)
+        count = features.shape[1]
+        check(
+            count <= MAX_PIXELS,
+            f"Pixels: images of {_shape(images)} have {count} features, too many for a covariance "
+            f"(at most {MAX_PIXELS}): use another extractor",
+        )
+        return features, None
+
+    def describe(self) -> dict[str, Any]:
+        return {"class": "Pixels", "features": "grey level / 127.5 - 1"}
+
+
+class ModuleFeatures(FeatureExtractor):
+    """Features from a module that is not ours: uint8 [B, C, H, W] → [B, F], or a pair with logits [B, K].
+
+    Args:
+        network: the module.
+        name: what to call it in the names of scores; letters, digits and underscores.
+        source: what to call it in messages.
+    """
+
+    def __init__(self, network: nn.Module, name: str, source: str) -> None:
+        super().__init__()
+        check(bool(re.fullmatch(r"\w+", name)), f"name is {name!r}: use letters, digits and underscores")
+        self.network = network
+        self.name = name
+        self.source = source
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        try:
+            output = self.network(images)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, ValueError, TypeError) as error:
+            message = f"{self.source} does not take uint8 images of {_shape(images)}: {_last_line(error)}"
+            raise UserError(message) from error
+        features, logits = output if isinstance(output, tuple) else (output, None)
+        for matrix in (features, logits):
+            if matrix is not None and (matrix.ndim != 2 or len(matrix) != len(images)):
+                raise UserError(
+                    f"{self.source} gives shape {list(matrix.shape)} for {len(images)} images: "
+                    "it must give [images, features], or a pair of that and [images, classes]"
+                )
+        return features.float(), None if logits is None else logits.float()
+
+
+class TorchScriptFeatures(ModuleFeatures):
+    """Features from any TorchScript file that maps uint8 [B, C, H, W] to [B, F], or to a pair with logits.
+
+    Args:
+        path: the file.
+        name: what to call it in the names of scores; by default the file's name without its suffix.
+
+    Raises:
+        UserError: the file is not there or is not TorchScript.
+    """
+
+    def __init__(self, path: str, name: str | None = None) -> None:
+        file = Path(path).expanduser()
+        check(file.is_file(), f"{file}: no such file: set `path` to a TorchScript file")
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=r".*torch\.jit\.", category=Warning)
+                network = torch.jit.load(file, map_location="cpu")
+        except (RuntimeError, ValueError, OSError) as error:
+            raise UserError(f"{file} is not a TorchScript file, or a damaged one: replace it") from error
+        super().__init__(network, name or re.sub(r"\W", "_", file.stem), str(file))
+        self.file = file
+
+    def describe(self) -> dict[str, Any]:
+        return {"class": "TorchScriptFeatures", "file": self.file.name, "sha256": file_hash(self.file)}
+
+
+class ImportedFeatures(ModuleFeatures):
+    """Features from anything importable: a module, or a class or function that makes one without arguments.
+
+    Args:
+        module: "package.module:attribute" or "package.module.attribute". What it names maps, or makes what
+            maps, uint8 [B, C, H, W] to [B, F], or to a pair with logits [B, K].
+        name: what to call it in the names of scores.
+
+    Raises:
+        UserError: it cannot be imported, or is no module.
+    """
+
+    def __init__(self, module: str, name: str) -> None:
+        where, _, attribute = module.rpartition(":" if ":" in module else ".")
+        try:
+            found = getattr(importlib.import_module(where), attribute)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise UserError(
+                f"{module!r} cannot be imported ({error}): write package.module:attribute, "
+                "and put the package on PYTHONPATH"
+            ) from error
+        network = found if isinstance(found, nn.Module) or not callable(found) else found()
+        if not isinstance(network, nn.Module):
+            raise UserError(f"{module!r} gives a {type(network).__name__}: it must be, or return, a torch.nn.Module")
+        super().__init__(network, name, repr(module))
+        self.module = module
+
+    def describe(self) -> dict[str, Any]:
+        return {"class": "ImportedFeatures", "module": self.module}
+
+
+def short_count(count: int) -> str:
+    """A number of images for a score's name: 50000 → "50k", 1797 → "1797"."""
+    return f"{count // 1000}k" if count and count % 1000 == 0 else str(count)
+
+
+def file_hash(path: Path) -> str:
+    """The first 16 hexadecimal digits of a file's SHA-256."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def _shape(images: Tensor) -> str:
+    return "×".join(map(str, images.shape[1:]))
+
+
+def _last_line(error: Exception) -> str:
+    # TorchScript's messages are tracebacks, with what happened at the end.
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
