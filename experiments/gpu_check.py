@@ -21,7 +21,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
 from experiments.machine import describe, peak_memory
 from warm_lightning import load_checkpoint
@@ -36,25 +36,26 @@ def run_tests(device: str) -> dict[str, Any]:
     """The tests marked `gpu`, on a device: how many passed, and what failed."""
     # Compiling takes minutes on a CPU and would show nothing about a GPU.
     chosen = [] if device == "cuda" else ["-k", "not compiled"]
+    command = ["-m", "pytest", "-q", "-m", "gpu", *chosen, "tests/test_gpu.py"]
+    environment = os.environ | {"WARM_TEST_DEVICE": device, "PYTHONPATH": str(REPOSITORY)}
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        command = ["-m", "pytest", "-m", "gpu", *chosen, "-q", f"--junitxml={report}", "tests/test_gpu.py"]
-        environment = os.environ | {"WARM_TEST_DEVICE": device, "PYTHONPATH": str(REPOSITORY)}
-        subprocess.run([sys.executable, *command], cwd=REPOSITORY, env=environment, check=False)
+        subprocess.run(
+            [sys.executable, *command, f"--junitxml={report}"], cwd=REPOSITORY, env=environment, check=False
+        )
         check(report.exists(), "the tests did not run: install pytest (pip install 'warm-lightning[dev]')")
-        suite = ElementTree.parse(report).getroot().find("testsuite")
-    assert suite is not None
-    failed = {
-        str(case.get("name")): str(problem.get("message")).splitlines()[0]
-        for case in suite.iter("testcase")
-        for problem in [*case.findall("failure"), *case.findall("error"), *case.findall("skipped")]
-    }
-    return {
-        "command": "python " + " ".join(command[:-2] + command[-1:]),
-        "passed": int(suite.get("tests", 0)) - len(failed),
-        "failed": failed,
-        "seconds": float(suite.get("time", 0)),
-    }
+        return {"command": " ".join(["python", *command]), **read_report(report)}
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """What pytest's JUnit XML says: the number that passed, and the names of all others with the reason."""
+    passed, failed = 0, {}
+    for case in ElementTree.parse(path).getroot().iter("testcase"):
+        problems = [child for child in case if child.tag in ("failure", "error", "skipped")]
+        passed += not problems
+        for problem in problems:
+            failed[str(case.get("name"))] = str(problem.get("message")).splitlines()[0]
+    return {"passed": passed, "failed": failed}
 
 
 def data_options(data: str | None) -> list[str]:
@@ -97,6 +98,7 @@ def read_log(folder: Path) -> dict[str, Any]:
     """What TensorBoard has of a run: the loss against images seen, and images a second once under way."""
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     events.Reload()
+    check("train/loss" in events.Tags()["scalars"], "training was too short for a line of its log: give more --minutes")
     loss = [(event.step, event.value) for event in events.Scalars("train/loss")]
     rates = [event.value for event in events.Scalars("train/images_per_second")]
     return {

@@ -59,7 +59,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(command: str, arguments: list[str]) -> int:
     """Import what a command needs and run it."""
-    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning's, not the user's, to heed
     if command in TRAINER_COMMANDS:
         from warm_lightning.lightning_cli import run_trainer
 

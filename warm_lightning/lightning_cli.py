@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -164,6 +165,7 @@ def _one_line(error: argparse.ArgumentError) -> str:
 
 def quieten() -> None:
     """Silence hints of Lightning's to its own users that are none to ours."""
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for hint in ("does not have many workers", "args parameter is intended", "in eval mode", "LeafSpec"):
         warnings.filterwarnings("ignore", message=f".*{hint}.*")

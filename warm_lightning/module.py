@@ -214,8 +214,8 @@ class DiffusionModule(LightningModule):
             self.log(f"val/loss_{name}", loss, sync_dist=True, batch_size=len(losses))
         self.log("val/loss", losses.sum(1).mean(), sync_dist=True, batch_size=len(losses))
 
-    def test_dataloader(self) -> DataLoader:
-        """Seeds, of which each device takes its share."""
+    def seed_loader(self) -> DataLoader:
+        """Batches of seeds for `test_step`, of which each device takes its share."""
         mine = self.test_plan.seeds[self.trainer.global_rank :: self.trainer.world_size]
         return DataLoader(cast(Dataset, mine), batch_size=self.test_plan.batch_size)
 

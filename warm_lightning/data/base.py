@@ -16,10 +16,12 @@ from warm_lightning.types import Batch
 
 
 class _Learner(Protocol):
-    """What the training order needs to know of the LightningModule."""
+    """What the loaders need of the LightningModule."""
 
     seed: int
     images_seen: int
+
+    def seed_loader(self) -> DataLoader: ...
 
 
 class ImageDataModule(LightningDataModule, ABC):
@@ -115,6 +117,10 @@ class ImageDataModule(LightningDataModule, ABC):
         rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
         micro_batch = max(1, self.batch_size // world_size)
         return self._loader(StoredOrder(images), strided_batches(len(images), micro_batch, rank, world_size))
+
+    def test_dataloader(self) -> DataLoader:
+        """Seeds to sample, which the LightningModule knows: Lightning asks the data module alone."""
+        return cast(_Learner, self._attached_trainer().lightning_module).seed_loader()
 
     def _loader(self, dataset: Dataset[Batch], sampler: Iterable[range]) -> DataLoader:
         return DataLoader(
