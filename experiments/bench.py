@@ -120,7 +120,7 @@ def help_seconds() -> float:
     """Until `warm --help` has answered."""
     command = [sys.executable, "-m", "warm_lightning.cli", "--help"]
     calls = {"help": lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=REPOSITORY)}
-    return statistics.median(rounds(calls, "warm --help", limit=2)["help"])
+    return statistics.median(rounds(calls, "warm --help", limit=1)["help"])
 
 
 def measure(device: str, quick: bool) -> dict[str, Any]:
@@ -128,8 +128,8 @@ def measure(device: str, quick: bool) -> dict[str, Any]:
     networks = {name: changes | (QUICK if quick else {}) for name, changes in NETWORKS.items()}
     # First, while this process is small: a new process inherits the peak of the one that it comes from.
     memory = {name: memory_in_a_fresh_process(changes, device) for name, changes in networks.items()}
-    peak, product = matmul_peak(device, SIZES[:1] if quick else SIZES)
     limit = 0.0 if quick else 60.0
+    peak, product = matmul_peak(device, SIZES[:1] if quick else SIZES, limit / 6)
     training = {n: measure_training(n, changes, product, device, limit) for n, changes in networks.items()}
     for name, found in training.items():
         found["peak_memory_bytes"] = memory[name]

@@ -40,9 +40,7 @@ def run_tests(device: str) -> dict[str, Any]:
     environment = os.environ | {"WARM_TEST_DEVICE": device, "PYTHONPATH": str(REPOSITORY)}
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        subprocess.run(
-            [sys.executable, *command, f"--junitxml={report}"], cwd=REPOSITORY, env=environment, check=False
-        )
+        subprocess.run([sys.executable, *command, f"--junitxml={report}"], cwd=REPOSITORY, env=environment, check=False)
         check(report.exists(), "the tests did not run: install pytest (pip install 'warm-lightning[dev]')")
         return {"command": " ".join(["python", *command]), **read_report(report)}
 

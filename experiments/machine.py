@@ -90,10 +90,10 @@ class Product:
         return self.a @ self.b
 
 
-def matmul_peak(device: str, sizes: tuple[int, ...]) -> tuple[dict[str, Any], Product]:
-    """FLOP/s of the best of some sizes at its best, and that product, to be timed beside other things."""
+def matmul_peak(device: str, sizes: tuple[int, ...], limit: float) -> tuple[dict[str, Any], Product]:
+    """FLOP/s of the best of some sizes at its best, measured for `limit` seconds, and that product, to time again."""
     products = {str(size): Product(size, device) for size in sizes}
-    times = rounds(products, "Matrix products", limit=10)
+    times = rounds(products, "Matrix products", limit)
     speeds = {name: products[name].flops / min(t) for name, t in times.items()}
     best = max(speeds, key=lambda name: speeds[name])
     return {"flops": speeds[best], "size": int(best), "flops_by_size": speeds}, products[best]

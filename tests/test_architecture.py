@@ -89,7 +89,7 @@ def test_every_configuration_builds(config: Path) -> None:
     # What the file sets has arrived: no key of it was dropped on the way.
     stated = yaml.safe_load(config.read_text())
     assert data.batch_size == stated["data"]["init_args"]["batch_size"]
-    assert module.duration == int(float(stated["model"]["duration"]))
+    assert module.duration == int(float(stated["model"].get("duration", 200e6)))
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.stem)

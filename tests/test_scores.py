@@ -139,7 +139,9 @@ def test_scores_do_not_depend_on_what_surrounds_them_and_leave_it_alone(digits):
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
             scores = Scores(DigitsFeatures(), digits[:200])
             assert score(scores, samples) == expected
-        assert score(scores, samples) == expected  # as in `fit` after `test` with the same callback
+            scores.reset()
+        scores.update(samples)  # as in `fit` after `test` with the same callback
+        assert scores.compute() == expected
         assert torch.equal(torch.get_rng_state(), state)
         assert torch.get_float32_matmul_precision() == "medium"
     finally:

@@ -50,7 +50,7 @@ class FeatureExtractor(nn.Module, ABC):
 class Pixels(FeatureExtractor):
     """The pixels themselves, grey level / 127.5 − 1, as features.
 
-    A Fréchet distance on them says little by itself: the moment-matched Gaussian has the best one possible.
+    A Fréchet distance on them says little by itself: it sees a mean and a covariance, which noise can have too.
     """
 
     name = "pixel"
