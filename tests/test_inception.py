@@ -46,12 +46,15 @@ def test_inception_features_are_torch_fidelitys(inception, tmp_path):
 
 def test_inception_weights_are_found_in_torch_hubs_cache(inception, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    images = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
     with pytest.raises(UserError, match=r"no Inception weights: put .*6726825d\.pth there") as caught:
-        InceptionFeatures()
+        InceptionFeatures()(images)
     path = Path(str(caught.value).split(":")[0])
     path.parent.mkdir(parents=True)
     torch.save(inception.state_dict(), path)
-    assert InceptionFeatures().describe()["file"] == path.name
+    extractor = InceptionFeatures()
+    assert extractor(images)[0].shape == (1, 2048)
+    assert extractor.describe()["file"] == path.name
 
 
 @pytest.mark.parametrize("content", ["missing", "text", "code", "other"])
@@ -64,10 +67,10 @@ def test_inception_weights_that_are_none_are_named(tmp_path, content):
     elif content == "other":
         torch.save(nn.Linear(2, 2).state_dict(), path)
     with pytest.raises(UserError, match=r"weights\.pth"):
-        InceptionFeatures(str(path))
+        InceptionFeatures(str(path))(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
 
 
 def test_without_torch_fidelity_inception_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
     with pytest.raises(UserError, match="pip install 'warm-lightning\\[inception\\]'"):
-        InceptionFeatures()
+        InceptionFeatures()(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))

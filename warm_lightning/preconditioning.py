@@ -17,7 +17,7 @@ NO_NOISE = 1e-5
 class Coefficients:
     """What a preconditioning puts around the network F; all in the dtype of the level.
 
-    An output scaled with skip connection is `skip · x + out · F(input · x, noise, blur)`.
+    A denoised image is `skip · x + out · F(input · x, noise, blur)`.
 
     Attributes:
         skip: c_skip; [B, 1, 1, 1].

@@ -1,11 +1,12 @@
 """The features of the Fréchet inception distance."""
 
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from warm_lightning.errors import UserError, check
 from warm_lightning.metrics.extractors import FeatureExtractor, file_hash, short_count
@@ -17,36 +18,54 @@ class InceptionFeatures(FeatureExtractor):
     2,048 features after the last pooling, and 1,008 logits without bias. Images are resized to 299×299 as
     TensorFlow 1 did, without antialiasing, which is the protocol of published FIDs; grey ones become RGB.
 
+    The weights are read when images first come, so that a configuration that names this extractor can train
+    where they are not.
+
     Args:
         weights_path: torch-fidelity's weights as a file; None for torch hub's cached copy. Nothing is
             downloaded.
 
     Raises:
-        UserError: torch-fidelity is not installed, or the weights are not there or are something else.
+        UserError: when images first come, if torch-fidelity is not installed, or the weights are not there
+            or are something else.
     """
 
     frechet_name = "fid"
 
     def __init__(self, weights_path: str | None = None) -> None:
         super().__init__()
+        self.weights_path = weights_path
+
+    @cached_property
+    def path(self) -> Path:
+        """The file with the weights, whether it is there or not."""
+        if self.weights_path:
+            return Path(self.weights_path).expanduser()
+        return Path(torch.hub.get_dir()) / "checkpoints" / self._url.rpartition("/")[2]
+
+    @property
+    def _url(self) -> str:
         installed = find_spec("torch_fidelity") is not None
         check(installed, "InceptionFeatures needs torch-fidelity: pip install 'warm-lightning[inception]'")
         from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+
+        return URL_INCEPTION_V3
+
+    def _load(self, device: torch.device) -> nn.Module:
+        url = self._url
         from torchmetrics.image.fid import NoTrainInceptionV3
 
-        cached = Path(torch.hub.get_dir()) / "checkpoints" / URL_INCEPTION_V3.rpartition("/")[2]
-        self.path = Path(weights_path).expanduser() if weights_path else cached
         check(
             self.path.is_file(),
-            f"{self.path}: no Inception weights: put {URL_INCEPTION_V3} there, or set `weights_path` to a copy",
+            f"{self.path}: no Inception weights: put {url} there, or set `weights_path` to a copy",
         )
         self._check_plain()
-        name = "inception-v3-compat"
         try:
-            self.network = NoTrainInceptionV3(name, ["2048"], str(self.path), antialias=False)
+            network = NoTrainInceptionV3("inception-v3-compat", ["2048"], str(self.path), antialias=False)
         except (RuntimeError, TypeError, AttributeError) as error:  # keys or shapes of something else
-            message = f"{self.path} holds other weights than Inception's: put {cached.name} there"
+            message = f"{self.path} holds other weights than Inception's: put {url.rpartition('/')[2]} there"
             raise UserError(message) from error
+        return network.to(device).requires_grad_(False)
 
     def _check_plain(self) -> None:
         # torch-fidelity reads the file with weights_only=False, which would run what a pickle asks for.
@@ -59,6 +78,8 @@ class InceptionFeatures(FeatureExtractor):
         return short_count(num_images)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        if not hasattr(self, "network"):
+            self.network = self._load(images.device)
         features = self.network(images.expand(-1, 3, -1, -1))
         return features, features @ self.network.fc.weight.T
 
