@@ -81,7 +81,7 @@ class InceptionFeatures(FeatureExtractor):
         if not hasattr(self, "network"):
             self.network = self._load(images.device)
         features = self.network(images.expand(-1, 3, -1, -1))
-        return features, features @ self.network.fc.weight.T
+        return features, features @ self.network.get_parameter("fc.weight").T
 
     def describe(self) -> dict[str, Any]:
         return {
