@@ -47,7 +47,7 @@ def fit(folder: Path, *arguments: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of 60 steps straight through, with dropout and label-free."""
+    """The digits configuration for 60 steps straight through, with dropout so that its randomness counts too."""
     folder = tmp_path_factory.mktemp("straight")
     done = warm(
         *fit(

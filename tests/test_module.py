@@ -1,5 +1,6 @@
 """The LightningModule: Algorithm 1, the recipe, and what the log says of it."""
 
+import json
 import math
 from pathlib import Path
 
@@ -145,6 +146,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "--checkpoints.keep_every=160", "--checkpoints.monitor=fd_pixel",
     )  # fmt: skip
     here("test", *SMALL, f"--trainer.default_root_dir={folder}")
+    here("validate", *SMALL, f"--trainer.default_root_dir={folder}")
     return folder
 
 
@@ -190,8 +192,6 @@ def test_a_checkpoint_makes_its_model_again(run: Path) -> None:
 
 
 def test_the_scores_file_says_what_was_measured(run: Path) -> None:
-    import json
-
     scores = json.loads((run / "scores.json").read_text())
     assert {"fd_pixel", "fd_pixel_halves", "fd_pixel_gaussian", "precision_pixel", "memorisation_pixel"} <= set(scores)
     protocol = scores["protocol"]

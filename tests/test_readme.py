@@ -1,0 +1,99 @@
+"""The README's code and commands are run, or held against what exists."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+from small import REPOSITORY, SMALL, here
+
+from warm_lightning import load_config
+from warm_lightning.cli import TOOLS, TRAINER_COMMANDS
+from warm_lightning.spectral import frequencies
+
+README = (REPOSITORY / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)
+
+
+def blocks(language: str) -> list[str]:
+    return [code for name, code in BLOCKS if name == language]
+
+
+def commands(program: str) -> list[list[str]]:
+    """Every call of a program in the README's shell blocks, without environment and comments."""
+    lines = "\n".join(blocks("sh")).replace("\\\n", " ").splitlines()
+    calls = [shlex.split(line, comments=True) for line in lines]
+    calls = [[word for word in call if not re.match(r"[A-Z]+=", word)] for call in calls]
+    return [call[1:] for call in calls if call and call[0] == program]
+
+
+def test_the_make_targets_exist() -> None:
+    makefile = (REPOSITORY / "Makefile").read_text()
+    targets = set(re.findall(r"^([a-z-]+):.*##", makefile, flags=re.MULTILINE))
+    named = {call[0] for call in commands("make")} | set(re.findall(r"`make ([a-z-]+)", README))
+    assert named
+    assert named <= targets
+
+
+def test_files_that_are_named_exist() -> None:
+    for name in re.findall(r"\]\(([^)#:]+)\)|`((?:configs|docs|experiments)/[^`*…]+)`", README):
+        path = name[0] or name[1]
+        assert (REPOSITORY / path).exists(), path
+
+
+@pytest.mark.parametrize("call", commands("warm"), ids=" ".join)
+def test_the_warm_commands_are_understood(call: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Run for a few images with a small network, wherever the command itself does not say otherwise.
+    command, *arguments = call
+    assert command in TRAINER_COMMANDS | TOOLS
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").symlink_to(REPOSITORY / "configs")
+    write_process(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    changes = [a for a in SMALL if not a.startswith(("--config", "--data"))]
+    if any("cifar10" in a for a in arguments):
+        paths = [a for previous, a in zip(arguments, arguments[1:], strict=False) if previous == "--config"]
+        load_config(paths)  # its data would have to be downloaded
+        return
+    if command == "fit":
+        here("fit", *arguments, *changes, "--data.batch_size=32", "--model.duration=32")
+        assert len(list(tmp_path.glob("runs/*/checkpoints/last.ckpt"))) == 1
+        return
+    here("fit", "--config", "configs/digits.yaml", *changes, "--data.batch_size=32", "--model.duration=32")
+    if command == "test":
+        here("test", *arguments, *changes)
+        assert (tmp_path / "runs" / "digits" / "scores.json").exists()
+    else:
+        here("generate", *arguments)
+        assert len(list((tmp_path / "out").glob("*.png"))) == 64
+        assert (tmp_path / "grid.png").exists()
+
+
+def write_process(folder: Path) -> None:
+    """The files of "Add a process in 20 lines"."""
+    code = next(code for code in blocks("python") if code.startswith("# my_process.py"))
+    assert len(code.splitlines()) <= 20
+    (folder / "my_process.py").write_text(code)
+    (folder / "butterworth.yaml").write_text(next(iter(blocks("yaml"))))
+
+
+def test_the_new_process_is_the_one_that_is_described(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_process(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    from my_process import Butterworth  # type: ignore[import-not-found]
+
+    process, like = Butterworth(), torch.zeros(1, 1, 8, 8, dtype=torch.float64)
+    gains = process.gains(process.level(torch.tensor([4.0], dtype=torch.float64)), like)
+    torch.testing.assert_close(gains.signal[0, 0], 1 / (1 + frequencies(like) * 2.0**2 / 2))
+
+
+def test_the_notebook_snippet_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").symlink_to(REPOSITORY / "configs")
+    here("fit", *SMALL, "--model.duration=32", "--trainer.default_root_dir=runs/digits")
+    code = next(code for code in blocks("python") if "load_checkpoint" in code)
+    names: dict[str, object] = {}
+    exec(code, names)
+    assert names["images"].shape == (16, 1, 8, 8)  # type: ignore[attr-defined]
+    assert names["model"].lr == 1e-3  # type: ignore[attr-defined]
