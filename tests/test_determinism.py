@@ -170,7 +170,7 @@ def test_interrupting_saves_and_says_130(tmp_path: Path) -> None:
     os.set_blocking(process.stdout.fileno(), True)
     text = b""
     while b"Training:" not in text or b"loss=" not in text:
-        chunk = process.stdout.read1(4096)  # type: ignore[attr-defined]
+        chunk = process.stdout.read1(4096)
         assert chunk, text.decode()
         text += chunk
     process.send_signal(signal.SIGINT)

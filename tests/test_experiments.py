@@ -103,7 +103,7 @@ def test_rounds_and_ratios(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, order = [0.0], []
     monkeypatch.setattr(machine, "timer", lambda: clock[0])
 
-    def call(name: str, *durations: float):  # type: ignore[no-untyped-def]
+    def call(name: str, *durations: float):
         left = list(durations)
 
         def run() -> None:

@@ -206,7 +206,7 @@ def test_validation_needs_no_global_randomness(run: Path) -> None:
     for noise in (1, 2):
         torch.manual_seed(noise)
         logged: dict[str, torch.Tensor] = {}
-        module.log = lambda name, value, logged=logged, **kwargs: logged.update({name: value})  # type: ignore[method-assign]
+        module.log = lambda name, value, logged=logged, **kwargs: logged.update({name: value})
         with torch.no_grad():
             module.validation_step(a_batch(), 0)
         values.append(logged)

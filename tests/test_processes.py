@@ -43,7 +43,7 @@ def test_paths() -> None:
         lambda: LogNormal(std=0),
     ],
 )
-def test_impossible_values_are_refused_in_one_line(make) -> None:  # type: ignore[no-untyped-def]
+def test_impossible_values_are_refused_in_one_line(make) -> None:
     with pytest.raises(UserError) as error:
         make()
     assert "\n" not in str(error.value)

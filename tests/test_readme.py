@@ -81,7 +81,7 @@ def write_process(folder: Path) -> None:
 def test_the_new_process_is_the_one_that_is_described(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_process(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    from my_process import Butterworth  # type: ignore[import-not-found]
+    from my_process import Butterworth
 
     process, like = Butterworth(), torch.zeros(1, 1, 8, 8, dtype=torch.float64)
     gains = process.gains(process.level(torch.tensor([4.0], dtype=torch.float64)), like)
@@ -95,5 +95,5 @@ def test_the_notebook_snippet_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     code = next(code for code in blocks("python") if "load_checkpoint" in code)
     names: dict[str, object] = {}
     exec(code, names)
-    assert names["images"].shape == (16, 1, 8, 8)  # type: ignore[attr-defined]
-    assert names["model"].lr == 1e-3  # type: ignore[attr-defined]
+    assert names["images"].shape == (16, 1, 8, 8)
+    assert names["model"].lr == 1e-3

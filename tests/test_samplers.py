@@ -34,7 +34,7 @@ def spectrum(photographs: Tensor) -> Tensor:
     return power_spectrum(photographs)
 
 
-def noise_stream(batch: int, seed: int):  # type: ignore[no-untyped-def]
+def noise_stream(batch: int, seed: int):
     generator = torch.Generator().manual_seed(seed)
     return lambda: torch.randn(batch, 3, 32, 32, dtype=torch.float64, generator=generator)
 
@@ -53,7 +53,7 @@ def test_nfe_is_what_is_counted(steps: int, nfe: int) -> None:
     asked = []
     oracle = GaussianOracle(torch.ones(4, 4, dtype=torch.float64), Warm())
 
-    def ask(u: Tensor, level: Level):  # type: ignore[no-untyped-def]
+    def ask(u: Tensor, level: Level):
         asked.append(level)
         return oracle(u, level)
 
@@ -67,7 +67,7 @@ def test_nfe_is_what_is_counted(steps: int, nfe: int) -> None:
     "make",
     [lambda: PowerGrid(0), lambda: PowerGrid(rho=-1), lambda: PowerGrid(beta_min=90), lambda: Heun(eta=-0.1)],
 )
-def test_impossible_settings_are_refused(make) -> None:  # type: ignore[no-untyped-def]
+def test_impossible_settings_are_refused(make) -> None:
     with pytest.raises(UserError):
         make()
 
@@ -89,7 +89,7 @@ def test_euler_is_equation_7_term_by_term() -> None:
     blurred, residual = torch.randn(2, 1, 1, 8, 8, dtype=torch.float64)
     residual[..., 0, 0] = 0
 
-    def ask(u: Tensor, level: Level):  # type: ignore[no-untyped-def]
+    def ask(u: Tensor, level: Level):
         outputs = idct(torch.stack([blurred, residual], dim=1))
         return DenoiseDeblur().estimate(outputs, u, process.gains(level, u))
 
@@ -178,7 +178,7 @@ def test_no_rule_needs_the_branches_to_agree(spectrum: Tensor, rule: StepRule, b
 def test_rebuilding_would_not_stand_the_disagreeing_oracle(spectrum: Tensor) -> None:
     # The test above can fail: the sampler that rebuilds A_s∘clean + B_s∘noise fails it by a wide margin.
     class Rebuild(Euler):
-        def __call__(self, ask, process, u, t, s, noise):  # type: ignore[no-untyped-def]
+        def __call__(self, ask, process, u, t, s, noise):
             estimate, target = ask(u, t), process.gains(s, u)
             return target.signal * estimate.clean + target.noise * estimate.noise
 

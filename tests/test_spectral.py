@@ -46,7 +46,10 @@ def test_frequencies_are_the_eigenvalues_of_the_heat_equation() -> None:
     kernel = torch.exp(-(position**2) / (2 * alpha**2))
     kernel /= kernel.sum()
     grid = torch.arange(size, dtype=torch.float64)
-    wave = lambda p: torch.cos(math.pi * mode * (p + 0.5) / size)  # noqa: E731
+
+    def wave(p: torch.Tensor) -> torch.Tensor:
+        return torch.cos(math.pi * mode * (p + 0.5) / size)
+
     blurred = torch.stack([(kernel * wave(p - position)).sum() for p in grid])
     mask = log_blur_mask(torch.tensor([alpha], dtype=torch.float64), torch.zeros(size, size, dtype=torch.float64)).exp()
     torch.testing.assert_close(blurred, mask[0, 0, mode, 0] * wave(grid), rtol=0, atol=1e-12)

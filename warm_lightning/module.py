@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from warm_lightning import __version__
 from warm_lightning.checkpoints import FORMAT_VERSION, SECTION, check_same_model
+from warm_lightning.data import ImageDataModule
 from warm_lightning.ema import EMA
 from warm_lightning.errors import check
 from warm_lightning.images import dequantise, quantise
@@ -125,7 +126,7 @@ class DiffusionModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Check that the network takes the data's images and classes, before anything is computed."""
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        data = self.data
         for name in ("resolution", "image_channels"):
             ours, theirs = getattr(self.network, name), getattr(data, name)
             check(
@@ -202,7 +203,12 @@ class DiffusionModule(LightningModule):
     @property
     def batch_size(self) -> int:
         """Global batch size: images an optimizer step, over all devices."""
-        return self.trainer.datamodule.batch_size  # type: ignore[attr-defined]
+        return self.data.batch_size
+
+    @property
+    def data(self) -> ImageDataModule:
+        """The data set that the Trainer works on."""
+        return cast(Any, self.trainer).datamodule
 
     # ------------------------------------------------------------------ validation and test
 

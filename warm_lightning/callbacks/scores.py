@@ -63,11 +63,11 @@ class ScoreSamples(Callback):
         """What to sample for a scoring."""
         return TestPlan(range(self.first_seed, self.first_seed + num_images), self.batch_size, self.weights)
 
-    def prepare(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
+    def prepare(self, pl_module: DiffusionModule) -> None:
         """Set up the scores against the training images, once."""
         if self.scores:
             return
-        data = trainer.datamodule  # type: ignore[attr-defined]
+        data = pl_module.data
         held_out = data.held_out_images()
         self.scores = [
             Scores(
@@ -91,7 +91,7 @@ class ScoreSamples(Callback):
     ) -> None:
         if not due(pl_module, self.every):
             return
-        self.prepare(trainer, pl_module)
+        self.prepare(pl_module)
         plan = self.plan(self.every_num_images)
         mine = list(plan.seeds)[trainer.global_rank :: trainer.world_size]
         for i in range(0, len(mine), plan.batch_size):
@@ -117,7 +117,7 @@ class ScoreSamples(Callback):
             pl_module.test_plan = self.plan(self.num_images)
 
     def on_test_start(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
-        self.prepare(trainer, pl_module)
+        self.prepare(pl_module)
 
     def on_test_batch_end(
         self,
@@ -140,7 +140,7 @@ class ScoreSamples(Callback):
 
     def protocol(self, trainer: Trainer, pl_module: DiffusionModule) -> dict[str, Any]:
         """What one has to know to compare the scores with others."""
-        data = trainer.datamodule  # type: ignore[attr-defined]
+        data = pl_module.data
         return {
             "num_images": self.num_images,
             "seeds": f"{self.first_seed}-{self.first_seed + self.num_images - 1}",
