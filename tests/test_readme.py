@@ -1,5 +1,6 @@
 """The README's code and commands are run, or held against what exists."""
 
+import itertools
 import re
 import shlex
 from pathlib import Path
@@ -53,7 +54,7 @@ def test_the_warm_commands_are_understood(call: list[str], tmp_path: Path, monke
     monkeypatch.syspath_prepend(tmp_path)
     changes = [a for a in SMALL if not a.startswith(("--config", "--data"))]
     if any("cifar10" in a for a in arguments):
-        paths = [a for previous, a in zip(arguments, arguments[1:], strict=False) if previous == "--config"]
+        paths = [a for previous, a in itertools.pairwise(arguments) if previous == "--config"]
         load_config(paths)  # its data would have to be downloaded
         return
     if command == "fit":
