@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from experiments.machine import Product, describe, matmul_peak, peak_memory, ratio, rounds, seconds
+from experiments.machine import Product, describe, matmul_peak, peak_memory, ratio, ratios, rounds, seconds
 from experiments.training_step import TrainingStep
 from warm_lightning.errors import UserError
 from warm_lightning.pictures import write_file
@@ -99,6 +99,7 @@ def measure_training(
         "eager": speed("eager"),
         "compiled": speed("compiled") | {"compile_seconds": compile_seconds},
         "warm_over_hot": ratio(times, "eager", "hot") - 1,
+        "warm_over_hot_quartiles": [quartile - 1 for quartile in ratios(times, "eager", "hot")[::2]],
         "warm_over_hot_flops": flops / hot.flops() - 1,
         "forward_process_share": ratio(times, "forward process", "eager"),
         "update_share": ratio(times, "update", "eager"),
@@ -110,7 +111,7 @@ def measure_training(
 def measure_sampling(overrides: Mapping[str, Any], device: str, limit: float) -> dict[str, Any]:
     """Images a second with averaged weights at the configuration's NFE, 35."""
     step = TrainingStep([CONFIG], overrides, device)
-    model, sampler, seeds = step.module.model(), step.module.sampler, range(16)
+    model, sampler, seeds = step.module.model(), step.module.sampler, range(8)
     times = rounds({"sample": lambda: model.sample(sampler, seeds)}, "Sampling", limit, minimum=1)
     rate = len(seeds) / statistics.median(times["sample"])
     return {"nfe": sampler.nfe, "batch_size": len(seeds), "images_per_second": rate}
@@ -128,8 +129,8 @@ def measure(device: str, quick: bool) -> dict[str, Any]:
     networks = {name: changes | (QUICK if quick else {}) for name, changes in NETWORKS.items()}
     # First, while this process is small: a new process inherits the peak of the one that it comes from.
     memory = {name: memory_in_a_fresh_process(changes, device) for name, changes in networks.items()}
-    limit = 0.0 if quick else 60.0
-    peak, product = matmul_peak(device, SIZES[:1] if quick else SIZES, limit / 6)
+    limit = 0.0 if quick else 45.0
+    peak, product = matmul_peak(device, SIZES[:1] if quick else SIZES, limit / 4)
     training = {n: measure_training(n, changes, product, device, limit) for n, changes in networks.items()}
     for name, found in training.items():
         found["peak_memory_bytes"] = memory[name]
@@ -147,15 +148,17 @@ def limits(name: str, found: Mapping[str, Any]) -> list[str]:
     best = max(("eager", "compiled"), key=lambda mode: found[mode]["fraction_of_peak"])
     reached, products = found[best]["fraction_of_peak"], found["products_fraction_of_peak"]
     share, update = found["product_share"], found["update_share"]
+    low, high = found["warm_over_hot_quartiles"]
     aim = f" (aim {PEAK_AIM})" if name == WIDE else ""
     return [
         f"{name}: {reached:.2f} of the matmul peak at best, {best}{aim}. Of the eager step, convolutions and "
         f"matrix products are {share:.0%} and run at {products:.2f} of the peak; the other {1 - share:.0%} are "
         f"normalisation, activations, dropout, copies, and {update:.1%} Adam and the average. With these for "
         f"nothing it would reach {products:.2f}; with products at the peak, {share:.2f}.",
-        f"{name}: a warm step costs {found['warm_over_hot']:+.1%} over a hot one (aim {WARM_AIM:.0%}); FLOPs of "
-        f"the second branch make {found['warm_over_hot_flops']:+.1%}. The forward process (draws, DCT, blur, "
-        f"scaling, loss) is {found['forward_process_share']:.1%} of a warm step.",
+        f"{name}: a warm step costs {found['warm_over_hot']:+.1%} over a hot one (quartiles of "
+        f"{found['rounds']} rounds {low:+.1%} and {high:+.1%}; aim {WARM_AIM:.0%}); FLOPs of the second branch make "
+        f"{found['warm_over_hot_flops']:+.1%}. The forward process (draws, DCT, blur, scaling, loss) is "
+        f"{found['forward_process_share']:.1%} of a warm step.",
     ]
 
 

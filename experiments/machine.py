@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.benchmark import timer  # waits for the GPU, where there is one
 from tqdm import tqdm
 
@@ -73,21 +72,28 @@ def rounds(
     return {name: taken[1:] for name, taken in times.items()}
 
 
+def ratios(times: Mapping[str, list[float]], name: str, other: str) -> list[float]:
+    """Quartiles over rounds of the ratio of two calls' times: what slows the machine for a while slows both."""
+    return statistics.quantiles((a / b for a, b in zip(times[name], times[other], strict=True)), method="inclusive")
+
+
 def ratio(times: Mapping[str, list[float]], name: str, other: str) -> float:
-    """Median over rounds of the ratio of two calls' times: what slows the machine for a while slows both."""
-    return statistics.median(a / b for a, b in zip(times[name], times[other], strict=True))
+    """Their median."""
+    return ratios(times, name, other)[1]
 
 
 class Product:
-    """A float32 product of two square matrices: a call computes it, `flops` is its work."""
+    """Float32 products of two square matrices: a call computes so many that cold caches do not count."""
 
-    def __init__(self, size: int, device: str) -> None:
+    def __init__(self, size: int, device: str, work: float = 1e11) -> None:
         self.size = size
         self.a, self.b = torch.randn(2, size, size, device=device)
-        self.flops = 2 * size**3
+        self.times = max(1, round(work / (2 * size**3)))
+        self.flops = self.times * 2 * size**3
 
-    def __call__(self) -> Tensor:
-        return self.a @ self.b
+    def __call__(self) -> None:
+        for _ in range(self.times):
+            self.a @ self.b
 
 
 def matmul_peak(device: str, sizes: tuple[int, ...], limit: float) -> tuple[dict[str, Any], Product]:

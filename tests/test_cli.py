@@ -75,6 +75,13 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
         (["--model.network.resolution=16"], ["resolution", "16", "8"]),
         (["--model.network.label_dim=7"], ["label_dim", "7", "10"]),
         (["--checkpoints.every=-1"], ["every", "-1"]),
+        (["--samples.every=0.5"], ["every", "0.5"]),
+        (["--samples.weights=best"], ["weights", "best"]),
+        (["--scores.num_images=3"], ["num_images", "3"]),
+        (["--model.duration=0.5"], ["duration", "0.5"]),
+        (["--model.sampler.grid.rho=0.001"], ["rho", "0.001"]),
+        (["--trainer.accelerator=gpu", "--trainer.devices=64"], ["gpu"]),
+        (["--trainer.precision=bf16-true"], ["precision", "bf16-mixed"]),
     ],
 )
 def test_fit_refuses(
@@ -130,7 +137,10 @@ def test_a_checkpoint_of_another_model_is_refused(
     last = run / "checkpoints" / "last.ckpt"
     larger = ["--model.network.model_channels=16", f"--trainer.default_root_dir={tmp_path}"]
     assert "another model" in refusal(capsys, "test", *SMALL, *larger, f"--ckpt_path={last}")
-    assert "another model" in refusal(capsys, "fit", *SMALL, *larger, f"--ckpt_path={last}")
+    before = (run / "config.yaml").read_text()
+    resume = [*SMALL, "--model.network.model_channels=16", f"--trainer.default_root_dir={run}", "--ckpt_path=last"]
+    assert "another model" in refusal(capsys, "fit", *resume)
+    assert (run / "config.yaml").read_text() == before
 
 
 @pytest.mark.parametrize(
@@ -147,6 +157,9 @@ def test_a_checkpoint_of_another_model_is_refused(
         (["--seeds=0", "--override+=sampler.grid.stops=3"], "stops"),
         (["--seeds=0", "--outdir=/proc/nowhere"], "/proc/nowhere"),
         (["--seeds=0", "--weights=best"], "weights"),
+        (["--seeds=0", "--bnr=0.5"], "plane.yaml"),
+        (["--seeds=0", "--grid=/proc/nowhere/grid.png"], "/proc/nowhere"),
+        (["--seeds=0", "--devices=banana"], "banana"),
     ],
 )
 def test_generate_refuses(
@@ -162,11 +175,45 @@ def test_a_run_is_not_overwritten(run: Path, capsys: pytest.CaptureFixture[str])
     assert "--ckpt_path last" in refusal(capsys, "fit", *SMALL, f"--trainer.default_root_dir={run}")
 
 
+def test_another_runs_checkpoint_does_not_replace_this_ones(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other.ckpt"
+    other.write_bytes((run / "checkpoints" / "last.ckpt").read_bytes())
+    line = refusal(capsys, "fit", *SMALL, f"--trainer.default_root_dir={run}", f"--ckpt_path={other}")
+    assert "already holds a run" in line
+
+
+def test_a_monitor_that_is_no_score_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    monitor = ["--checkpoints.monitor=fd_digit", "--scores.every=32", "--scores.every_num_images=16"]
+    line = refusal(capsys, "fit", *SMALL, "--model.duration=64", *monitor, f"--trainer.default_root_dir={tmp_path}")
+    assert "fd_pixel" in line
+
+
+def test_labels_are_checked_before_sampling(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    here("fit", *SMALL, "--model.network.label_dim=10", "--model.duration=32", f"--trainer.default_root_dir={tmp_path}")
+    generate = ["generate", f"--ckpt_path={tmp_path / 'checkpoints' / 'last.ckpt'}", "--seeds=0-1", "--steps=2"]
+    for labels in ("0,10", "0,1,2", "cat"):
+        assert "labels" in refusal(capsys, *generate, f"--labels={labels}", f"--outdir={tmp_path / 'out'}")
+    assert not (tmp_path / "out").exists()
+    here(*generate, "--labels=3", f"--outdir={tmp_path / 'out'}")
+    assert len(list((tmp_path / "out").iterdir())) == 2
+
+
+def test_a_resumed_run_has_the_optimizer_that_was_typed(run: Path) -> None:
+    here(
+        "fit", *SMALL, "--model.duration=96", "--model.betas=[0.5,0.9]", f"--trainer.default_root_dir={run}",
+        "--ckpt_path=last",
+    )  # fmt: skip
+    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert list(checkpoint["optimizer_states"][0]["param_groups"][0]["betas"]) == [0.5, 0.9]
+
+
 def test_a_finished_run_has_nothing_to_do(run: Path) -> None:
     before = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     here("fit", *SMALL, "--model.duration=64", f"--trainer.default_root_dir={run}", "--ckpt_path=last")
     after = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
-    assert before["global_step"] == after["global_step"] == 2
+    assert before["global_step"] == after["global_step"] > 0
 
 
 def test_what_is_typed_wins_over_the_checkpoint(run: Path, tmp_path: Path) -> None:
@@ -185,8 +232,9 @@ def test_seeds() -> None:
 
 
 def test_load_config_overrides(capsys: pytest.CaptureFixture[str]) -> None:
-    model, data = load_config(DIGITS, {"model.lr": 3e-4, "data.batch_size": 64})
-    assert (model.lr, data.batch_size) == (3e-4, 64)
+    model, data = load_config(DIGITS, {"model.lr": 3e-4, "data.batch_size": 32, "model.ema_ramp": None})
+    assert (model.lr, data.batch_size, model.ema.ramp) == (3e-4, 32, None)
+    assert load_config(DIGITS, {"model.betas": (0.5, 0.9), "model.compile": False})[0].betas == (0.5, 0.9)
     with pytest.raises(UserError, match="lr_rate"):
         load_config(DIGITS, {"model.lr_rate": 3e-4})
     with pytest.raises(UserError, match=r"nowhere\.yaml"):

@@ -85,6 +85,19 @@ def test_killed_and_resumed_is_the_same_to_the_bit(straight: Path, tmp_path: Pat
         assert_same_bits(a[part], b[part], part)
 
 
+def test_gradient_accumulation_changes_neither_result_nor_resumption(tmp_path: Path) -> None:
+    # Saved every 64 images, in the middle of nothing: three steps straight through, and two and then one.
+    same = ["--trainer.accumulate_grad_batches=2", "--checkpoints.every=32", "--trainer.precision=64-true"]
+    here(*fit(tmp_path / "straight", *same, "--model.duration=96"))
+    here(*fit(tmp_path / "halves", *same, "--model.duration=64"))
+    here(*fit(tmp_path / "halves", *same, "--model.duration=96", "--ckpt_path=last"))
+    here(*fit(tmp_path / "whole", *same[1:], "--model.duration=96"))
+    straight, halves, whole = (read(last(tmp_path / name)) for name in ("straight", "halves", "whole"))
+    assert_same_bits(straight["state_dict"], halves["state_dict"])
+    for name, value in whole["state_dict"].items():
+        torch.testing.assert_close(straight["state_dict"][name], value, rtol=0, atol=1e-9)
+
+
 def test_another_seed_is_another_run(tmp_path: Path) -> None:
     for seed in (0, 1):
         here(*fit(tmp_path / str(seed), "--model.duration=32", f"--model.seed={seed}"))

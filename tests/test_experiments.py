@@ -117,6 +117,7 @@ def test_rounds_and_ratios(monkeypatch: pytest.MonkeyPatch) -> None:
     assert order == ["a", "b"] * 4
     assert times == {"a": [2, 20, 2], "b": [1, 10, 4]}
     assert machine.ratio(times, "a", "b") == 2
+    assert machine.ratios(times, "a", "b") == [1.25, 2, 2]
 
 
 def test_counted_flops() -> None:

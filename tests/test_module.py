@@ -23,9 +23,9 @@ from warm_lightning.spectral import dct, frequencies, idct
 from warm_lightning.types import Batch
 
 
-def small_network(branches: int, label_dim: int = 0) -> DDPMpp:
+def small_network(branches: int, label_dim: int = 0, dropout: float = 0.0) -> DDPMpp:
     return DDPMpp(branches, resolution=8, image_channels=1, label_dim=label_dim, augment_dim=0, model_channels=8,
-                  channel_mult=[1], num_blocks=1, attn_resolutions=[], dropout=0.0)  # fmt: skip
+                  channel_mult=[1], num_blocks=1, attn_resolutions=[], dropout=dropout)  # fmt: skip
 
 
 def a_batch(count: int = 6) -> Batch:
@@ -103,6 +103,15 @@ def test_class_conditional_samples_follow_the_class() -> None:
     assert c.shape == a.shape
 
 
+def test_raw_weights_in_training_sample_without_dropout() -> None:
+    module = DiffusionModule(lambda branches: small_network(branches, dropout=0.5))
+    for weight in module.network.parameters():
+        torch.nn.init.normal_(weight, std=0.1, generator=torch.Generator().manual_seed(0))
+    a, b = (module.model("raw").sample(module.sampler, [1]) for _ in range(2))
+    assert torch.equal(a, b)
+    assert module.network.training
+
+
 @pytest.mark.parametrize("ramp", [None, 0.05])
 def test_ema_has_its_half_life(ramp: float | None) -> None:
     average, network = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
@@ -165,6 +174,7 @@ def test_the_log_counts_in_images(run: Path) -> None:
     assert events.Scalars("train/nonfinite_gradients")[0].value == 0
     assert events.Scalars("train/lr")[-1].value == pytest.approx(0.01 * 320 / 640)  # half-way up the ramp
     assert [event.step for event in events.Scalars("score/fd_pixel")] == [160, 320]
+    assert events.Scalars("val/loss")[-1].step == 320
     assert {"samples/ema", "trajectory/ema"} <= set(events.Tags()["images"])
 
 

@@ -28,10 +28,15 @@ def load_config(
     """
     paths = [paths] if isinstance(paths, str | Path) else paths
     arguments = [f"--config={path}" for path in paths]
-    arguments += [f"--{name}={value}" for name, value in (overrides or {}).items()]
+    arguments += [f"--{name}={as_text(value)}" for name, value in (overrides or {}).items()]
     with user_errors():
         cli = WarmCLI(arguments, run=False)
     return cli.model, cli.datamodule
+
+
+def as_text(value: Any) -> str:
+    """A value as one would type it on the command line."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def build_module(config: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> DiffusionModule:
@@ -46,7 +51,7 @@ def build_module(config: Mapping[str, Any], overrides: Mapping[str, Any] | None 
     """
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(DiffusionModule, "model")
-    arguments = [f"--model.{name}={value}" for name, value in (overrides or {}).items()]
+    arguments = [f"--model.{name}={as_text(value)}" for name, value in (overrides or {}).items()]
     with user_errors():
         parsed = parser.parse_args(arguments, namespace=parser.parse_object({"model": dict(config)}))
         module = parser.instantiate(parsed).model

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning import LightningModule, Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 import warm_lightning.metrics
@@ -33,11 +34,13 @@ RUNS = "runs"
 
 
 class SaveConfig(SaveConfigCallback):
-    """Writes `config.yaml`, all of it, into the folder of a training run."""
+    """Writes `config.yaml`, all of it, into the folder of a run when nothing has spoken against its training."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit":
-            super().setup(trainer, pl_module, stage)
+        """Nothing yet: a checkpoint that is to be resumed may turn out to be another model's."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().setup(trainer, pl_module, "fit")
 
 
 class WarmCLI(LightningCLI):
@@ -128,12 +131,13 @@ def resume_path(command: str, ckpt_path: str | None, folder: Path) -> str | None
     a first start and every restart. `warm validate` and `warm test` use it when nothing else is said.
     """
     last = folder / FOLDER / LAST
+    own = ckpt_path is not None and (ckpt_path == "last" or Path(ckpt_path).resolve().parent == last.parent.resolve())
+    check(
+        command != "fit" or own or not last.exists(),
+        f"{folder} already holds a run: go on with it by --ckpt_path last, or choose another folder with "
+        "--trainer.default_root_dir",
+    )
     if command == "fit" and ckpt_path is None:
-        check(
-            not last.exists(),
-            f"{folder} already holds a run: go on with it by --ckpt_path last, or choose another folder with "
-            "--trainer.default_root_dir",
-        )
         return None
     if ckpt_path in (None, "last"):
         if command == "fit" and not last.exists():
@@ -151,6 +155,8 @@ def user_errors() -> Iterator[None]:
         yield
     except argparse.ArgumentError as error:
         raise UserError(_one_line(error)) from error
+    except MisconfigurationException as error:
+        raise UserError(str(error)) from error
     except ValueError as error:
         if isinstance(error.__cause__, UserError):  # the parser's summary of what a constructor said
             raise error.__cause__ from error
@@ -177,7 +183,8 @@ def run_trainer(command: str, arguments: list[str]) -> int:
     try:
         with user_errors():
             WarmCLI([command, *arguments], interrupt)
-    except SystemExit:
-        if not interrupt.interrupted:
+    except SystemExit as end:
+        if not interrupt.interrupted and not isinstance(end.__context__, KeyboardInterrupt):
             raise
+        return 130
     return 130 if interrupt.interrupted else 0

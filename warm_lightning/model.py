@@ -119,4 +119,9 @@ class DiffusionModel:
             classes = streams.integers(self.network.label_dim).tolist()
         labels = one_hot(torch.tensor(classes), self.network.label_dim) if classes is not None else None
         ask = partial(self.estimate, class_labels=labels)
-        return idct(sampler(ask, self.process, start, lambda: dct(normal()), watch)).cpu()
+        training = self.network.training
+        self.network.eval()  # weights in training have dropout on, which is no function of the seed
+        try:
+            return idct(sampler(ask, self.process, start, lambda: dct(normal()), watch)).cpu()
+        finally:
+            self.network.train(training)

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from jsonargparse import lazy_instance
@@ -28,6 +28,9 @@ from warm_lightning.samplers import Sampler
 from warm_lightning.spectral import dct, idct
 from warm_lightning.types import Batch
 
+Weights = Literal["ema", "raw"]
+"""The averaged weights, or those being trained."""
+
 
 @dataclass(frozen=True)
 class TestPlan:
@@ -41,7 +44,7 @@ class TestPlan:
 
     seeds: Sequence[int]
     batch_size: int = 256
-    weights: str = "ema"
+    weights: Weights = "ema"
 
 
 class DiffusionModule(LightningModule):
@@ -89,7 +92,7 @@ class DiffusionModule(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        check(duration > 0, f"duration is {duration}: it is a number of images and must be positive")
+        check(duration >= 1, f"duration is {duration}: it is a number of images and must be positive")
         check(lr > 0, f"lr is {lr}: it must be positive")
         check(lr_ramp >= 0, f"lr_ramp is {lr_ramp}: it is a number of images, 0 for no ramp")
         check(0 <= label_dropout < 1, f"label_dropout is {label_dropout}: it is a probability below 1")
@@ -111,6 +114,7 @@ class DiffusionModule(LightningModule):
         if compile:
             self.network.compile()
         self.images_seen = 0
+        self.stepped = False  # whether the batch that has just ended was the last of an optimizer step
         self.nonfinite_gradients = 0
         self.config: dict[str, Any] | None = None  # plain data that makes this module again; see config.py
         self.test_plan = TestPlan(seeds=())
@@ -118,14 +122,18 @@ class DiffusionModule(LightningModule):
 
     # ------------------------------------------------------------------ the model
 
-    def model(self, weights: str = "ema") -> DiffusionModel:
+    def model(self, weights: Weights = "ema") -> DiffusionModel:
         """The diffusion model with the averaged weights ("ema") or with those being trained ("raw")."""
-        check(weights in ("ema", "raw"), f"weights is {weights!r}: use 'ema' or 'raw'")
         network = self.ema_network if weights == "ema" else self.network
         return DiffusionModel(network, self.process, self.parameterization, self.preconditioning)
 
     def setup(self, stage: str) -> None:
         """Check that the network takes the data's images and classes, before anything is computed."""
+        check(
+            str(self.trainer.precision) not in ("bf16-true", "16-true"),
+            f"trainer.precision {self.trainer.precision} would round the average of the weights: use 32-true, 64-true, "
+            "bf16-mixed or 16-mixed",
+        )
         data = self.data
         for name in ("resolution", "image_channels"):
             ours, theirs = getattr(self.network, name), getattr(data, name)
@@ -143,6 +151,7 @@ class DiffusionModule(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """One step of Algorithm 1; "losses" [b, branches] and "clock" [b] are for the log."""
+        self.stepped = False
         rows = batch.positions - self.images_seen
         draws = BatchDraws(self.seed, self.images_seen, self.batch_size, rows)
         torch.manual_seed(key(self.seed, "dropout", int(batch.positions[0])))
@@ -179,7 +188,11 @@ class DiffusionModule(LightningModule):
         self.trainer.should_stop = self.images_seen >= self.duration
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Non-finite gradients are replaced and counted (EDM's recipe)."""
+        """Non-finite gradients are replaced and counted (EDM's recipe).
+
+        With 16-mixed precision the loss scaler has seen them by now and skips Adam's step all the same; it
+        causes some itself, on purpose, while it looks for its scale.
+        """
         gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
         if torch.stack(torch._foreach_norm(gradients)).isfinite().all():
             return
@@ -193,9 +206,11 @@ class DiffusionModule(LightningModule):
         """A step of Adam and of the average, so that all that is saved moves on together."""
         images_seen = self.images_seen + self.batch_size
         for group in optimizer.param_groups:
-            group["lr"] = self.lr * min(1.0, images_seen / max(self.lr_ramp, 1))
+            # Betas and eps too, or those of a checkpoint would beat what was asked for when it is resumed.
+            group.update(lr=self.lr * min(1.0, images_seen / max(self.lr_ramp, 1)), betas=self.betas, eps=self.eps)
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         self.images_seen = images_seen
+        self.stepped = True
         self.ema.update(self.ema_network, self.network, images_seen, self.batch_size)
         if images_seen >= self.duration:
             self.trainer.should_stop = True
@@ -217,8 +232,8 @@ class DiffusionModule(LightningModule):
         draws = SeedStreams([key(self.seed, "validate", p) for p in batch.positions.tolist()], self.device)
         losses, _ = self.losses(self.model("ema"), batch, draws)
         for name, loss in zip(self.parameterization.names, losses.mean(0), strict=True):
-            self.log(f"val/loss_{name}", loss, sync_dist=True, batch_size=len(losses))
-        self.log("val/loss", losses.sum(1).mean(), sync_dist=True, batch_size=len(losses))
+            self.log(f"val/loss_{name}", loss, sync_dist=True, batch_size=len(losses), logger=False)
+        self.log("val/loss", losses.sum(1).mean(), sync_dist=True, batch_size=len(losses), logger=False)
 
     def seed_loader(self) -> DataLoader:
         """Batches of seeds for `test_step`, of which each device takes its share."""
@@ -227,7 +242,12 @@ class DiffusionModule(LightningModule):
 
     def test_step(self, seeds: Tensor, batch_idx: int) -> Tensor:
         """Images of the seeds, uint8 [b, C, H, W]."""
-        return quantise(self.model(self.test_plan.weights).sample(self.sampler, seeds.tolist()))
+        return self.sample(seeds.tolist(), self.test_plan.weights)
+
+    def sample(self, seeds: Sequence[int], weights: Weights = "ema") -> Tensor:
+        """Images of seeds with this module's sampler in the Trainer's precision, uint8 [B, C, H, W]."""
+        with self.trainer.precision_plugin.forward_context():
+            return quantise(self.model(weights).sample(self.sampler, seeds))
 
     # ------------------------------------------------------------------ checkpoints
 
@@ -242,5 +262,7 @@ class DiffusionModule(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_same_model(checkpoint["state_dict"], self.state_dict())
+        # Lightning fills the weights before it turns them into the Trainer's precision: float64 must fit in already.
+        self.to(next(iter(checkpoint["state_dict"].values())).dtype)
         self.images_seen = checkpoint[SECTION]["images_seen"]
         self.nonfinite_gradients = checkpoint[SECTION]["nonfinite_gradients"]

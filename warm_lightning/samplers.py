@@ -45,7 +45,7 @@ class PowerGrid(Grid):
             0 < beta_min < beta_max,
             f"beta_min is {beta_min} and beta_max {beta_max}: need 0 < beta_min < beta_max",
         )
-        check(rho > 0, f"rho is {rho}: it must be positive")
+        check(rho >= 0.1, f"rho is {rho}: it must be 0.1 or more (1 is evenly spaced, 7 the default)")
         self.steps = steps
         self.beta_min = beta_min
         self.beta_max = beta_max

@@ -7,6 +7,7 @@ from lightning import Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from warm_lightning.callbacks.every import check_every, due
+from warm_lightning.errors import check
 from warm_lightning.module import DiffusionModule
 
 FOLDER = "checkpoints"
@@ -47,7 +48,14 @@ class Checkpoints(Checkpoint):
 
     def improved(self, pl_module: DiffusionModule) -> bool:
         """Whether the step that has just ended was scored, better than any before."""
-        seen, value = pl_module.scored.get(self.monitor or "", (-1, float("inf")))
+        if not self.monitor or not pl_module.stepped:
+            return False
+        known = [name for name, (images, _) in pl_module.scored.items() if images == pl_module.images_seen]
+        check(
+            not known or self.monitor in known,
+            f"checkpoints.monitor is {self.monitor}, but the scores are {', '.join(known)}: choose one of them",
+        )
+        seen, value = pl_module.scored.get(self.monitor, (-1, float("inf")))
         if seen != pl_module.images_seen or not value < self.best:
             return False
         self.best = value
@@ -55,8 +63,13 @@ class Checkpoints(Checkpoint):
 
     def save(self, trainer: Trainer, names: list[str]) -> None:
         """Write checkpoints; every rank takes part."""
+        folder = Path(trainer.default_root_dir) / FOLDER
         for name in names:
-            trainer.save_checkpoint(Path(trainer.default_root_dir) / FOLDER / name, weights_only=False)
+            # Lightning writes elsewhere and moves, which between file systems is not done at once.
+            unfinished = folder / f".{name}.unfinished"
+            trainer.save_checkpoint(unfinished, weights_only=False)
+            if trainer.is_global_zero:
+                unfinished.replace(folder / name)
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best}

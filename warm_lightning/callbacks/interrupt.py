@@ -31,11 +31,15 @@ class Interrupt(Callback):
 
         self.previous = signal.signal(signal.SIGINT, request)
 
-    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        # All devices must stop after the same step, and the signal may reach them in different ones.
-        if trainer.strategy.reduce_boolean_decision(self.interrupted, all=False):
+    def on_train_batch_end(self, trainer: Trainer, pl_module: DiffusionModule, *args: Any) -> None:
+        # All devices must stop after the same whole step, and the signal may reach them in different ones.
+        if pl_module.stepped and trainer.strategy.reduce_boolean_decision(self.interrupted, all=False):
             trainer.should_stop = True
             trainer.limit_val_batches = 0  # or a last validation would come first
 
     def on_train_end(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
         signal.signal(signal.SIGINT, self.previous)
+
+    def on_exception(self, trainer: Trainer, pl_module: DiffusionModule, exception: BaseException) -> None:
+        if hasattr(self, "previous"):
+            signal.signal(signal.SIGINT, self.previous)

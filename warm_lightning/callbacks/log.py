@@ -29,7 +29,7 @@ class TrainingLog(Callback):
 
     def start(self, pl_module: DiffusionModule) -> None:
         """Begin a new line of the log."""
-        self.sums = torch.zeros(QUARTILES, len(self.names) + 1, dtype=torch.float64)
+        self.sums = torch.zeros(QUARTILES, len(self.names) + 1, device=pl_module.device)
         self.since, self.images = time.perf_counter(), pl_module.images_seen
 
     def on_train_batch_end(
@@ -37,10 +37,9 @@ class TrainingLog(Callback):
     ) -> None:
         losses = outputs["losses"]
         quartile = torch.bucketize(outputs["clock"], self.edges.to(outputs["clock"]))
-        rows = torch.cat([losses, torch.ones_like(losses[:, :1])], dim=1).double()
-        sums = self.sums.to(losses.device) if self.sums.device != losses.device else self.sums
-        self.sums = sums.index_add(0, quartile, rows)
-        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        rows = torch.cat([losses, torch.ones_like(losses[:, :1])], dim=1)
+        self.sums = self.sums.index_add(0, quartile, rows.to(self.sums))
+        if pl_module.stepped and trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self.write(trainer, pl_module)
 
     def write(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
@@ -60,6 +59,11 @@ class TrainingLog(Callback):
             logger.log_metrics(metrics, step=pl_module.images_seen)
         pl_module.log("loss", metrics["train/loss"], prog_bar=True, logger=False)
         self.start(pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
+        values = {name: float(v) for name, v in trainer.callback_metrics.items() if name.startswith("val/")}
+        for logger in trainer.loggers:
+            logger.log_metrics(values, step=pl_module.images_seen)
 
     def losses(self, sums: torch.Tensor, name: str) -> dict[str, float]:
         """Mean losses [branches] and their sum, from sums whose last entry is the number of images."""

@@ -10,8 +10,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from warm_lightning.callbacks.every import check_every, due
 from warm_lightning.errors import check
-from warm_lightning.images import quantise
-from warm_lightning.module import DiffusionModule
+from warm_lightning.module import DiffusionModule, Weights
 from warm_lightning.pictures import grid, trajectory, write_png
 from warm_lightning.seeds import parse_seeds
 
@@ -34,7 +33,7 @@ class SampleGrid(Callback):
         self,
         every: float = 1e6,
         seeds: str = "0-63",
-        weights: str = "ema",
+        weights: Weights = "ema",
         batch_size: int = 64,
         trajectory: int = 0,
     ) -> None:
@@ -55,7 +54,7 @@ class SampleGrid(Callback):
         if due(pl_module, self.every):
             self.draw(trainer, pl_module)
 
-    def on_train_end(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
+    def on_fit_end(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
         if not trainer.interrupted and not due(pl_module, self.every):
             self.draw(trainer, pl_module)
 
@@ -63,12 +62,13 @@ class SampleGrid(Callback):
         """Sample, on one device while the others wait at the next step."""
         if not trainer.is_global_zero:
             return
-        model = pl_module.model(self.weights)
         blocks = [self.seeds[i : i + self.batch_size] for i in range(0, len(self.seeds), self.batch_size)]
-        images = torch.cat([quantise(model.sample(pl_module.sampler, seeds)) for seeds in blocks])
+        images = torch.cat([pl_module.sample(seeds, self.weights) for seeds in blocks])
         pictures = {"samples": grid(images, columns=math.ceil(math.sqrt(len(images))))}
         if self.trajectory:
-            pictures["trajectory"] = trajectory(model, pl_module.sampler, self.seeds[: self.trajectory])
+            pictures["trajectory"] = trajectory(
+                pl_module.model(self.weights), pl_module.sampler, self.seeds[: self.trajectory]
+            )
         folder = Path(trainer.default_root_dir) / "samples"
         for name, picture in pictures.items():
             write_png(folder / f"{name}-{pl_module.images_seen:09d}.png", picture)

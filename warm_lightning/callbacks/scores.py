@@ -11,9 +11,8 @@ from torch import Tensor
 from warm_lightning import __version__
 from warm_lightning.callbacks.every import check_every, due
 from warm_lightning.errors import check
-from warm_lightning.images import quantise
-from warm_lightning.metrics import FeatureExtractor, Scores
-from warm_lightning.module import DiffusionModule, TestPlan
+from warm_lightning.metrics import NEIGHBOURS, FeatureExtractor, Scores
+from warm_lightning.module import DiffusionModule, TestPlan, Weights
 from warm_lightning.pictures import write_file
 
 RESULTS = "scores.json"
@@ -43,13 +42,13 @@ class ScoreSamples(Callback):
         first_seed: int = 0,
         every: float = 0,
         every_num_images: int = 1_000,
-        weights: str = "ema",
+        weights: Weights = "ema",
         batch_size: int = 256,
     ) -> None:
-        check(min(num_images, every_num_images) >= 2, "num_images: a covariance needs at least 2 images")
+        for name, count in (("num_images", num_images), ("every_num_images", every_num_images)):
+            check(count > NEIGHBOURS, f"{name} is {count}: scores need at least {NEIGHBOURS + 1} samples")
         check(first_seed >= 0, f"first_seed is {first_seed}: it must be 0 or more")
         check(batch_size > 0, f"batch_size is {batch_size}: it must be at least 1")
-        check(weights in ("ema", "raw"), f"weights is {weights!r}: use 'ema' or 'raw'")
         self.extractors = extractors
         self.num_images = num_images
         self.first_seed = first_seed
@@ -95,8 +94,7 @@ class ScoreSamples(Callback):
         plan = self.plan(self.every_num_images)
         mine = list(plan.seeds)[trainer.global_rank :: trainer.world_size]
         for i in range(0, len(mine), plan.batch_size):
-            model = pl_module.model(plan.weights)
-            self.update(quantise(model.sample(pl_module.sampler, mine[i : i + plan.batch_size])))
+            self.update(pl_module.sample(mine[i : i + plan.batch_size], plan.weights))
         values = self.compute()
         pl_module.scored = {name: (pl_module.images_seen, value) for name, value in values.items()}
         for logger in trainer.loggers:
@@ -142,7 +140,7 @@ class ScoreSamples(Callback):
         """What one has to know to compare the scores with others."""
         data = pl_module.data
         return {
-            "num_images": self.num_images,
+            "num_images": self.scores[0].describe()["samples"] if self.scores else 0,
             "seeds": f"{self.first_seed}-{self.first_seed + self.num_images - 1}",
             "weights": self.weights,
             "nfe": pl_module.sampler.nfe,

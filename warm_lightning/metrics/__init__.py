@@ -3,9 +3,10 @@
 from warm_lightning.metrics.digits import DigitsFeatures
 from warm_lightning.metrics.extractors import FeatureExtractor, ImportedFeatures, Pixels, TorchScriptFeatures
 from warm_lightning.metrics.inception import InceptionFeatures
-from warm_lightning.metrics.scores import Scores
+from warm_lightning.metrics.scores import NEIGHBOURS, Scores
 
 __all__ = [
+    "NEIGHBOURS",
     "DigitsFeatures",
     "FeatureExtractor",
     "ImportedFeatures",

@@ -6,8 +6,10 @@ from typing import Any, Literal
 
 import torch
 from lightning.fabric import Fabric
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from tqdm import tqdm
 
+from warm_lightning.checkpoints import SECTION, read
 from warm_lightning.config import load_checkpoint
 from warm_lightning.errors import UserError, check
 from warm_lightning.images import quantise
@@ -65,14 +67,21 @@ def generate(
         overrides[name] = value
     numbers = parse_seeds(seeds)
     check(batch_size > 0, f"batch_size is {batch_size}: it must be at least 1")
+    if bnr is not None:
+        check_bnr(ckpt_path)
     module = load_checkpoint(ckpt_path, overrides)
     classes = parse_labels(labels, len(numbers), module.network.label_dim)
     folder = writable_folder(outdir)
+    if grid:
+        writable_folder(Path(grid).parent)
 
-    fabric = Fabric(accelerator=accelerator, devices=devices, precision=precision)
+    try:
+        fabric = Fabric(accelerator=accelerator, devices=devices, precision=precision)
+    except (RuntimeError, ValueError, TypeError, MisconfigurationException) as error:
+        raise UserError(f"--accelerator {accelerator} --devices {devices}: {error}") from error
     fabric.launch()
     model = module.model(weights)
-    fabric.to_device(model.network.double() if precision == "64-true" else model.network)
+    fabric.to_device(model.network.to(torch.float64 if precision == "64-true" else torch.float32))
     mine = range(fabric.global_rank, len(numbers), fabric.world_size)
     with tqdm(total=len(mine), unit=" images", desc="Sampling", disable=fabric.global_rank > 0) as bar:
         for i in range(0, len(mine), batch_size):
@@ -91,6 +100,17 @@ def generate(
         finish(folder, numbers, grid)
 
 
+def check_bnr(ckpt_path: str) -> None:
+    """Raise UserError unless a checkpoint's model was trained on a range of BNRs."""
+    process = (read(ckpt_path)[SECTION]["config"] or {}).get("process", {})
+    path = process.get("init_args", {}).get("path", {}).get("class_path", "")
+    check(
+        path.endswith(".RandomBNR"),
+        "--bnr: this model knows only the path it was trained on; leave the option out, or train a model on a range of "
+        "BNRs with configs/method/plane.yaml",
+    )
+
+
 def parse_labels(labels: str | None, count: int, label_dim: int) -> list[int] | None:
     """Classes for `count` images from "3" or "0,1,2,…"; None where not given.
 
@@ -104,6 +124,8 @@ def parse_labels(labels: str | None, count: int, label_dim: int) -> list[int] | 
         classes = [int(label) for label in str(labels).split(",")]
     except ValueError as error:
         raise UserError(f"--labels {labels}: write one class, or one a seed separated by commas") from error
+    unknown = [c for c in classes if not 0 <= c < label_dim]
+    check(not unknown, f"--labels: class {unknown[:1]} is not one of the model's, which are 0 to {label_dim - 1}")
     check(
         len(classes) in (1, count),
         f"--labels: {len(classes)} classes for {count} seeds; give one, or one a seed",
