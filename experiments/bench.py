@@ -58,24 +58,24 @@ def memory_of_training(overrides: Mapping[str, Any], device: str) -> int:
     return peak_memory(device)
 
 
-def memory_in_a_fresh_process(overrides: Mapping[str, Any], device: str) -> int:
-    """The same; other measurements leave no trace in it."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(memory_of_training, overrides, device).result()
+def memory_of_each(networks: Mapping[str, Mapping[str, Any]], device: str) -> dict[str, int]:
+    """The same of several networks, each in a process of its own, where others leave no trace."""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(len(networks), mp_context=spawn, max_tasks_per_child=1) as pool:
+        waiting = {n: pool.submit(memory_of_training, changes, device) for n, changes in networks.items()}
+        return {name: future.result() for name, future in waiting.items()}
 
 
 def measure_training(
     name: str, overrides: Mapping[str, Any], product: Product, device: str, limit: float
 ) -> dict[str, Any]:
-    """Eager and compiled steps of a network, warm's cost over hot's, and where the time goes."""
+    """Eager and compiled steps of a network, and where the time of the eager one goes."""
     warm = TrainingStep([CONFIG], overrides, device)
-    hot = TrainingStep([CONFIG, HOT], overrides, device)
     compiled = TrainingStep([CONFIG], {**overrides, "model.compile": True}, device)
     compile_seconds = seconds(compiled)
     calls: dict[str, Callable[[], Any]] = {
         "matmul": product,
         "eager": warm,
-        "hot": hot,
         "compiled": compiled,
         "forward process": warm.forward_process,
         "update": warm.update,
@@ -98,14 +98,28 @@ def measure_training(
         "flops_per_image": flops / warm.batch_size,
         "eager": speed("eager"),
         "compiled": speed("compiled") | {"compile_seconds": compile_seconds},
-        "warm_over_hot": ratio(times, "eager", "hot") - 1,
-        "warm_over_hot_quartiles": [quartile - 1 for quartile in ratios(times, "eager", "hot")[::2]],
-        "warm_over_hot_flops": flops / hot.flops() - 1,
         "forward_process_share": ratio(times, "forward process", "eager"),
         "update_share": ratio(times, "update", "eager"),
         "product_share": share,
         "products_fraction_of_peak": speed("eager")["fraction_of_peak"] / share,
     }
+
+
+def measure_warm_over_hot(overrides: Mapping[str, Any], device: str, limit: float) -> dict[str, Any]:
+    """What a warm step costs over a hot one of the same network but for the second branch."""
+    warm = TrainingStep([CONFIG], overrides, device)
+    hot = TrainingStep([CONFIG, HOT], overrides, device)
+
+    def twice_hot() -> None:
+        hot()
+        hot()
+
+    # Warm, hot, hot, warm: whatever drifts evenly through a round cancels.
+    times = rounds({"first": warm, "hot": twice_hot, "last": warm}, "Warm and hot", limit)
+    times["warm"] = [first + last for first, last in zip(times["first"], times["last"], strict=True)]
+    quartiles = [quartile - 1 for quartile in ratios(times, "warm", "hot")]
+    flops = warm.flops() / hot.flops() - 1
+    return {"rounds": len(times["hot"]), "median": quartiles[1], "quartiles": quartiles[::2], "flops": flops}
 
 
 def measure_sampling(overrides: Mapping[str, Any], device: str, limit: float) -> dict[str, Any]:
@@ -128,9 +142,9 @@ def measure(device: str, quick: bool) -> dict[str, Any]:
     """Everything."""
     networks = {name: changes | (QUICK if quick else {}) for name, changes in NETWORKS.items()}
     # First, while this process is small: a new process inherits the peak of the one that it comes from.
-    memory = {name: memory_in_a_fresh_process(changes, device) for name, changes in networks.items()}
+    memory = memory_of_each(networks, device)
     limit = 0.0 if quick else 45.0
-    peak, product = matmul_peak(device, SIZES[:1] if quick else SIZES, limit / 4)
+    peak, product = matmul_peak(device, SIZES, 10.0) if not quick else matmul_peak(device, (256,), 0.0, work=1e8)
     training = {n: measure_training(n, changes, product, device, limit) for n, changes in networks.items()}
     for name, found in training.items():
         found["peak_memory_bytes"] = memory[name]
@@ -138,28 +152,34 @@ def measure(device: str, quick: bool) -> dict[str, Any]:
         "machine": describe(device),
         "matmul": peak,
         "training": training,
+        "warm_over_hot": measure_warm_over_hot(networks[WIDE], device, limit),
         "sampling": measure_sampling(networks[SMALL], device, limit / 4),
         "help_seconds": help_seconds(),
     }
 
 
-def limits(name: str, found: Mapping[str, Any]) -> list[str]:
-    """What training a network reached and what stands in the way, in words, from the numbers."""
-    best = max(("eager", "compiled"), key=lambda mode: found[mode]["fraction_of_peak"])
-    reached, products = found[best]["fraction_of_peak"], found["products_fraction_of_peak"]
-    share, update = found["product_share"], found["update_share"]
-    low, high = found["warm_over_hot_quartiles"]
-    aim = f" (aim {PEAK_AIM})" if name == WIDE else ""
-    return [
-        f"{name}: {reached:.2f} of the matmul peak at best, {best}{aim}. Of the eager step, convolutions and "
-        f"matrix products are {share:.0%} and run at {products:.2f} of the peak; the other {1 - share:.0%} are "
-        f"normalisation, activations, dropout, copies, and {update:.1%} Adam and the average. With these for "
-        f"nothing it would reach {products:.2f}; with products at the peak, {share:.2f}.",
-        f"{name}: a warm step costs {found['warm_over_hot']:+.1%} over a hot one (quartiles of "
-        f"{found['rounds']} rounds {low:+.1%} and {high:+.1%}; aim {WARM_AIM:.0%}); FLOPs of the second branch make "
-        f"{found['warm_over_hot_flops']:+.1%}. The forward process (draws, DCT, blur, scaling, loss) is "
-        f"{found['forward_process_share']:.1%} of a warm step.",
-    ]
+def limits(results: Mapping[str, Any]) -> list[str]:
+    """What was reached and what stands in the way, in words, from the numbers."""
+    notes = []
+    for name, found in results["training"].items():
+        best = max(("eager", "compiled"), key=lambda mode: found[mode]["fraction_of_peak"])
+        products, share = found["products_fraction_of_peak"], found["product_share"]
+        aim = f" (aim {PEAK_AIM})" if name == WIDE else ""
+        notes.append(
+            f"{name}: {found[best]['fraction_of_peak']:.2f} of the matmul peak at best, {best}{aim}. Of the eager "
+            f"step, convolutions and matrix products are {share:.0%} and run at {products:.2f} of the peak; the "
+            f"other {1 - share:.0%} are normalisation, activations, dropout, copies, {found['update_share']:.1%} "
+            f"Adam and the average, and {found['forward_process_share']:.1%} the forward process (draws, DCT, "
+            f"blur, scaling, loss). With these for nothing it would reach {products:.2f}; with products at the "
+            f"peak, {share:.2f}."
+        )
+    cost = results["warm_over_hot"]
+    low, high = cost["quartiles"]
+    notes.append(
+        f"{WIDE}: a warm step costs {cost['median']:+.1%} over a hot one (aim {WARM_AIM:.0%}; quartiles of "
+        f"{cost['rounds']} rounds {low:+.1%} and {high:+.1%}); FLOPs of the second branch are {cost['flops']:+.1%}."
+    )
+    return notes
 
 
 def table(results: Mapping[str, Any]) -> str:
@@ -206,7 +226,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         with torch.compiler.set_stance("force_eager" if options.quick else "default"):
             results = measure(device, options.quick)
-        results["notes"] = [note for item in results["training"].items() for note in limits(*item)]
+        results["notes"] = limits(results)
         results["seconds"] = round(time.perf_counter() - began)
         write_file(options.out, json.dumps(results, indent=2).encode())
     except UserError as error:

@@ -83,9 +83,9 @@ def ratio(times: Mapping[str, list[float]], name: str, other: str) -> float:
 
 
 class Product:
-    """Float32 products of two square matrices: a call computes so many that cold caches do not count."""
+    """Float32 products of two square matrices: a call computes several, of about `work` FLOPs in all."""
 
-    def __init__(self, size: int, device: str, work: float = 1e11) -> None:
+    def __init__(self, size: int, device: str, work: float) -> None:
         self.size = size
         self.a, self.b = torch.randn(2, size, size, device=device)
         self.times = max(1, round(work / (2 * size**3)))
@@ -96,9 +96,21 @@ class Product:
             self.a @ self.b
 
 
-def matmul_peak(device: str, sizes: tuple[int, ...], limit: float) -> tuple[dict[str, Any], Product]:
-    """FLOP/s of the best of some sizes at its best, measured for `limit` seconds, and that product, to time again."""
-    products = {str(size): Product(size, device) for size in sizes}
+def matmul_peak(
+    device: str, sizes: tuple[int, ...], limit: float, work: float = 1e11
+) -> tuple[dict[str, Any], Product]:
+    """The fastest matrix product of some sizes.
+
+    Args:
+        device: where.
+        sizes: of the matrices.
+        limit: seconds to measure for.
+        work: FLOPs of a call, enough that cold caches and a machine's moments do not count.
+
+    Returns:
+        FLOP/s at best, at which size, and at all sizes; and that product, to be timed beside other things.
+    """
+    products = {str(size): Product(size, device, work) for size in sizes}
     times = rounds(products, "Matrix products", limit)
     speeds = {name: products[name].flops / min(t) for name, t in times.items()}
     best = max(speeds, key=lambda name: speeds[name])
