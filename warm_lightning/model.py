@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,6 +17,24 @@ from warm_lightning.rng import SeedStreams
 from warm_lightning.samplers import Sampler
 from warm_lightning.spectral import dct, idct
 from warm_lightning.types import Estimate, Level
+
+Weights = Literal["ema", "raw"]
+"""The averaged weights, or those being trained."""
+
+
+@dataclass(frozen=True)
+class TestPlan:
+    """What `warm test` generates; the callback that scores it says so.
+
+    Attributes:
+        seeds: one an image.
+        batch_size: images a device samples at once.
+        weights: "ema" or "raw".
+    """
+
+    seeds: Sequence[int]
+    batch_size: int = 256
+    weights: Weights = "ema"
 
 
 def one_hot(classes: Tensor, label_dim: int) -> Tensor | None:

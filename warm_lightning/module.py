@@ -2,8 +2,7 @@
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from jsonargparse import lazy_instance
@@ -18,7 +17,7 @@ from warm_lightning.ema import EMA
 from warm_lightning.errors import check
 from warm_lightning.images import dequantise, quantise
 from warm_lightning.losses import ClockLaw, LogNormal, Loss, SquaredError
-from warm_lightning.model import DiffusionModel, one_hot
+from warm_lightning.model import DiffusionModel, TestPlan, Weights, one_hot
 from warm_lightning.networks.base import Network
 from warm_lightning.parameterizations import DenoiseDeblur, Parameterization
 from warm_lightning.preconditioning import EDMPreconditioning, Preconditioning
@@ -27,24 +26,6 @@ from warm_lightning.rng import BatchDraws, Draws, SeedStreams, key
 from warm_lightning.samplers import Sampler
 from warm_lightning.spectral import dct, idct
 from warm_lightning.types import Batch
-
-Weights = Literal["ema", "raw"]
-"""The averaged weights, or those being trained."""
-
-
-@dataclass(frozen=True)
-class TestPlan:
-    """What `warm test` generates; the callback that scores it says so.
-
-    Attributes:
-        seeds: one an image.
-        batch_size: images a device samples at once.
-        weights: "ema" or "raw".
-    """
-
-    seeds: Sequence[int]
-    batch_size: int = 256
-    weights: Weights = "ema"
 
 
 class DiffusionModule(LightningModule):

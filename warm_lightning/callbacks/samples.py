@@ -10,7 +10,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from warm_lightning.callbacks.every import check_every, due
 from warm_lightning.errors import check
-from warm_lightning.module import DiffusionModule, Weights
+from warm_lightning.model import Weights
+from warm_lightning.module import DiffusionModule
 from warm_lightning.pictures import grid, trajectory, write_png
 from warm_lightning.seeds import parse_seeds
 

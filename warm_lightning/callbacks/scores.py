@@ -12,7 +12,8 @@ from warm_lightning import __version__
 from warm_lightning.callbacks.every import check_every, due
 from warm_lightning.errors import check
 from warm_lightning.metrics import NEIGHBOURS, FeatureExtractor, Scores
-from warm_lightning.module import DiffusionModule, TestPlan, Weights
+from warm_lightning.model import TestPlan, Weights
+from warm_lightning.module import DiffusionModule
 from warm_lightning.pictures import write_file
 
 RESULTS = "scores.json"

@@ -56,12 +56,12 @@ class ImageDataModule(LightningDataModule, ABC):
     @property
     def resolution(self) -> int:
         """Height and width of the images."""
-        return self.train_images().images.shape[-1]
+        return self.train_images().shape[-1]
 
     @property
     def image_channels(self) -> int:
         """1 for grey images, 3 for RGB."""
-        return self.train_images().images.shape[1]
+        return self.train_images().shape[0]
 
     @property
     def num_classes(self) -> int:
@@ -148,9 +148,9 @@ class ImageDataModule(LightningDataModule, ABC):
 
     def _like_training(self, held_out: ImageSet) -> ImageSet:
         channels, size = self.image_channels, self.resolution
-        if held_out.images.shape[1] == 1 < channels:
+        if held_out.shape[0] == 1 < channels:
             held_out = replace(held_out, images=held_out.images.repeat(1, channels, 1, 1))
-        found = tuple(held_out.images.shape[1:])
+        found = held_out.shape
         if found != (channels, size, size):
             raise UserError(
                 f"held-out images are {found} (channels, height, width) but training images "

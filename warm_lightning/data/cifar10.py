@@ -47,7 +47,7 @@ class CIFAR10(ImageDataModule):
         found = read_split(self.path, split, resolution=32)
         if found is None:
             raise UserError(f"{self.path} has no test images: it must hold the folders train and test")
-        check(found.images.shape[1] == 3, f"{self.path} holds grey images: CIFAR-10's are RGB")
+        check(found.shape[0] == 3, f"{self.path} holds grey images: CIFAR-10's are RGB")
         return found
 
     def _load_torchvision(self, split: str) -> ImageSet:

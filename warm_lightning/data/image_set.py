@@ -21,3 +21,14 @@ class ImageSet:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """C, H, W."""
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
+
+    def take(self, index: Tensor) -> Tensor:
+        """Images by index, int64 [b] → uint8 [b, C, H, W], a copy."""
+        # index_select copies whole images, and is many times as fast as indexing with brackets.
+        return self.images.index_select(0, index)
