@@ -18,10 +18,10 @@ ORDER: list[set[str]] = [
     {"processes"},
     {"parameterizations", "losses", "preconditioning"},
     {"samplers", "oracles"},
-    {"networks", "data"},
+    {"networks", "data", "augment"},
     {"metrics", "interop"},
     {"model", "checkpoints", "ema"},
-    {"pictures"},
+    {"pictures", "strategies"},
     {"module"},
     {"callbacks"},
     {"lightning_cli"},
@@ -29,7 +29,7 @@ ORDER: list[set[str]] = [
     {"tools", "cli"},
 ]
 # These know no diffusion: nothing internal but the vocabulary (and data, for the digits' features).
-FREE_OF_DIFFUSION = {"networks": set(), "data": set(), "metrics": {"data"}}
+FREE_OF_DIFFUSION = {"networks": set(), "data": set(), "augment": set(), "metrics": {"data"}}
 VOCABULARY = {"errors", "rng", "seeds", "types", "spectral", "images"}
 
 

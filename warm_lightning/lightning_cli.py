@@ -24,13 +24,15 @@ from warm_lightning.callbacks import (
     TrainingLog,
 )
 from warm_lightning.callbacks.checkpoints import FOLDER, LAST
-from warm_lightning.checkpoints import read
+from warm_lightning.checkpoints import check_same_model, read
 from warm_lightning.data import ImageDataModule
 from warm_lightning.errors import UserError, check
 from warm_lightning.module import DiffusionModule
 from warm_lightning.pictures import writable_folder
 
 RUNS = "runs"
+SHORT_OPTIONS = {"--rounds": "--scores.rounds", "--num_images": "--scores.num_images"}
+"""Of `warm test`."""
 
 
 class SaveConfig(SaveConfigCallback):
@@ -119,6 +121,8 @@ class WarmCLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         self._dump_config()
         self.model.config = self.config_dump["model"]
+        if self.config.get("subcommand") and self.settings.ckpt_path:
+            check_same_model(read(self.settings.ckpt_path)["state_dict"], self.model.state_dict())
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         return super()._prepare_subcommand_kwargs(subcommand) | {"weights_only": True}
@@ -177,12 +181,18 @@ def quieten() -> None:
         warnings.filterwarnings("ignore", message=f".*{hint}.*")
 
 
+def spell_out(arguments: list[str]) -> list[str]:
+    """`warm test`'s short options in full: --rounds 1 is --scores.rounds 1."""
+    names = [argument.partition("=") for argument in arguments]
+    return [SHORT_OPTIONS.get(name, name) + equals + value for name, equals, value in names]
+
+
 def run_trainer(command: str, arguments: list[str]) -> int:
     """Run a command of the Trainer; returns the exit code, 130 if training was interrupted."""
     interrupt = Interrupt()
     try:
         with user_errors():
-            WarmCLI([command, *arguments], interrupt)
+            WarmCLI([command, *(spell_out(arguments) if command == "test" else arguments)], interrupt)
     except SystemExit as end:
         if not interrupt.interrupted and not isinstance(end.__context__, KeyboardInterrupt):
             raise

@@ -52,12 +52,16 @@ def one_hot(classes: Tensor, label_dim: int) -> Tensor | None:
 
 @dataclass(frozen=True)
 class DiffusionModel:
-    """A network with the process it works in, what its outputs mean and how they are scaled."""
+    """A network with the process it works in, what its outputs mean and how they are scaled.
+
+    `guidance` is the weight w of classifier-free guidance in `estimate`; 1 is the class's own estimate.
+    """
 
     network: Network
     process: Process
     parameterization: Parameterization
     preconditioning: Preconditioning
+    guidance: float = 1.0
 
     @property
     def device(self) -> torch.device:
@@ -89,19 +93,27 @@ class DiffusionModel:
         """
         c = self.preconditioning(Level(level.alpha.to(x), level.beta.to(x)))
         weights = next(self.network.parameters())
+        own = {"device": weights.device, "dtype": weights.dtype}
         raw = self.network(
-            (c.input * x).to(weights),
-            c.noise.expand(len(x)).to(weights),
-            c.blur.expand(len(x)).to(weights),
-            None if class_labels is None else class_labels.to(weights),
-            None if augment_labels is None else augment_labels.to(weights),
+            (c.input * x).to(**own),
+            c.noise.expand(len(x)).to(**own),
+            c.blur.expand(len(x)).to(**own),
+            None if class_labels is None else class_labels.to(**own),
+            None if augment_labels is None else augment_labels.to(**own),
         )
         skips = torch.tensor(self.parameterization.skips, dtype=x.dtype, device=x.device).view(1, -1, 1, 1, 1)
         return skips * (c.skip * x).unsqueeze(1) + c.out.unsqueeze(1) * raw.to(x)
 
     def estimate(self, u: Tensor, level: Level, class_labels: Tensor | None = None) -> Estimate:
-        """What the model believes about u [B, C, H, W]: the `Estimator` that samplers ask, once labels are bound."""
-        outputs = self.outputs(idct(u), level, class_labels)
+        """What the model believes about u [B, C, H, W]: the `Estimator` that samplers ask, once labels are bound.
+
+        With guidance w, every output is (1 - w) of what it is without a class and w of what it is with it (Ho
+        and Salimans 2022, Eq. 6, with their w + 1 as w), at the cost of two network calls.
+        """
+        x = idct(u)
+        outputs = self.outputs(x, level, class_labels)
+        if self.guidance != 1 and class_labels is not None:
+            outputs = torch.lerp(self.outputs(x, level), outputs, self.guidance)
         return self.parameterization.estimate(outputs, u, self.process.gains(level, u))
 
     @torch.no_grad()

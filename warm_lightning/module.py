@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from warm_lightning import __version__
-from warm_lightning.checkpoints import FORMAT_VERSION, SECTION, check_same_model
+from warm_lightning.augment import Augmentation
+from warm_lightning.checkpoints import FORMAT_VERSION, SECTION, check_same_model, start_from
 from warm_lightning.data import ImageDataModule
 from warm_lightning.ema import EMA
 from warm_lightning.errors import check
@@ -25,6 +26,7 @@ from warm_lightning.processes import Process, Warm
 from warm_lightning.rng import BatchDraws, Draws, SeedStreams, key
 from warm_lightning.samplers import Sampler
 from warm_lightning.spectral import dct, idct
+from warm_lightning.strategies import check_strategy, gathered, local, shard
 from warm_lightning.types import Batch
 
 
@@ -46,10 +48,15 @@ class DiffusionModule(LightningModule):
         eps: Adam's.
         ema_half_life: images, see `EMA`.
         ema_ramp: see `EMA`.
-        label_dropout: probability with which an image's class is hidden from the network in training.
+        label_dropout: probability with which an image's class is hidden from the network in training, so that
+            samples can be guided.
+        guidance: weight of classifier-free guidance in sampling, 1 for none; needs label dropout in training.
+        augment: augmentation of training images that the network is told of; None for none.
+        channels_last: whether to keep the network's tensors in channels-last order, faster on GPUs with half precision.
         compile: whether to compile the network with torch.compile; worth its minutes on a GPU.
         seed: of initialisation, image order, noise and dropout: training is a pure function of the
             configuration, this seed and the images seen.
+        init_from: checkpoint whose averaged weights training starts from; see `checkpoints.start_from`.
     """
 
     def __init__(
@@ -69,8 +76,12 @@ class DiffusionModule(LightningModule):
         ema_half_life: float = 0.5e6,
         ema_ramp: float | None = 0.05,
         label_dropout: float = 0.0,
+        guidance: float = 1.0,
+        augment: Augmentation | None = None,
+        channels_last: bool = False,
         compile: bool = False,
         seed: int = 0,
+        init_from: str | None = None,
     ) -> None:
         super().__init__()
         check(duration >= 1, f"duration is {duration}: it is a number of images and must be positive")
@@ -87,16 +98,24 @@ class DiffusionModule(LightningModule):
         self.lr, self.lr_ramp, self.betas, self.eps = lr, lr_ramp, betas, eps
         self.ema = EMA(ema_half_life, ema_ramp)
         self.label_dropout = label_dropout
+        self.guidance = guidance
+        self.augment = augment
         self.seed = seed
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(key(seed, "network"))
             self.network = network(len(self.parameterization.names))
+        self._check_labels()
+        if init_from:
+            start_from(init_from, self.network)
+        if channels_last:
+            self.network.to(memory_format=torch.channels_last)
         self.ema_network = copy.deepcopy(self.network).requires_grad_(False).eval()
         if compile:
             self.network.compile()
         self.images_seen = 0
         self.stepped = False  # whether the batch that has just ended was the last of an optimizer step
         self.nonfinite_gradients = 0
+        self.source: dict[str, Any] | None = None  # of weights that were not trained here
         self.config: dict[str, Any] | None = None  # plain data that makes this module again; see config.py
         self.test_plan = TestPlan(seeds=())
         self.scored: dict[str, tuple[int, float]] = {}  # the latest scores, and the images seen by then
@@ -106,10 +125,11 @@ class DiffusionModule(LightningModule):
     def model(self, weights: Weights = "ema") -> DiffusionModel:
         """The diffusion model with the averaged weights ("ema") or with those being trained ("raw")."""
         network = self.ema_network if weights == "ema" else self.network
-        return DiffusionModel(network, self.process, self.parameterization, self.preconditioning)
+        return DiffusionModel(network, self.process, self.parameterization, self.preconditioning, self.guidance)
 
     def setup(self, stage: str) -> None:
         """Check that the network takes the data's images and classes, before anything is computed."""
+        check_strategy(self.trainer.strategy)
         check(
             str(self.trainer.precision) not in ("bf16-true", "16-true"),
             f"trainer.precision {self.trainer.precision} would round the average of the weights: use 32-true, 64-true, "
@@ -128,6 +148,24 @@ class DiffusionModule(LightningModule):
             f"model.network.label_dim is {labels}, but the data has {classes} classes: set it to that, or to 0",
         )
 
+    def configure_model(self) -> None:
+        """With the strategy fsdp2, spread what is trained over the devices; the averages are whole on each."""
+        if self.device_mesh is not None:
+            shard(self.network, self.device_mesh)
+
+    def _check_labels(self) -> None:
+        """Raise UserError where the network cannot be told what it must be told."""
+        told, told_of = self.network.augment_dim, self.augment.dim if self.augment else 0
+        check(
+            told_of in (0, told),
+            f"model.network.augment_dim is {told}, but model.augment describes an image by {told_of} numbers: set it so",
+        )
+        check(
+            self.guidance == 1 or (self.network.label_dim > 0 and self.label_dropout > 0),
+            f"guidance {self.guidance} needs a model of classes that was trained with model.label_dropout above 0 "
+            "(0.1, for instance), so that it knows images without their class",
+        )
+
     # ------------------------------------------------------------------ training
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
@@ -136,14 +174,20 @@ class DiffusionModule(LightningModule):
         rows = batch.positions - self.images_seen
         draws = BatchDraws(self.seed, self.images_seen, self.batch_size, rows)
         torch.manual_seed(key(self.seed, "dropout", int(batch.positions[0])))
-        losses, clock = self.losses(self.model("raw"), batch, draws, self.label_dropout)
+        losses, clock = self.losses(self.model("raw"), batch, draws, self.label_dropout, self.augment)
         return {"loss": losses.sum(1).mean(), "losses": losses.detach(), "clock": clock}
 
     def losses(
-        self, model: DiffusionModel, batch: Batch, draws: Draws, label_dropout: float = 0.0
+        self,
+        model: DiffusionModel,
+        batch: Batch,
+        draws: Draws,
+        label_dropout: float = 0.0,
+        augment: Augmentation | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Lines 4 to 13 of Algorithm 1: the loss of each image and branch [b, branches], and its clock [b]."""
         x0 = dequantise(batch.images, torch.promote_types(cast(torch.dtype, self.dtype), torch.float32))
+        x0, augment_labels = augment(x0, draws) if augment else (x0, None)
         epsilon = draws.normal(*x0.shape[1:], dtype=x0.dtype)
         clock = self.clock_law.draw(draws).to(x0.dtype)
         level = self.process.draw_level(clock, draws)
@@ -151,7 +195,7 @@ class DiffusionModule(LightningModule):
         gains = self.process.gains(level, u0)
         x = idct(self.process.degrade(u0, epsilon, gains))
         targets = self.parameterization.targets(u0, gains)
-        outputs = model.outputs(x, level, self.class_labels(batch, draws, label_dropout))
+        outputs = model.outputs(x, level, self.class_labels(batch, draws, label_dropout), augment_labels)
         return self.loss(outputs, targets, self.preconditioning(level).out), clock
 
     def class_labels(self, batch: Batch, draws: Draws, dropout: float) -> Tensor | None:
@@ -174,7 +218,7 @@ class DiffusionModule(LightningModule):
         With 16-mixed precision the loss scaler has seen them by now and skips Adam's step all the same; it
         causes some itself, on purpose, while it looks for its scale.
         """
-        gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
+        gradients = [local(p.grad) for p in self.network.parameters() if p.grad is not None]
         if torch.stack(torch._foreach_norm(gradients)).isfinite().all():
             return
         for gradient in gradients:
@@ -192,7 +236,8 @@ class DiffusionModule(LightningModule):
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         self.images_seen = images_seen
         self.stepped = True
-        self.ema.update(self.ema_network, self.network, images_seen, self.batch_size)
+        with gathered(self.network):
+            self.ema.update(self.ema_network, self.network, images_seen, self.batch_size)
         if images_seen >= self.duration:
             self.trainer.should_stop = True
 
@@ -239,11 +284,14 @@ class DiffusionModule(LightningModule):
             "config": self.config,
             "images_seen": self.images_seen,
             "nonfinite_gradients": self.nonfinite_gradients,
+            "source": self.source,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        check_same_model(checkpoint["state_dict"], self.state_dict())
-        # Lightning fills the weights before it turns them into the Trainer's precision: float64 must fit in already.
-        self.to(next(iter(checkpoint["state_dict"].values())).dtype)
+        if "state_dict" in checkpoint:  # the strategy fsdp2 has taken it out and filled the weights by now
+            check_same_model(checkpoint["state_dict"], self.state_dict())
+            # Lightning fills the weights before it turns them into the Trainer's precision: float64 must fit in already.
+            self.to(next(iter(checkpoint["state_dict"].values())).dtype)
         self.images_seen = checkpoint[SECTION]["images_seen"]
         self.nonfinite_gradients = checkpoint[SECTION]["nonfinite_gradients"]
+        self.source = checkpoint[SECTION].get("source")

@@ -14,6 +14,7 @@ from warm_lightning.model import Weights
 from warm_lightning.module import DiffusionModule
 from warm_lightning.pictures import grid, trajectory, write_png
 from warm_lightning.seeds import parse_seeds
+from warm_lightning.strategies import check_unsharded
 
 
 class SampleGrid(Callback):
@@ -48,6 +49,9 @@ class SampleGrid(Callback):
         self.weights = weights
         self.batch_size = batch_size
         self.trajectory = trajectory
+
+    def setup(self, trainer: Trainer, pl_module: DiffusionModule, stage: str) -> None:
+        check_unsharded(trainer.strategy, self.weights)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: DiffusionModule, outputs: Any, batch: Any, batch_idx: int

@@ -19,6 +19,7 @@ from warm_lightning.seeds import parse_seeds
 
 
 def generate(
+    *,
     ckpt_path: str,
     seeds: str,
     outdir: str,
@@ -27,6 +28,7 @@ def generate(
     eta: float | None = None,
     bnr: float | None = None,
     labels: str | None = None,
+    guidance: float | None = None,
     weights: Literal["ema", "raw"] = "ema",
     batch_size: int = 64,
     grid: str | None = None,
@@ -46,6 +48,8 @@ def generate(
         eta: fresh noise in each step, 0 for none. As trained if not given.
         bnr: blur-to-noise ratio to sample along, for a model that was trained on a range of them.
         labels: class of all images, or one a seed separated by commas; each seed draws its own if not given.
+        guidance: weight of classifier-free guidance, 1 for none, for a model trained with label dropout. As trained
+            (`model.guidance`) if not given.
         weights: averaged or last.
         batch_size: images a device samples at once.
         grid: also write all images as one picture to this PNG file.
@@ -59,6 +63,7 @@ def generate(
         "sampler.grid.rho": rho,
         "sampler.rule.eta": eta,
         "process.path.bnr": bnr,
+        "guidance": guidance,
     }
     overrides: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
     for setting in override or []:

@@ -1,0 +1,100 @@
+"""Several devices: sharded training, torchrun, and strategies that would break a promise."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from lightning import Trainer
+from lightning.pytorch.strategies import FSDPStrategy
+from small import SMALL, environment, here, warm
+from torch import nn
+
+from warm_lightning.checkpoints import read
+from warm_lightning.errors import UserError
+from warm_lightning.strategies import check_strategy, check_unsharded, gathered, local
+
+# Dropout off: its generator is seeded by the images a device has, and the split of the batch decides that.
+SAME = ["--trainer.accelerator=cpu", "--model.network.dropout=0.0", "--checkpoints.every=0"]
+
+
+def fit(folder: Path, *arguments: str) -> list[str]:
+    return ["fit", *SMALL, *SAME, f"--trainer.default_root_dir={folder}", *arguments]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    checkpoint = read(folder / "checkpoints" / "last.ckpt")
+    assert checkpoint["warm_lightning"]["images_seen"] == 320
+    return checkpoint["state_dict"]
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    """Weights after ten steps in one process."""
+    folder = tmp_path_factory.mktemp("one")
+    here(*fit(folder, "--model.duration=320"))
+    return weights(folder)
+
+
+def assert_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    """Weights that differ by rounding: each step of Adam is at most lr, here 1.5e-3 · 320/3200 at the end."""
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        # Key biases have no gradient but rounding, of which Adam makes whole steps: ten of 8e-5 on average.
+        tolerance = 1e-3 if name.endswith("qkv.bias") else 1e-5
+        torch.testing.assert_close(found[name], value, rtol=0, atol=tolerance)
+
+
+def test_sharded_training_is_that_of_one_process(tmp_path: Path, one: dict[str, torch.Tensor]) -> None:
+    # Six steps, and four more from the checkpoint, whose weights and Adam's state are whole again.
+    sharded = ["--trainer.devices=2", "--trainer.strategy=fsdp2", "--trainer.accumulate_grad_batches=2"]
+    for duration in (192, 320):
+        done = warm(*fit(tmp_path, *sharded, f"--model.duration={duration}", "--ckpt_path=last"), cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    assert_close(weights(tmp_path), one)
+
+
+def test_torchrun_starts_the_processes_of_a_run(tmp_path: Path, one: dict[str, torch.Tensor]) -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    arguments = fit(tmp_path, "--trainer.devices=2", "--trainer.strategy=ddp", "--model.duration=320")
+    done = subprocess.run(
+        [*torchrun, "-m", "warm_lightning.cli", *arguments],
+        cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert_close(weights(tmp_path), one)
+
+
+def test_another_models_checkpoint_is_one_line_under_sharding_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here(*fit(tmp_path / "a", "--model.duration=32"))
+    checkpoint = f"--ckpt_path={tmp_path / 'a' / 'checkpoints' / 'last.ckpt'}"
+    other = fit(tmp_path / "b", "--model.network.model_channels=16", checkpoint)
+    for strategy in ("auto", "fsdp2"):
+        done = warm(*other, f"--trainer.strategy={strategy}", cwd=tmp_path)
+        assert done.returncode == 2
+        assert "another model" in done.stderr.splitlines()[-1]
+        assert "Traceback" not in done.stderr
+
+
+def test_strategies_that_would_average_the_wrong_weights_are_refused() -> None:
+    for strategy in ("auto", "ddp"):
+        check_strategy(Trainer(accelerator="cpu", strategy=strategy, logger=False).strategy)
+    with pytest.raises(UserError, match="fsdp2"):
+        check_strategy(FSDPStrategy())
+
+
+def test_raw_weights_are_not_sampled_by_one_device_of_many() -> None:
+    sharded = Trainer(accelerator="cpu", strategy="fsdp2", logger=False).strategy
+    check_unsharded(sharded, "ema")
+    check_unsharded(Trainer(accelerator="cpu", logger=False).strategy, "raw")
+    with pytest.raises(UserError, match="weights ema"):
+        check_unsharded(sharded, "raw")
+
+
+def test_what_is_not_sharded_is_left_alone() -> None:
+    network = nn.Linear(2, 2)
+    with gathered(network):
+        assert local(network.weight) is network.weight

@@ -1,0 +1,76 @@
+"""Training on several devices: which of Lightning's strategies keep this package's contracts, and sharding."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from lightning.pytorch.strategies import (
+    DDPStrategy,
+    ModelParallelStrategy,
+    SingleDeviceStrategy,
+    Strategy,
+    StrategyRegistry,
+)
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+
+from warm_lightning.errors import check
+
+StrategyRegistry.register(
+    "fsdp2",
+    ModelParallelStrategy,
+    description="Fully sharded data parallelism within a node, replicated over nodes",
+    save_distributed_checkpoint=False,  # one file, as any other strategy writes and reads
+)
+
+
+def check_strategy(strategy: Strategy) -> None:
+    """Raise UserError for a strategy under which averaged weights or checkpoints would be wrong."""
+    check(
+        isinstance(strategy, DDPStrategy | ModelParallelStrategy | SingleDeviceStrategy),
+        f"trainer.strategy {type(strategy).__name__} would shard the averaged weights apart from those being trained: use "
+        "ddp, or fsdp2 for networks too large for a device",
+    )
+
+
+def check_unsharded(strategy: Strategy, weights: str) -> None:
+    """Raise UserError where one device alone would have to sample with weights that are spread over all."""
+    check(
+        weights == "ema" or not isinstance(strategy, ModelParallelStrategy),
+        "trainer.strategy fsdp2 spreads the weights being trained over all devices: sample with weights ema",
+    )
+
+
+def shard(network: nn.Module, mesh: DeviceMesh) -> None:
+    """Spread a network's parameters over devices: each block by itself, then what is left.
+
+    Args:
+        network: changed in place; its blocks are the entries of its module lists and dictionaries.
+        mesh: nodes × devices of a node. Parameters are sharded over the second and replicated over the first.
+    """
+    if isinstance(network, FSDPModule):  # a second stage of the same Trainer
+        return
+    for container in network.modules():
+        if isinstance(container, nn.ModuleDict | nn.ModuleList):
+            for block in container.children():
+                fully_shard(block, mesh=mesh)
+    fully_shard(network, mesh=mesh)
+
+
+@contextmanager
+def gathered(network: nn.Module) -> Iterator[None]:
+    """The network with whole parameters on every device, for reading; all devices take part."""
+    parts = [part for part in network.modules() if isinstance(part, FSDPModule)]
+    for part in parts:
+        part.unshard()
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.reshard()
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This device's part of a sharded tensor, or a plain tensor itself."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
