@@ -18,7 +18,7 @@ help:  ## list the targets
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "warm_lightning needs Python 3.11 or newer: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,inception]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,inception,lmdb]'
 	touch $(READY)
 
 setup: $(READY)  ## make the virtual environment with pinned dependencies (some minutes, 6 GB)

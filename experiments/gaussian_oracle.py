@@ -69,7 +69,7 @@ def measure(spectrum: Tensor, bnr: float, nfe: int) -> dict[str, float]:
 def run(data: str, out: Path, command: list[str]) -> list[dict[str, float]]:
     """Measure S and every row, and write them."""
     began = time.perf_counter()
-    images = ImageFolder(data).train_images().images
+    images = ImageFolder(data).train_images().all()
     spectrum = power_spectrum(dequantise(images))
     bar = tqdm(list(product(BNRS, NFES)), desc="Sampling", unit=" settings")
     rows = [measure(spectrum, bnr, nfe) for bnr, nfe in bar]

@@ -2,9 +2,10 @@
 
     python -m experiments.gpu_check --minutes 5 --data cifar10.zip --out docs/measurements
 
-Runs the tests that need a GPU, then trains a configuration through `warm fit` for some minutes, and writes
-`gpu-check-<device>.json` and a grid of samples beside it. Needs no network. With `--device cpu` and a small
-configuration the same code runs on a CPU, to try it out.
+Runs the tests that need a GPU, measures how fast the full-size networks train, sample and are scored (`gpu_speed.py`),
+then trains a configuration through `warm fit` for some minutes, and writes `gpu-check-<device>.json` and a grid of
+samples beside it. `--parts` runs some of the three and keeps what the file has of the others. Needs no network. With
+`--device cpu` and a small configuration the same code runs on a CPU, to try it out.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -23,6 +25,7 @@ from xml.etree import ElementTree
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
+from experiments.gpu_speed import MODES, measure_inception, measure_sampling, measure_training
 from experiments.machine import describe, peak_memory
 from warm_lightning import load_checkpoint
 from warm_lightning.cli import main as warm
@@ -30,6 +33,9 @@ from warm_lightning.errors import UserError, check
 from warm_lightning.pictures import writable_folder, write_file
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+PARTS = ("tests", "speed", "training")
+FULL_SIZE = {"configs/cifar10.yaml": 256, "configs/ffhq64.yaml": 128}
+"""Configurations whose speed is measured, and images at once: what 80 GB hold in float32."""
 
 
 def run_tests(device: str) -> dict[str, Any]:
@@ -54,6 +60,25 @@ def read_report(path: Path) -> dict[str, Any]:
         for problem in problems:
             failed[str(case.get("name"))] = str(problem.get("message")).splitlines()[0]
     return {"passed": passed, "failed": failed}
+
+
+def measure_speed(options: argparse.Namespace) -> dict[str, Any]:
+    """Training, sampling and features: of the full-size configurations on a GPU, of the one to train on a CPU."""
+    on_gpu = options.device == "cuda"
+    sizes = FULL_SIZE if on_gpu else {options.config: 4}
+    modes = MODES if on_gpu else {"fp32": MODES["fp32"]}
+    limit = options.seconds
+    found: dict[str, Any] = {}
+    for config, batch_size in sizes.items():
+        paths, changes = [Path(config)], {"data.batch_size": batch_size}
+        found[Path(config).stem] = {
+            "training": measure_training(paths, options.device, limit, changes, modes),
+            "sampling": measure_sampling(
+                paths, options.device, limit, batch_size=batch_size, modes=None if on_gpu else modes
+            ),
+        }
+    inception = measure_inception(options.device, limit, batch_size=256 if on_gpu else 2)
+    return {**found, "inception": inception}
 
 
 def data_options(data: str | None) -> list[str]:
@@ -138,20 +163,47 @@ def run(options: argparse.Namespace) -> int:
     machine = describe(options.device)
     out = writable_folder(options.out)
     name = "gpu-check-" + re.sub(r"[^a-z0-9]+", "-", machine.get("gpu", "cpu").lower()).strip("-")
-    tests = run_tests(options.device)
-    training = train(options, out / f"{name}.png")
-    report = {"machine": machine, "tests": tests, "training": training}
-    write_file(out / f"{name}.json", json.dumps(report, indent=2).encode())
-    print(
-        f"\n{machine.get('gpu', machine['cpu'])}: {tests['passed']} tests passed, {len(tests['failed'])} failed",
-        *(f"  {test}: {reason}" for test, reason in tests["failed"].items()),
-        f"{options.config}, {options.precision}{', compiled' if options.compile else ''}: "
-        f"{training['images_per_second']:.0f} images/s, {training['peak_memory_bytes'] / 2**30:.2f} GiB, loss "
-        f"{training['loss_curve'][0][1]:.4g} → {training['loss_curve'][-1][1]:.4g} in {training['images_seen']} images",
-        f"written to {out / name}.json and .png",
-        sep="\n",
-    )
-    return 1 if tests["failed"] else 0
+    path = out / f"{name}.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    report = {"machine": machine, **{part: known[part] for part in PARTS if part in known}}
+    stages = {
+        "tests": lambda: run_tests(options.device),
+        "speed": lambda: measure_speed(options),
+        "training": lambda: train(options, out / f"{name}.png"),
+    }
+    for part in options.parts:
+        report[part] = stages[part]()
+        write_file(path, json.dumps(report, indent=2).encode())  # now: a later part may run out of time
+    print(f"\n{machine.get('gpu', machine['cpu'])}", *summary(report), f"written to {path}", sep="\n")
+    return 1 if "tests" in options.parts and report["tests"]["failed"] else 0
+
+
+def summary(report: dict[str, Any]) -> Iterator[str]:
+    """The report for people to read, a line at a time."""
+    if "tests" in report:
+        tests = report["tests"]
+        yield f"{tests['passed']} tests passed, {len(tests['failed'])} failed"
+        yield from (f"  {test}: {reason}" for test, reason in tests["failed"].items())
+    speed = dict(report.get("speed", {}))
+    if inception := speed.pop("inception", None):
+        yield f"Inception: {inception['images_per_second']:.0f} images/s"
+    for config, measured in speed.items():
+        for mode, found in measured["training"]["modes"].items():
+            rest = 100 * sum(measured["training"]["shares"][mode].values())
+            rate, gain, memory = found["images_per_second"], found["speed_over_first"], found["peak_memory_bytes"]
+            yield (
+                f"{config}, training, {mode}: {rate:.0f} images/s, {gain:.2f} times the first, "
+                f"{memory / 2**30:.1f} GiB, {rest:.1f} % of it data, augmentation and blur"
+            )
+        for mode, found in measured["sampling"]["modes"].items():
+            yield f"{config}, sampling at NFE {found['nfe']}, {mode}: {found['images_per_second']:.1f} images/s"
+    if "training" in report:
+        training = report["training"]
+        yield (
+            f"{training['command']}: {training['images_per_second']:.0f} images/s, "
+            f"{training['peak_memory_bytes'] / 2**30:.2f} GiB, loss {training['loss_curve'][0][1]:.4g} → "
+            f"{training['loss_curve'][-1][1]:.4g} in {training['images_seen']} images"
+        )
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -159,6 +211,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m experiments.gpu_check", description="GPU tests, and some minutes of training."
     )
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to run (default: all)")
+    parser.add_argument("--seconds", type=float, default=10, help="for each measurement of speed (default: 10)")
     parser.add_argument("--minutes", type=float, default=5, help="of training, compilation included (default: 5)")
     parser.add_argument("--data", help="folder or zip of images, or torchvision's folder of CIFAR-10")
     parser.add_argument("--out", default="docs/measurements", help="folder to write to (default: %(default)s)")

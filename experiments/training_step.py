@@ -12,6 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from warm_lightning import load_config
+from warm_lightning.images import dequantise
 from warm_lightning.networks import Network
 from warm_lightning.rng import BatchDraws
 from warm_lightning.types import Batch
@@ -27,9 +28,13 @@ class TrainingStep:
         paths: YAML files, see `load_config`.
         overrides: see `load_config`.
         device: where to train.
+        autocast: of the network's products in mixed precision; None for none.
     """
 
-    def __init__(self, paths: list[Path], overrides: Mapping[str, Any], device: str) -> None:
+    def __init__(
+        self, paths: list[Path], overrides: Mapping[str, Any], device: str, autocast: torch.dtype | None = None
+    ) -> None:
+        self.autocast = torch.autocast(device, autocast, enabled=autocast is not None)
         self.module, data = load_config(list(paths), overrides)
         self.module.to(device).train()
         self.optimizer = self.module.configure_optimizers()
@@ -48,13 +53,23 @@ class TrainingStep:
 
     def backward(self, network: Network) -> None:
         """Lines 4 to 13 of Algorithm 1 with some network, and gradients."""
-        draws = BatchDraws(self.module.seed, 0, self.batch_size, self.batch.positions)
-        losses, _ = self.module.losses(replace(self.module.model("raw"), network=network), self.batch, draws)
+        module, model = self.module, replace(self.module.model("raw"), network=network)
+        with self.autocast:
+            losses, _ = module.losses(model, self.batch, self.draws(), module.label_dropout, module.augment)
         losses.sum(1).mean().backward()
 
+    def draws(self) -> BatchDraws:
+        """Those of the first step."""
+        return BatchDraws(self.module.seed, 0, self.batch_size, self.batch.positions)
+
     def forward_process(self) -> None:
-        """What is left with a network that costs nothing: draws, DCT, blur, scaling, squares."""
+        """What is left with a network that costs nothing: augmentation, draws, DCT, blur, scaling, squares."""
         self.backward(self.silent)
+
+    def augment(self) -> None:
+        """Augmentation alone, if the configuration has one."""
+        if self.module.augment is not None:
+            self.module.augment(dequantise(self.batch.images), self.draws())
 
     def update(self) -> None:
         """Adam and the average of weights, after a step has left gradients."""

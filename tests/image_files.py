@@ -1,9 +1,11 @@
 """Image files, folders and zips for the tests of data."""
 
 import io
+import json
 import zipfile
 from pathlib import Path
 
+import lmdb
 import numpy as np
 import pytest
 import torch
@@ -42,6 +44,30 @@ def store(where: Path, files: dict[str, bytes], kind: str) -> str:
             (path / name).parent.mkdir(parents=True, exist_ok=True)
             (path / name).write_bytes(content)
     return str(path)
+
+
+def store_lmdb(path: Path, files: dict[str, bytes]) -> str:
+    """Write files to a new LMDB with their names as keys."""
+    with lmdb.open(str(path), map_size=2**28) as database, database.begin(write=True) as transaction:
+        for name, content in files.items():
+            transaction.put(name.encode(), content)
+    return str(path)
+
+
+def store_edm(where: Path, images: list[np.ndarray], labels: list[int] | None = None, kind: str = "zip") -> str:
+    """Write images to a new zip or folder in EDM's format, as its paper's tool names them."""
+    names = [f"{i // 1000:05d}/img{i:08d}.png" for i in range(len(images))]
+    files = {name: encode(image) for name, image in zip(names, images, strict=True)}
+    pairs = None if labels is None else [[name, label] for name, label in zip(names, labels, strict=True)]
+    return store(where, files | {"dataset.json": json.dumps({"labels": pairs}).encode()}, kind)
+
+
+def photographs(cifar10_zip: Path, n: int) -> list[np.ndarray]:
+    """Some of CIFAR-10's test images of different classes, uint8 [32, 32, 3]."""
+    with zipfile.ZipFile(cifar10_zip) as archive:
+        names = sorted(name for name in archive.namelist() if name.startswith("test/") and name.endswith(".jpg"))
+        chosen = names[:: len(names) // n][:n]
+        return [np.asarray(Image.open(io.BytesIO(archive.read(name)))) for name in chosen]
 
 
 def refused(data: ImageDataModule, *mentions: str) -> str:

@@ -1,8 +1,11 @@
 """Data that are broken are refused in one line that names the file."""
 
 import os
+import re
 import struct
 import tempfile
+import tracemalloc
+import warnings
 import zipfile
 import zlib
 from pathlib import Path
@@ -13,7 +16,9 @@ import torch
 from image_files import RNG, encode, pixels, refused, store
 from PIL import Image
 
+from warm_lightning.cli import main
 from warm_lightning.data import ImageFolder
+from warm_lightning.data.readers import MAX_FILE
 from warm_lightning.errors import UserError
 
 
@@ -79,6 +84,38 @@ def test_encrypted_zip(tmp_path):
     refused(ImageFolder(str(path)), str(path), "1.png", "encrypted")
 
 
+@pytest.mark.parametrize("name", ["../1.png", "a/../../1.png", "/etc/1.png", "..\\1.png", "C:/1.png"])
+@pytest.mark.parametrize("cache", [True, False])
+def test_members_that_point_out_of_a_zip(tmp_path, name, cache):
+    path = store(tmp_path, {"0.png": encode(pixels()), name: encode(pixels())}, "zip")
+    refused(ImageFolder(path, cache=cache), path, "points out of the zip")
+    assert main(["dataset", path, str(tmp_path / "new.zip"), "--workers=0"]) == 2
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["images.zip"]
+
+
+@pytest.mark.parametrize("which", ["0.png", "1.png", "dataset.json"])
+@pytest.mark.parametrize("honest", [True, False])
+@pytest.mark.parametrize("cache", [True, False])
+def test_zip_bombs_are_not_unpacked(tmp_path, which, honest, cache):
+    path = Path(store(tmp_path, {"0.png": encode(pixels()), "1.png": encode(pixels())}, "zip"))
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of two members of one name, the last one counts
+        archive.writestr(which, bytes(MAX_FILE + 1))
+    if not honest:  # the directory says that it is small
+        content = path.read_bytes()
+        path.write_bytes(content.replace(struct.pack("<I", MAX_FILE + 1), struct.pack("<I", 1000)))
+    tracemalloc.start()
+    with pytest.raises(UserError, match=f"^{re.escape(which)} in {path}") as caught:
+        ImageFolder(str(path), cache=cache).train_images().take(torch.arange(2))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**24
+    assert "\n" not in str(caught.value)
+    assert ("256 MB" in str(caught.value)) == honest
+    assert main(["dataset", str(path), str(tmp_path / "new.zip"), "--workers=0"]) == 2
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["images.zip"]
+
+
 def png_header(size: int) -> bytes:
     """A PNG of which the header says that it is huge."""
 
@@ -114,6 +151,9 @@ def test_broken_image_is_named(tmp_path, kind, which, place):
     files = {f"cat/{i}.png": encode(pixels(32)) for i in range(9)} | {"dog/0.png": encode(pixels(32))}
     path = store(tmp_path, files | {place: broken_images()[which]}, kind)
     message = refused(ImageFolder(path), path, place)
+    with pytest.raises(UserError) as caught:
+        ImageFolder(path, cache=False).train_images().all()
+    assert str(caught.value) == message
     assert ("huge image" in message) == ("bomb" in which)
     assert ("8 bits" in message) == (which == "16 bits")
 

@@ -106,10 +106,11 @@ def test_another_seed_is_another_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("64-true", 1e-9), ("32-true", None)])
-def test_two_processes_train_as_one(tmp_path: Path, precision: str, tolerance: float | None) -> None:
+def test_two_processes_with_accumulation_train_as_one(tmp_path: Path, precision: str, tolerance: float | None) -> None:
     same = ["--model.duration=640", f"--trainer.precision={precision}", "--trainer.accelerator=cpu"]
     here(*fit(tmp_path / "one", *same))
-    done = warm(*fit(tmp_path / "two", *same, "--trainer.devices=2", "--trainer.strategy=ddp"), cwd=tmp_path)
+    two = ["--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.accumulate_grad_batches=2"]
+    done = warm(*fit(tmp_path / "two", *same, *two), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     modules = [load_checkpoint(last(tmp_path / name)) for name in ("one", "two")]
     if tolerance:

@@ -167,7 +167,7 @@ def test_bench(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert all(note in shown for note in found["notes"])
 
 
-def test_gpu_check_on_a_cpu(tmp_path: Path) -> None:
+def test_gpu_check_on_a_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     images = np.random.default_rng(0).integers(0, 256, (16, 8, 8, 3), np.uint8)
     data = store(tmp_path, {f"{k:02}.png": encode(image) for k, image in enumerate(images)}, "zip")
     config = tmp_path / "tiny.yaml"
@@ -183,7 +183,11 @@ def test_gpu_check_on_a_cpu(tmp_path: Path) -> None:
         """
     )
     options = ["--device=cpu", f"--config={config}", f"--data={data}", "--minutes=0.1", f"--out={tmp_path / 'out'}"]
-    assert gpu_check.main(options) == 0
+    assert gpu_check.main([*options, "--parts", "tests", "training"]) == 0
+    assert gpu_check.main([*options, "--parts", "speed", "--seconds=0.1"]) == 0  # beside what is there
+    shown = capsys.readouterr().out
+    assert "tiny, training, fp32:" in shown
+    assert "tiny, sampling at NFE 5, fp32:" in shown
     found = json.loads((tmp_path / "out" / "gpu-check-cpu.json").read_text())
     assert found["tests"]["passed"] > 10
     assert found["tests"]["failed"] == {}
@@ -194,6 +198,8 @@ def test_gpu_check_on_a_cpu(tmp_path: Path) -> None:
     assert steps == [40 * (k + 1) for k in range(len(steps))]
     assert 0 <= training["images_seen"] - steps[-1] < 40
     assert all(math.isfinite(loss) for _, loss in training["loss_curve"])
+    assert found["speed"]["tiny"]["training"]["parameters"] > 1000
+    assert found["speed"]["inception"]["images_per_second"] > 0
     with Image.open(tmp_path / "out" / "gpu-check-cpu.png") as picture:
         assert picture.size == (402, 402)  # 8 × 8 images, enlarged to 48 pixels and 2 apart
 

@@ -50,6 +50,14 @@ class WithLogits(nn.Module):
         return pixels, pixels[:, :3]
 
 
+class ByKeyword(nn.Module):
+    """Probabilities of classes, or features if asked for them, as StyleGAN2-ADA's Inception has them."""
+
+    def forward(self, images: Tensor, return_features: bool = False) -> Tensor:
+        pixels = images.float().flatten(1)
+        return pixels if return_features else pixels[:, :3].softmax(dim=1)
+
+
 class OneNumber(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         return images.float().mean()
@@ -216,6 +224,24 @@ def test_torchscript_with_logits_and_a_name(tmp_path):
     features, logits = extractor(images)
     assert torch.equal(features, images.flatten(1).float())
     assert torch.equal(logits, features[:, :3])
+
+
+def test_torchscript_is_called_with_the_keywords_given(tmp_path):
+    path = script(ByKeyword(), tmp_path / "inception.pt")
+    images = torch.arange(64, dtype=torch.uint8).view(2, 2, 4, 4)
+    assert TorchScriptFeatures(path)(images)[0].shape == (2, 3)
+    extractor = TorchScriptFeatures(path, name="", kwargs={"return_features": True}, frechet_name="fid")
+    features, logits = extractor(images)
+    assert torch.equal(features, images.flatten(1).float())
+    assert logits is None
+    assert [extractor.score_name(score, 50_000) for score in ("frechet", "kid")] == ["fid50k", "kid50k"]
+    # With other keywords it is another extractor; under another file's name the same.
+    identity = extractor.identity()
+    assert identity != TorchScriptFeatures(path).identity()
+    Path(path).rename(tmp_path / "moved.pt")
+    assert TorchScriptFeatures(str(tmp_path / "moved.pt"), kwargs={"return_features": True}).identity() == identity
+    with pytest.raises(UserError, match=r"moved\.pt does not take .*return_featurs"):
+        TorchScriptFeatures(str(tmp_path / "moved.pt"), kwargs={"return_featurs": True})(images)
 
 
 @pytest.mark.parametrize("damage", ["missing", "text", "truncated", "state_dict"])

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from warm_lightning import load_config
 from warm_lightning.images import quantise
+from warm_lightning.metrics import InMemory, Observer, Pixels, Scores, measure
 from warm_lightning.module import DiffusionModule
 from warm_lightning.networks import DDPMpp
 from warm_lightning.rng import BatchDraws, SeedStreams
@@ -250,3 +251,16 @@ def test_training_in_mixed_precision_learns_as_in_float32(precision: str) -> Non
     before, after = loss_after(1, "32-true"), loss_after(60, "32-true")
     assert after < 0.8 * before
     assert before - loss_after(60, precision) > 0.7 * (before - after)
+
+
+def test_scores_are_those_of_the_cpu() -> None:
+    images = torch.randint(0, 256, (400, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    values = []
+    for device in ("cpu", DEVICE):
+        observer = Observer(Pixels(), 64, device)
+        scores = Scores(observer, measure(observer, InMemory(images[:300]), InMemory(images[300:350])), (3, 8, 8))
+        scores.update(images[350:].to(device))
+        count, found = scores.compute()
+        values.append({**found, **scores.companions(count)})
+    # A draw of the Gaussian may round to another grey level.
+    assert values[1] == pytest.approx(values[0], rel=1e-3, abs=1e-6)

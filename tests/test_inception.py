@@ -1,11 +1,17 @@
 """Inception features: torch-fidelity's own numbers, and what is said where its weights are missing or wrong."""
 
+import hashlib
+import os
 import sys
+import time
 from pathlib import Path
 from unittest.mock import patch
+from urllib.error import URLError
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from torch import nn
 
 from warm_lightning.errors import UserError
@@ -44,17 +50,99 @@ def test_inception_features_are_torch_fidelitys(inception, tmp_path):
     assert extractor.describe()["file"] == "weights.pth"
 
 
-def test_inception_weights_are_found_in_torch_hubs_cache(inception, tmp_path, monkeypatch):
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    images = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
-    with pytest.raises(UserError, match=r"no Inception weights: put .*6726825d\.pth there") as caught:
-        InceptionFeatures()(images)
-    path = Path(str(caught.value).split(":")[0])
-    path.parent.mkdir(parents=True)
-    torch.save(inception.state_dict(), path)
+@pytest.fixture
+def no_network(tmp_path, monkeypatch) -> list[str]:
+    """Torch hub's cache empty, the variable unset, and no network; gives the addresses that were asked for."""
+    asked = []
+
+    def refuse(url: str, *args: object, **kwargs: object) -> None:
+        asked.append(url)
+        raise URLError("Name or service not known")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
+    monkeypatch.delenv("WARM_INCEPTION_WEIGHTS", raising=False)
+    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
+    return asked
+
+
+def test_weights_are_looked_for_in_order(tmp_path, monkeypatch, no_network):
+    cached = InceptionFeatures().path
+    assert cached.parent == tmp_path / "hub" / "hub" / "checkpoints"
+    monkeypatch.setenv("WARM_INCEPTION_WEIGHTS", str(tmp_path / "variable.pth"))
+    assert InceptionFeatures().path == tmp_path / "variable.pth"
+    assert InceptionFeatures(str(tmp_path / "given.pth")).path == tmp_path / "given.pth"
+    # A file that was asked for and is not there is said, and nothing else is taken instead.
+    for given, setting in ((None, "WARM_INCEPTION_WEIGHTS"), ("x", "weights_path")):
+        with pytest.raises(UserError, match=f"no such file: set {setting} to a copy of http") as caught:
+            InceptionFeatures(given).prepare()
+        assert "\n" not in str(caught.value)
+    assert no_network == []
+
+
+def test_without_weights_and_network_the_file_and_its_place_are_named(no_network):
+    with pytest.raises(UserError, match=r"cannot be downloaded .*Name or service not known") as caught:
+        InceptionFeatures().prepare()
+    path, message = str(caught.value).split(": ", 1)
+    assert path == str(InceptionFeatures().path)
+    assert f"put {no_network[0]} there" in message
+    assert no_network[0].endswith(Path(path).name)
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_weights_are_downloaded_once_and_only_whole(inception, tmp_path, monkeypatch, whole):
+    """torch hub's own function, from a file: URL, whose name ends with the start of the content's hash."""
+    torch.save(inception.state_dict(), tmp_path / "weights")
+    content = (tmp_path / "weights").read_bytes()
+    source = tmp_path / f"weights-{hashlib.sha256(content).hexdigest()[:8]}.pth"
+    source.write_bytes(content if whole else content[:-1000])
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
+    monkeypatch.delenv("WARM_INCEPTION_WEIGHTS", raising=False)
+    monkeypatch.setattr(InceptionFeatures, "_url", source.as_uri())
     extractor = InceptionFeatures()
-    assert extractor(images)[0].shape == (1, 2048)
-    assert extractor.describe()["file"] == path.name
+    if not whole:
+        with pytest.raises(UserError, match="invalid hash value"):
+            extractor.prepare()
+        assert not list(extractor.path.parent.iterdir())
+        return
+    extractor.prepare()
+    source.unlink()
+    extractor.prepare()
+    assert extractor(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))[0].shape == (1, 2048)
+    assert [file.name for file in extractor.path.parent.iterdir()] == [source.name]
+
+
+def in_process(rank: int, world_size: int, folder: Path) -> None:
+    os.environ["LOCAL_RANK"] = str(rank)
+    os.environ.pop("WARM_INCEPTION_WEIGHTS", None)
+    dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=world_size)
+    found = []
+    for network in (False, True):
+
+        def download(url: str, path: str, hash_prefix: str, network: bool = network) -> None:
+            time.sleep(0.5)  # the others must wait
+            if not network:
+                raise URLError("no route")
+            Path(path).write_text(f"from {rank}")
+
+        torch.hub.download_url_to_file = download
+        os.environ["TORCH_HOME"] = str(folder / str(network))
+        extractor = InceptionFeatures()
+        try:
+            extractor.prepare()
+            found.append(extractor.path.read_text())
+        except UserError as error:
+            found.append(str(error))
+    torch.save(found, folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_the_first_process_downloads_and_all_hear_of_it(tmp_path):
+    mp.spawn(in_process, (2, tmp_path), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert first == second
+    assert "no route" in first[0]
+    assert first[1] == "from 0"
 
 
 @pytest.mark.parametrize("content", ["missing", "text", "code", "other"])

@@ -1,21 +1,21 @@
-"""What scores are made of, against closed forms, brute force, scipy and torchmetrics."""
+"""What scores are made of, against closed forms, brute force and torchmetrics; Fréchet: `test_frechet.py`."""
 
 import math
 
-import numpy as np
 import pytest
 import torch
-from scipy.linalg import sqrtm
 from torch import Tensor, nn
-from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.inception import InceptionScore as TorchmetricsInceptionScore
+from torchmetrics.image.kid import KernelInceptionDistance
 
 from warm_lightning.data import Digits
-from warm_lightning.metrics import neighbours
-from warm_lightning.metrics.frechet import Moments, Normal, frechet_distance
+from warm_lightning.metrics import InMemory, neighbours
+from warm_lightning.metrics import kernel_distance as kernel_distance_module
 from warm_lightning.metrics.gaussian import moment_matched
 from warm_lightning.metrics.inception_score import InceptionScore
+from warm_lightning.metrics.kernel_distance import kernel_distance
 from warm_lightning.metrics.neighbours import memorisation, precision_recall, unseen_distance
+from warm_lightning.rng import key
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -27,74 +27,63 @@ def noise_images(*shape: int, seed: int = 0) -> Tensor:
     return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
 
 
-def normal(features: Tensor, parts: int = 1) -> Normal:
-    moments = Moments(features.shape[1])
-    for part in features.chunk(parts):
-        moments.update(part)
-    return Normal(*moments.compute()[:2])
-
-
-# ------------------------------------------------------------------ Fréchet distance
-
-
-def test_frechet_distance_of_commuting_normals_has_a_closed_form():
-    basis = torch.linalg.qr(draw(8, 8)).Q
-    a, b = torch.linspace(0, 3, 8).double(), torch.linspace(2, 1, 8).double()
-    mean = draw(8, seed=1)
-    first, second = (Normal(m, basis * v @ basis.T) for m, v in ((mean, a), (mean + 0.5, b)))
-    expected = 8 * 0.25 + (a.sqrt() - b.sqrt()).square().sum()
-    assert frechet_distance(first, second) == pytest.approx(expected.item(), rel=1e-12)
-    assert frechet_distance(first, first) < 1e-12
-
-
-def test_frechet_distance_is_scipys_and_torchmetrics():
-    # Full rank and well conditioned, where all three are accurate.
-    x, y = draw(300, 20) @ draw(20, 20, seed=1) + 5, draw(200, 20, seed=2) @ draw(20, 20, seed=3) + 4
-    ours = frechet_distance(normal(x, 7), normal(y, 3))
-    covariances = np.cov(x.numpy().T), np.cov(y.numpy().T)
-    scipys = (x.mean(0) - y.mean(0)).square().sum().item() + sum(c.trace() for c in covariances)
-    scipys -= 2 * sqrtm(covariances[0] @ covariances[1]).trace().real
-    assert ours == pytest.approx(scipys, rel=1e-9)
-
-    identity = nn.Identity()
-    identity.num_features = 20
-    metric = FrechetInceptionDistance(feature=identity)
-    metric.update(x, real=True)
-    metric.update(y, real=False)
-    assert ours == pytest.approx(metric.compute().item(), rel=1e-9)
-
-
-@pytest.mark.parametrize("near", [True, False])
-def test_frechet_distance_holds_without_full_rank(near):
-    # tr(Σa Σb)^½ is the nuclear norm of A Bᵀ, with A and B the centred features over √(N−1): another route,
-    # without any covariance. For near sets, eigenvalues of Σa Σb and scipy's sqrtm are off by per cents.
-    x = draw(60, 150) + 3
-    y = x + 1e-3 * draw(60, 150, seed=1) if near else 1.3 * draw(40, 150, seed=1) + 3.1
-    y[:, 100:] = x[:, 100:] = 0  # features that never fire
-    a, b = ((f - f.mean(0)) / (len(f) - 1) ** 0.5 for f in (x, y))
-    expected = (x.mean(0) - y.mean(0)).square().sum() + a.square().sum() + b.square().sum()
-    expected -= 2 * torch.linalg.svdvals(a @ b.T).sum()
-    assert frechet_distance(normal(x), normal(y)) == pytest.approx(expected.item(), rel=1e-6)
-
-
 # ------------------------------------------------------------------ class scores
 
 
 @pytest.mark.filterwarnings("ignore")  # torchmetrics' own
-def test_inception_score_is_torchmetrics_with_one_split():
+@pytest.mark.parametrize("splits", [1, 10])
+def test_inception_score_is_torchmetrics(splits, monkeypatch):
     logits = 3 * draw(200, 10)
-    ours, theirs = InceptionScore(10), TorchmetricsInceptionScore(feature=nn.Identity(), splits=1)
-    for part in logits.split(60):
-        ours.update(part)
-        theirs.update(part)
-    assert ours.compute().item() == pytest.approx(theirs.compute()[0].item(), rel=1e-12)
+    ours, theirs = InceptionScore(10, splits), TorchmetricsInceptionScore(feature=nn.Identity(), splits=splits)
+    for index in torch.arange(200).split(60):
+        ours.update(logits[index], index)
+    theirs.update(logits)
+    # It cuts a random order into splits; we take turns.
+    monkeypatch.setattr(torch, "randperm", lambda n: torch.arange(n).view(-1, splits).T.flatten())
+    mean, spread = ours.compute()
+    expected = theirs.compute()
+    assert mean == pytest.approx(expected[0].item(), rel=1e-12)
+    assert spread is None if splits == 1 else spread == pytest.approx(expected[1].item(), rel=1e-12)
 
 
 @pytest.mark.parametrize(("certainty", "expected"), [(0.0, 1.0), (1e4, 5.0)])
 def test_inception_score_of_ignorance_is_1_and_of_certain_balanced_classes_their_number(certainty, expected):
     score = InceptionScore(5)
-    score.update(certainty * torch.eye(5).repeat(8, 1))
-    assert score.compute().item() == pytest.approx(expected, rel=1e-12)
+    score.update(certainty * torch.eye(5).repeat(8, 1), torch.arange(40))
+    assert score.compute() == (pytest.approx(expected, rel=1e-12), None)
+
+
+# ------------------------------------------------------------------ kernel distance
+
+
+@pytest.mark.filterwarnings("ignore")  # torchmetrics warns that it keeps features
+@pytest.mark.parametrize(("subsets", "size"), [(1, 90), (7, 40)])
+def test_kernel_distance_is_torchmetrics_on_the_same_subsets(subsets, size, monkeypatch):
+    reference, samples = draw(90, 12), draw(90, 12, seed=1) + 0.3
+    monkeypatch.setattr(kernel_distance_module, "SUBSETS", subsets)
+    monkeypatch.setattr(kernel_distance_module, "SUBSET_SIZE", size)
+    ours = kernel_distance(samples, reference, seed=4)
+
+    identity = nn.Identity()
+    identity.num_features = 12
+    theirs = KernelInceptionDistance(identity, subsets=subsets, subset_size=size)
+    theirs.update(reference, real=True)
+    theirs.update(samples, real=False)
+    generator, randperm = torch.Generator().manual_seed(key(4, "kernel distance")), torch.randperm
+    monkeypatch.setattr(torch, "randperm", lambda n: randperm(n, generator=generator))
+    expected = [value.item() for value in theirs.compute()]
+    assert ours == pytest.approx(expected, rel=1e-10, abs=1e-12)
+
+
+def test_kernel_distance_is_unbiased_and_leaves_the_random_state_alone():
+    state = torch.get_rng_state()
+    # Sets of one law: the mean over 60 independent pairs is 0 to within a few of its standard errors.
+    values = torch.tensor([kernel_distance(draw(50, 4, seed=2 * i), draw(50, 4, seed=2 * i + 1))[0] for i in range(60)])
+    assert values.mean().abs() < 4 * values.std() / 60**0.5
+    # The mean kernel of two points one apart in each of 4 features, worked out: k = (0 + 1)³ and (4/4 + 1)³.
+    x, y = torch.zeros(5, 4), torch.ones(5, 4)
+    assert kernel_distance(x, y) == (pytest.approx(1 + 8 - 2), 0)
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 # ------------------------------------------------------------------ neighbours
@@ -150,8 +139,8 @@ def test_memorisation_without_held_out_images_is_1_for_new_images_and_a_half_whe
 
 
 def test_gaussian_has_the_datas_mean_and_covariance():
-    images = Digits().train_images().images
-    draws = moment_matched(images, 40_000).flatten(1).double()
+    images = Digits().train_images().all()
+    draws = moment_matched(InMemory(images), 40_000).flatten(1).double()
     pixels = images.flatten(1).double() / 127.5 - 1
     covariance = pixels.T.cov()
     error = draws.mean(0) - pixels.mean(0)
@@ -163,11 +152,11 @@ def test_gaussian_has_the_datas_mean_and_covariance():
 
 def test_gaussian_of_few_images_stays_in_their_span_and_depends_on_the_seed_alone():
     images = noise_images(5, 3, 8, 8)
-    draws = moment_matched(images, 20, seed=3)
+    draws = moment_matched(InMemory(images), 20, seed=3)
     pixels = images.flatten(1).double() / 127.5 - 1
     basis = torch.linalg.qr((pixels - pixels.mean(0)).T).Q[:, :4]
     centred = draws.flatten(1).double() - pixels.mean(0)
     assert (centred - centred @ basis @ basis.T).abs().max() < 1e-5
     torch.rand(1)
-    assert torch.equal(draws, moment_matched(images, 20, seed=3))
-    assert not torch.equal(draws, moment_matched(images, 20, seed=4))
+    assert torch.equal(draws, moment_matched(InMemory(images), 20, seed=3))
+    assert not torch.equal(draws, moment_matched(InMemory(images), 20, seed=4))

@@ -187,7 +187,7 @@ def test_pictures_and_checkpoints_are_named_by_images(run: Path) -> None:
     assert names == {"last.ckpt", "images-000000160.ckpt", "images-000000320.ckpt", "best-fd_pixel.ckpt"}
     for name in names:
         section = read(run / "checkpoints" / name)["warm_lightning"]
-        assert section["format_version"] == 1
+        assert section["format_version"] == 2
     assert read(run / "checkpoints" / "images-000000160.ckpt")["warm_lightning"]["images_seen"] == 160
 
 

@@ -1,5 +1,6 @@
 """`Scores`: what it says of digits, copies and noise, and that neither processes nor contexts change it."""
 
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,18 @@ from torch import Tensor
 
 from warm_lightning.data import CIFAR10, Digits
 from warm_lightning.errors import UserError
-from warm_lightning.metrics import DigitsFeatures, Pixels, Scores, TorchScriptFeatures
+from warm_lightning.metrics import (
+    DigitsFeatures,
+    FeatureExtractor,
+    InMemory,
+    Observer,
+    Pixels,
+    ScoreProtocol,
+    Scores,
+    TorchScriptFeatures,
+    measure,
+    summarise_rounds,
+)
 from warm_lightning.metrics.digits import cache_path
 
 
@@ -26,12 +38,22 @@ def cache(tmp_path_factory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def digits() -> Tensor:
-    return Digits().train_images().images
+    return Digits().train_images().all()
+
+
+def against(
+    extractor: FeatureExtractor, data: Tensor, held_out: Tensor | None = None, batch_size: int = 500, **protocol: int
+) -> Scores:
+    """Scores against some images."""
+    observer = Observer(extractor, batch_size)
+    unseen = None if held_out is None else InMemory(held_out)
+    reference = measure(observer, InMemory(data), unseen, protocol=ScoreProtocol(**protocol))
+    return Scores(observer, reference, InMemory(data).shape)
 
 
 @pytest.fixture(scope="module")
 def digit_scores(digits) -> Scores:
-    return Scores(DigitsFeatures(), digits)
+    return against(DigitsFeatures(), digits)
 
 
 def noise_images(*shape: int, seed: int = 0) -> Tensor:
@@ -42,7 +64,8 @@ def noise_images(*shape: int, seed: int = 0) -> Tensor:
 def score(scores: Scores, images: Tensor) -> dict[str, float]:
     scores.reset()
     scores.update(images)
-    return scores.compute()
+    count, values = scores.compute()
+    return values | scores.companions(count)
 
 
 # The first test of the file: both processes find the cache empty and train the digits' classifier.
@@ -55,16 +78,16 @@ def in_process(rank: int, world_size: int, folder: Path) -> None:
 
 
 def in_all_ways(rank: int, world_size: int) -> list[dict[str, float]]:
-    data, samples = Digits().train_images().images, noise_images(101, 1, 8, 8)
+    data, samples = Digits().train_images().all(), noise_images(101, 1, 8, 8)
     reference = data[:300]
     mine = samples[rank::world_size]
-    pixels = Scores(Pixels(), reference, data[300:340], batch_size=7)
+    pixels = against(Pixels(), reference, data[300:340], batch_size=7)
     results = [score(pixels, mine)]
     results.append(score(pixels, samples if rank == 0 else samples[:0]))  # and nothing on the others
     lopsided = samples.tensor_split([71])[rank] if world_size == 2 else samples
     results.append(score(pixels, lopsided))
-    results.append(score(Scores(Pixels(), reference, max_neighbours=30), mine))
-    results.append(score(Scores(DigitsFeatures(), reference), mine))
+    results.append(score(against(Pixels(), reference, max_neighbours=30), mine))
+    results.append(score(against(DigitsFeatures(), reference), mine))
     return results
 
 
@@ -81,12 +104,14 @@ def test_two_processes_give_the_scores_of_one(cache):
 
 def test_scores_of_digits_rank_data_above_the_gaussian_above_noise(digits, digit_scores):
     values = score(digit_scores, noise_images(1797, 1, 8, 8))
-    assert list(values) == [
-        f"{name}_digits{end}"
-        for name in ("fd", "is", "precision", "recall", "memorisation")
-        for end in ("", "_data" if name == "is" else "_halves", "_gaussian")
-    ]
+    names = ("fd", "is", "kid", "precision", "recall", "memorisation")
+    assert digit_scores.names(1797) == [f"{name}_digits" for name in names]
+    assert set(values) == {"kid_digits_subset_std"} | {
+        f"{name}_digits{end}" for name in names for end in ("", "_data" if name == "is" else "_halves", "_gaussian")
+    }
     assert 5 * values["fd_digits_halves"] < values["fd_digits_gaussian"] < values["fd_digits"] / 5
+    # The unbiased kernel distance of two halves is 0 but for chance: its spread over subsets bounds that.
+    assert abs(values["kid_digits_halves"]) < 0.02 * values["kid_digits_gaussian"] < values["kid_digits"]
     assert 9.5 < values["is_digits_data"] <= 10
     assert values["is_digits"] < values["is_digits_gaussian"] < 0.8 * values["is_digits_data"]
     assert values["precision_digits"] < values["precision_digits_gaussian"] < 0.5
@@ -102,7 +127,7 @@ def test_scores_of_digits_rank_data_above_the_gaussian_above_noise(digits, digit
 
 def test_scores_with_held_out_images(digits):
     training, held_out, samples = digits[:1000], digits[1000:1400], digits[1400:]
-    scores = Scores(Pixels(), training, held_out)
+    scores = against(Pixels(), training, held_out)
     assert score(scores, held_out)["memorisation_pixel"] == 1
     assert score(scores, training)["memorisation_pixel"] == 0
     assert score(scores, samples)["memorisation_pixel"] == pytest.approx(1, abs=0.1)
@@ -111,11 +136,11 @@ def test_scores_with_held_out_images(digits):
 def test_one_half_of_the_data_as_samples_and_the_other_as_data_score_as_the_halves(digits):
     generator = torch.Generator().manual_seed(5)
     parts = [digits[i] for i in torch.randperm(1797, generator=generator).tensor_split(2)]
-    values = score(Scores(Pixels(), parts[1]), parts[0])
-    halves = Scores(Pixels(), digits).baselines["halves"]
+    values = score(against(Pixels(), parts[1]), parts[0])
+    halves = against(Pixels(), digits).reference.companions["halves"]
     # Another split of the same images: 20 % is several times the spread between splits.
-    expected = [values[f"{name}_pixel"] for name in ("fd", "precision", "recall", "memorisation")]
-    assert list(halves.values()) == pytest.approx(expected, rel=0.2)
+    for name in ("fd", "precision", "recall", "memorisation"):
+        assert halves["frechet" if name == "fd" else name] == pytest.approx(values[f"{name}_pixel"], rel=0.2)
 
 
 def test_neighbours_of_many_images_are_those_of_a_random_part_of_the_data():
@@ -124,24 +149,25 @@ def test_neighbours_of_many_images_are_those_of_a_random_part_of_the_data():
     reference[200:] += 200
     samples = noise_images(100, 1, 4, 4, seed=1) // 8
     samples[::2] += 200
-    values = score(Scores(Pixels(), reference, max_neighbours=100), samples)
+    values = score(against(Pixels(), reference, max_neighbours=100), samples)
     assert values["precision_pixel"] > 0.8
     assert values["recall_pixel"] > 0.8
 
 
 def test_scores_do_not_depend_on_what_surrounds_them_and_leave_it_alone(digits):
     samples = noise_images(50, 1, 8, 8)
-    expected = score(Scores(DigitsFeatures(), digits[:200]), samples)
+    expected = score(against(DigitsFeatures(), digits[:200]), samples)
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
     try:
         state = torch.get_rng_state()
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-            scores = Scores(DigitsFeatures(), digits[:200])
+            scores = against(DigitsFeatures(), digits[:200])
             assert score(scores, samples) == expected
             scores.reset()
         scores.update(samples)  # as in `fit` after `test` with the same callback
-        assert scores.compute() == expected
+        count, values = scores.compute()
+        assert values | scores.companions(count) == expected
         assert torch.equal(torch.get_rng_state(), state)
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
@@ -149,33 +175,48 @@ def test_scores_do_not_depend_on_what_surrounds_them_and_leave_it_alone(digits):
 
 
 def test_reset_forgets_the_samples_and_keeps_the_reference(digits):
-    scores = Scores(Pixels(), digits[:200])
+    scores = against(Pixels(), digits[:200])
     first = score(scores, digits[200:300])
     scores.update(noise_images(30, 1, 8, 8))
-    assert scores.compute() != first
+    assert scores.compute()[1]["fd_pixel"] != first["fd_pixel"]
     assert score(scores, digits[200:300]) == first
 
 
 def test_table_has_a_row_for_each_score_and_states_its_limits(digits):
-    scores = Scores(DigitsFeatures(), digits[:200], max_neighbours=64)
+    scores = against(DigitsFeatures(), digits[:200], max_neighbours=64)
     values = score(scores, noise_images(100, 1, 8, 8))
-    lines = scores.table({**values, "fd_other": 1.0}).splitlines()
+    lines = scores.table({**values, "fd_other": 1.0}, 100).splitlines()
     assert "samples" in lines[0]
     assert "halves of the data" in lines[0]
-    for line, name in zip(lines[2:7], ("fd", "is", "precision", "recall", "memorisation"), strict=True):
+    for line, name in zip(lines[2:8], ("fd", "is", "kid", "precision", "recall", "memorisation"), strict=True):
         cells = line.split()
         assert cells[0] == f"{name}_digits"
         ends = ("", "_data" if name == "is" else "_halves", "_gaussian")
         expected = [values[f"{name}_digits{end}"] for end in ends]
         assert [float(cell) for cell in cells[1:4]] == pytest.approx(expected, rel=1e-3)
-    assert lines[7] == "100 samples, 200 images of data, 64 of the Gaussian."
-    assert lines[-1] == "precision, recall, memorisation: of 64 images at most."
-    description = scores.describe()
-    assert (description["samples"], description["reference_images"], description["max_neighbours"]) == (
-        100,
-        200,
-        64,
-    )
+    assert lines[8] == "100 samples, 200 images of data, 64 of the Gaussian."
+    assert lines[-1] == "kid, precision, recall, memorisation: of 64 images at most."
+    description = scores.describe(100)
+    assert [description[name] for name in ("samples", "reference_images", "max_neighbours")] == [100, 200, 64]
+    assert description["kernel_distance"]["subset_size"] == 64
+
+
+def test_rounds_are_summarised_with_the_best_named_by_its_direction():
+    rounds = [
+        {"fid2k": 3.0, "is2k": 7.0, "is2k_split_std": 0.1, "memorisation2k": 1.2},
+        {"fid2k": 1.0, "is2k": 9.0, "is2k_split_std": 0.3, "memorisation2k": math.nan},
+    ]
+    names = ["fid2k", "is2k", "memorisation2k"]
+    assert summarise_rounds(rounds[:1], names) == rounds[0]
+    values = summarise_rounds(rounds, names)
+    assert math.isnan(values.pop("memorisation2k_mean"))
+    assert math.isnan(values.pop("memorisation2k_std"))
+    assert math.isnan(values.pop("memorisation2k_round2"))
+    assert values == pytest.approx({
+        "fid2k_round1": 3, "fid2k_round2": 1, "fid2k_min": 1, "fid2k_mean": 2, "fid2k_std": 2**0.5,
+        "is2k_round1": 7, "is2k_round2": 9, "is2k_max": 9, "is2k_mean": 8, "is2k_std": 2**0.5,
+        "is2k_split_std_round1": 0.1, "is2k_split_std_round2": 0.3, "memorisation2k_round1": 1.2,
+    })  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -187,19 +228,19 @@ def test_table_has_a_row_for_each_score_and_states_its_limits(digits):
     ],
 )
 def test_samples_that_cannot_be_scored_get_a_clear_message(digits, images, message):
-    scores = Scores(Pixels(), digits[:50])
+    scores = against(Pixels(), digits[:50])
     with pytest.raises(UserError, match=message):
         score(scores, images)
 
 
 def test_too_little_data_gets_a_clear_message(digits):
     with pytest.raises(UserError, match="at least 8 images of data, not 7"):
-        Scores(Pixels(), digits[:7])
+        against(Pixels(), digits[:7])
 
 
 def test_cifar10_features_tell_photographs_from_noise(cifar10_zip, cifar10_features):
-    photographs = CIFAR10(path=str(cifar10_zip)).load("held_out").images[::20]
-    scores = Scores(TorchScriptFeatures(str(cifar10_features)), photographs[::2])
+    photographs = CIFAR10(path=str(cifar10_zip)).load("held_out").all()[::20]
+    scores = against(TorchScriptFeatures(str(cifar10_features)), photographs[::2])
     values = score(scores, photographs[1::2])
     noise = score(scores, noise_images(250, 3, 32, 32))
     assert values["fd250_cifar10_features"] < noise["fd250_cifar10_features"] / 10

@@ -1,14 +1,16 @@
 """Several devices: sharded training, torchrun, and strategies that would break a promise."""
 
+import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from lightning import Trainer
 from lightning.pytorch.strategies import FSDPStrategy
-from small import SMALL, environment, here, warm
+from small import SMALL, command, environment, here, warm
 from torch import nn
 
 from warm_lightning.checkpoints import read
@@ -55,14 +57,34 @@ def test_sharded_training_is_that_of_one_process(tmp_path: Path, one: dict[str, 
     assert_close(weights(tmp_path), one)
 
 
-def test_torchrun_starts_the_processes_of_a_run(tmp_path: Path, one: dict[str, torch.Tensor]) -> None:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    arguments = fit(tmp_path, "--trainer.devices=2", "--trainer.strategy=ddp", "--model.duration=320")
-    done = subprocess.run(
-        [*torchrun, "-m", "warm_lightning.cli", *arguments],
-        cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+def torchrun(arguments: list[str]) -> list[subprocess.Popen]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
+    return [start([*launcher, "warm_lightning.cli", *arguments])]
+
+
+def srun(arguments: list[str]) -> list[subprocess.Popen]:
+    """What `srun --ntasks-per-node=2` does on one node: two processes that find their places in the environment."""
+    job = {"SLURM_JOB_ID": str(20000 + os.getpid() % 10000), "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "2",
+           "SLURM_NTASKS_PER_NODE": "2", "SLURM_NODEID": "0", "SLURM_STEP_NODELIST": "127.0.0.1"}  # fmt: skip
+    tasks = [{"SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)} for i in range(2)]
+    return [start(command(*arguments), **job, **task) for task in tasks]
+
+
+def start(arguments: list[str], **extra: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        arguments, env=environment(**extra), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+@pytest.mark.parametrize("launch", [torchrun, srun])
+def test_a_cluster_starts_the_processes_of_a_run(
+    launch: Callable, tmp_path: Path, one: dict[str, torch.Tensor]
+) -> None:
+    two = ["--trainer.devices=2", "--trainer.num_nodes=1", "--trainer.strategy=ddp"]
+    for process in launch(fit(tmp_path, *two, "--model.duration=320")):
+        printed, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, printed
+        assert "MEMBER: 2/2" in printed or "MEMBER: 1/2" in printed
     assert_close(weights(tmp_path), one)
 
 
@@ -92,6 +114,12 @@ def test_raw_weights_are_not_sampled_by_one_device_of_many() -> None:
     check_unsharded(Trainer(accelerator="cpu", logger=False).strategy, "raw")
     with pytest.raises(UserError, match="weights ema"):
         check_unsharded(sharded, "raw")
+
+
+def test_channels_last_is_not_sharded(tmp_path: Path) -> None:
+    done = warm(*fit(tmp_path, "--trainer.strategy=fsdp2", "--model.channels_last=true"), cwd=tmp_path)
+    assert done.returncode == 2
+    assert "channels_last" in done.stderr.splitlines()[-1]
 
 
 def test_what_is_not_sharded_is_left_alone() -> None:

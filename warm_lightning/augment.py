@@ -58,7 +58,8 @@ class NonLeaky(Augmentation):
         check(height == width > 1, f"augmentation turns images, which must be square, not {height}×{width}")
         transforms = self.draw(draws, images.dtype)
         turned, angle = transforms.flip_and_turn(images)
-        moved = resample(turned, *transforms.inverse(angle))
+        with full_precision(images):
+            moved = resample(turned, *transforms.inverse(angle))
         changed = torch.where(transforms.moves(angle)[:, None, None, None], moved, turned)
         return changed, transforms.labels()
 
@@ -106,7 +107,11 @@ class Transforms:
     shift_y: Tensor
 
     def labels(self) -> Tensor:
-        """[B, 9]: x-flip, y-flip, scale w, cos θ - 1, sin θ, stretch w cos r, w sin r, shift w in x and in y."""
+        """[B, 9]: x-flip, y-flip, scale w, cos θ - 1, sin θ, stretch w cos r, w sin r, shift w in x and in y.
+
+        They are the published ones, which leave one thing unsaid: (w, r) and (-w, r + π), of opposite effect,
+        have the same w cos r and w sin r.
+        """
         angle = 2 * math.pi * self.turn
         along, across = self.stretch * self.axis.cos(), self.stretch * self.axis.sin()
         turned = angle.cos() - 1, angle.sin()
@@ -149,9 +154,8 @@ class Transforms:
         cos, sin = self.axis.cos(), self.axis.sin()
         mixed = (along - across) * cos * sin
         pressed = [along * cos**2 + across * sin**2, mixed, mixed, along * sin**2 + across * cos**2]
-        return back @ torch.stack(pressed, dim=1).unflatten(1, (2, 2)), 0.125 * torch.stack(
-            [self.shift_x, self.shift_y], 1
-        )
+        linear = back @ torch.stack(pressed, dim=1).unflatten(1, (2, 2))
+        return linear, 0.125 * torch.stack([self.shift_x, self.shift_y], dim=1)
 
 
 # ---------------------------------------------------------------------- resampling
@@ -212,10 +216,9 @@ def resample(images: Tensor, linear: Tensor, shift: Tensor) -> Tensor:
     ends = torch.arange(down.shape[1], dtype=images.dtype, device=images.device) - centre
     x, y = ends - 2 * size * shift[:, :1], ends - 2 * size * shift[:, 1:]
     period = up.shape[0] - 1
-    with full_precision(images):
-        upsampled = up @ images @ up.T
-        # [B, row, column, (x, y)]
-        origin = linear[:, None, None, :, 0] * x[:, None, :, None] + linear[:, None, None, :, 1] * y[:, :, None, None]
-        position = (origin + centre).remainder(period)
-        sampled = F.grid_sample(upsampled, 2 * position / period - 1, padding_mode="border", align_corners=True)
-        return down @ sampled @ down.T
+    upsampled = up @ images @ up.T
+    # [B, row, column, (x, y)]
+    origin = linear[:, None, None, :, 0] * x[:, None, :, None] + linear[:, None, None, :, 1] * y[:, :, None, None]
+    position = (origin + centre).remainder(period)
+    sampled = F.grid_sample(upsampled, 2 * position / period - 1, padding_mode="border", align_corners=True)
+    return down @ sampled @ down.T

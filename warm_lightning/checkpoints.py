@@ -7,43 +7,129 @@ format and holds the configuration the model is made from. `state_dict` has the 
 
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import lightning
 import torch
 from torch import Tensor
 
+from warm_lightning import __version__
 from warm_lightning.errors import UserError, check
+from warm_lightning.interop.exported import is_exported, read_folder
+from warm_lightning.networks.base import Network
 
 SECTION = "warm_lightning"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+KEYS = frozenset({"config", "images_seen", "nonfinite_gradients", "source"})
+RAW, EMA = "network.", "ema_network."
+
+
+def _from_1(section: dict[str, Any]) -> dict[str, Any]:
+    """Format 2 says where weights that were not trained here come from."""
+    return section | {"source": None}
+
+
+MIGRATIONS: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_1}
+"""Format version → what makes a section of the next version of it."""
 
 
 def read(path: str | Path) -> dict[str, Any]:
     """The contents of a checkpoint, on the CPU; nothing in the file is executed.
 
+    Args:
+        path: a `.ckpt` file, or a folder that `warm export` wrote, whose one set of weights then stands for both.
+
     Raises:
-        UserError: if the file is missing, truncated, not plain data, or not a checkpoint of this package.
+        UserError: if the file is missing, truncated, not plain data, not a checkpoint of this package, or in a
+            format that this version does not know.
     """
     path = Path(path)
+    checkpoint = _read_exported(path) if is_exported(path) else _read_file(path)
+    check(
+        isinstance(checkpoint, dict) and isinstance(checkpoint.get(SECTION), dict),
+        f"{path}: not a checkpoint of warm_lightning; give one that `warm fit` wrote",
+    )
+    section = checkpoint[SECTION] = _migrated(path, checkpoint[SECTION])
+    missing = KEYS - section.keys()
+    check(
+        not missing and isinstance(checkpoint.get("state_dict"), dict),
+        f"{path}: damaged, it lacks {', '.join(sorted(missing)) or 'weights'}; use another one",
+    )
+    return checkpoint
+
+
+def _read_file(path: Path) -> Any:
     check(path.is_file(), f"{path}: no such checkpoint; give the path of a .ckpt file that `warm fit` wrote")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise UserError(f"{path}: holds more than plain data, and is not loaded: {_first_line(error)}") from error
     except Exception as error:  # a damaged file fails in as many ways as there are bytes
         raise UserError(f"{path}: damaged or not a checkpoint ({_first_line(error)}); use another one") from error
+
+
+def _read_exported(path: Path) -> dict[str, Any]:
+    tensors, section = read_folder(path)
+    return _checkpoint({prefix + name: t for prefix in (RAW, EMA) for name, t in tensors.items()}, section)
+
+
+def _migrated(path: Path, section: dict[str, Any]) -> dict[str, Any]:
+    """A section in today's format."""
+    version: Any = section.get("format_version")
     check(
-        isinstance(checkpoint, dict) and SECTION in checkpoint,
-        f"{path}: not a checkpoint of warm_lightning; give one that `warm fit` wrote",
+        isinstance(version, int) and version in {FORMAT_VERSION, *MIGRATIONS},
+        f"{path}: has checkpoint format {version}, this version ({__version__}) reads 1 to {FORMAT_VERSION}; use "
+        f"the version that wrote it ({section.get('package_version', 'unknown')})",
     )
-    version = checkpoint[SECTION]["format_version"]
-    check(
-        version == FORMAT_VERSION,
-        f"{path}: has checkpoint format {version}, this version reads {FORMAT_VERSION}; use the version that wrote it",
-    )
-    return checkpoint
+    while version != FORMAT_VERSION:
+        section = MIGRATIONS[version](section)
+        version += 1
+    return section | {"format_version": FORMAT_VERSION}
+
+
+def write(path: Path, state_dict: Mapping[str, Tensor], section: Mapping[str, Any]) -> None:
+    """Write a checkpoint of weights that cannot be trained on, but sampled, scored and started from.
+
+    Args:
+        path: the file, which appears under its name only when it is whole.
+        state_dict: of a DiffusionModule.
+        section: `config`, `images_seen` and `source` of the checkpoint's own section.
+
+    Raises:
+        UserError: if the file cannot be written.
+    """
+    own = {"format_version": FORMAT_VERSION, "package_version": __version__, "nonfinite_gradients": 0}
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(_checkpoint(state_dict, own | dict(section)), unfinished)
+        unfinished.replace(path)
+    except (OSError, RuntimeError) as error:  # torch's writer has no errors of its own
+        raise UserError(f"{path}: cannot be written ({_first_line(error)}); choose a path that can") from error
+
+
+def _checkpoint(state_dict: Mapping[str, Tensor], section: Mapping[str, Any]) -> dict[str, Any]:
+    """The least that Lightning takes as a checkpoint to test."""
+    return {
+        "epoch": 0,
+        "global_step": 0,
+        "pytorch-lightning_version": lightning.__version__,
+        "state_dict": dict(state_dict),
+        SECTION: dict(section),
+    }
+
+
+def part(state_dict: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The entries of a state dict below a prefix, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in state_dict.items() if name.startswith(prefix)}
+
+
+def check_weights(path: str | Path, checkpoint: Mapping[str, Any], weights: str) -> None:
+    """Raise UserError for weights that an exported folder does not hold."""
+    held = checkpoint[SECTION].get("weights", weights)
+    check(held == weights, f"{path}: was exported with its {held} weights only; ask for weights {held}")
 
 
 def check_same_model(saved: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> None:
@@ -54,6 +140,35 @@ def check_same_model(saved: Mapping[str, Tensor], ours: Mapping[str, Tensor]) ->
             shapes[0] == shapes[1],
             f"the checkpoint is of another model: {name} is {shapes[0]} there and {shapes[1]} in the configuration",
         )
+
+
+def start_from(path: str | Path, network: Network) -> None:
+    """Give a fresh network the averaged weights of a checkpoint.
+
+    Weights of a one-branch network become the first branch of one with several; what the others say is exactly 0.
+
+    Args:
+        path: see `read`.
+        network: changed in place.
+
+    Raises:
+        UserError: see `read`; or the two networks differ in more than that, naming the first tensor that does.
+    """
+    saved, ours = part(read(path)["state_dict"], EMA), network.state_dict()
+    channels = network.image_channels
+    for name in ours.keys() & saved.keys():
+        first = saved[name]
+        if (
+            first.shape != ours[name].shape == (network.branches * channels, *first.shape[1:])
+            and len(first) == channels
+        ):
+            # All else being the same, this can only be the layer that puts out the images.
+            saved[name] = torch.cat([first] + [torch.zeros_like(first)] * (network.branches - 1))
+    try:
+        check_same_model(saved, ours)
+    except UserError as error:
+        raise UserError(f"init_from {path}: {error}") from error
+    network.load_state_dict(saved)
 
 
 def _first_line(error: Exception) -> str:

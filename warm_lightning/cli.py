@@ -14,13 +14,20 @@ TRAINER_COMMANDS = {
 }
 TOOLS = {
     "generate": "images of given seeds from a checkpoint",
+    "score": "any images against others, or against reference statistics",
+    "compare": "two models by their images or scores of the same seeds, with confidence intervals",
+    "reference-stats": "a data set as the scores see it, in a file",
+    "dataset": "images from anywhere as a data set in EDM's format",
+    "convert-edm": "a snapshot of EDM's weights as a checkpoint",
+    "export": "a checkpoint as a folder for others: safetensors, YAML, model card",
+    "ema": "a checkpoint with averaged weights of another length, after training",
 }
 HELP = f"""usage: warm COMMAND [options]
 
 Warm Diffusion and its rivals on PyTorch Lightning, version {__version__}.
 
 commands:
-{chr(10).join(f"  {name:<10} {text}" for name, text in (TRAINER_COMMANDS | TOOLS).items())}
+{chr(10).join(f"  {name:<15} {text}" for name, text in (TRAINER_COMMANDS | TOOLS).items())}
 
 examples:
   warm fit --config configs/digits.yaml

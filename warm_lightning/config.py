@@ -60,12 +60,12 @@ def build_module(config: Mapping[str, Any], overrides: Mapping[str, Any] | None 
 
 
 def load_checkpoint(path: str | Path, overrides: Mapping[str, Any] | None = None) -> DiffusionModule:
-    """A trained module from its checkpoint alone, on the CPU, in evaluation mode.
+    """A trained module from its checkpoint or exported folder alone, on the CPU, in evaluation mode.
 
     `.model()` of it is the diffusion model with averaged weights, whose `.sample(...)` makes images.
 
     Args:
-        path: a `.ckpt` file that `warm fit` wrote.
+        path: a `.ckpt` file that `warm fit` wrote, or a folder that `warm export` did.
         overrides: see `build_module`.
 
     Raises:
@@ -77,7 +77,7 @@ def load_checkpoint(path: str | Path, overrides: Mapping[str, Any] | None = None
         config is not None,
         f"{path}: was written by a module without a configuration; make the module yourself",
     )
-    module = build_module(config, overrides)
+    module = build_module(config, {"init_from": None, **(overrides or {})})
     check_same_model(checkpoint["state_dict"], module.state_dict())
     module.on_load_checkpoint(checkpoint)
     module.load_state_dict(checkpoint["state_dict"])

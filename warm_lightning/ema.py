@@ -1,12 +1,35 @@
-"""Exponential moving average of weights, its memory measured in images."""
+"""Exponential moving averages of weights, their memory measured in images, and rebuilding other ones afterwards.
 
+Libraries for post-hoc EMA (ema-pytorch and its forks) count optimizer steps, copy whole modules and keep their own
+files on every process: none is a function of the images seen alone, nor resumes to the bit.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
 import torch
 from torch import nn
 
 from warm_lightning.errors import check
 
 
-class EMA:
+class Average(ABC):
+    """A moving average of weights; a subclass says how much of it survives a step."""
+
+    @abstractmethod
+    def decay(self, images_seen: int, batch_size: int) -> float:
+        """Share of the old average that survives a step of `batch_size` images, the last of `images_seen`."""
+
+    @torch.no_grad()
+    def update(self, average: nn.Module, network: nn.Module, images_seen: int, batch_size: int) -> None:
+        """Move `average` towards `network` in place."""
+        weight = 1 - self.decay(images_seen, batch_size)
+        torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), weight)
+
+
+class EMA(Average):
     """EMA by half-life with ramp-up (EDM, Appendix F.2).
 
     Args:
@@ -22,12 +45,65 @@ class EMA:
         self.ramp = ramp
 
     def decay(self, images_seen: int, batch_size: int) -> float:
-        """Share of the old average that survives a step of `batch_size` images, the last of `images_seen`."""
         half_life = self.half_life if self.ramp is None else min(self.half_life, self.ramp * images_seen)
         return 0.5 ** (batch_size / half_life)
 
-    @torch.no_grad()
-    def update(self, average: nn.Module, network: nn.Module, images_seen: int, batch_size: int) -> None:
-        """Move `average` towards `network` in place."""
-        weight = 1 - self.decay(images_seen, batch_size)
-        torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), weight)
+
+class PowerEMA(Average):
+    """EMA whose memory grows with training (Karras et al. 2024, "Analyzing and improving the training dynamics of
+    diffusion models", Section 3.1): after T images, weights of image τ ≤ T have density p(τ) ∝ τ^γ.
+
+    Args:
+        sigma_rel: standard deviation of that density relative to T, in (0, 12^-½]; 0.05 and 0.1 are the paper's.
+    """
+
+    LARGEST = 12**-0.5  # all images alike, γ = 0
+
+    def __init__(self, sigma_rel: float) -> None:
+        check(
+            0 < sigma_rel <= self.LARGEST,
+            f"sigma_rel is {sigma_rel}: the relative width of an average is above 0 and at most {self.LARGEST:.4f}",
+        )
+        self.sigma_rel = sigma_rel
+        # σ_rel² = (γ + 1) / ((γ + 2)² (γ + 3)), a cubic in γ + 1 whose largest root is the peaked density.
+        roots = np.roots([1, 4, 5 - sigma_rel**-2, 2])
+        self.gamma = float(max(roots.real)) - 1
+
+    def decay(self, images_seen: int, batch_size: int) -> float:
+        """The step's share is the integral of p over its images, so that p is met exactly at any batch size."""
+        return (1 - batch_size / images_seen) ** (self.gamma + 1)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The density p(τ) = (γ + 1) τ^γ / T^(γ + 1) of images τ ≤ T in a `PowerEMA` after T images."""
+
+    gamma: float
+    images: float
+
+    def dot(self, other: "Profile") -> float:
+        """∫ p q dτ."""
+        common = min(self.images, other.images)
+        power = (common / self.images) ** self.gamma * (common / other.images) ** other.gamma
+        scale = (self.gamma + 1) * (other.gamma + 1) / (self.gamma + other.gamma + 1)
+        return scale * power * common / (self.images * other.images)
+
+
+def combination(stored: Sequence[Profile], wanted: Profile) -> tuple[list[float], float]:
+    """Shares of stored averages whose sum has the density nearest to the wanted one (least squares, Section 3.2).
+
+    The shares sum to 1, which the paper does not ask, so that weights that never change are not changed.
+
+    Returns:
+        The shares, and the distance ‖p - wanted‖/‖wanted‖ that is left.
+    """
+    unit = Profile(wanted.gamma, 1.0)
+    scaled = [Profile(p.gamma, p.images / wanted.images) for p in stored]
+    gram = np.array([[a.dot(b) for b in scaled] for a in scaled])
+    onto = np.array([a.dot(unit) for a in scaled])
+    n = len(stored)
+    system = np.ones((n + 1, n + 1))  # with a Lagrange multiplier for the sum
+    system[:n, :n], system[n, n] = gram, 0
+    shares = np.linalg.lstsq(system, np.append(onto, 1.0), rcond=1e-14)[0][:n]
+    left = shares @ gram @ shares - 2 * shares @ onto + unit.dot(unit)
+    return shares.tolist(), float(max(left, 0) / unit.dot(unit)) ** 0.5

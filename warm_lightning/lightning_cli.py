@@ -12,6 +12,7 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 import warm_lightning.metrics
 import warm_lightning.networks  # noqa: F401  (short class names in YAML are those of imported classes)
@@ -19,12 +20,13 @@ from warm_lightning.callbacks import (
     Checkpoints,
     ImageProgressBar,
     Interrupt,
+    PostHocEMA,
     SampleGrid,
     ScoreSamples,
     TrainingLog,
 )
 from warm_lightning.callbacks.checkpoints import FOLDER, LAST
-from warm_lightning.checkpoints import check_same_model, read
+from warm_lightning.checkpoints import check_same_model, check_weights, read
 from warm_lightning.data import ImageDataModule
 from warm_lightning.errors import UserError, check
 from warm_lightning.module import DiffusionModule
@@ -43,6 +45,13 @@ class SaveConfig(SaveConfigCallback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().setup(trainer, pl_module, "fit")
+
+
+class CheckpointFiles(TorchCheckpointIO):
+    """Lightning's checkpoint files, read as `checkpoints.read` does: older formats and exported folders too."""
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        return read(path)
 
 
 class WarmCLI(LightningCLI):
@@ -90,6 +99,7 @@ class WarmCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_lightning_class_args(ScoreSamples, "scores")
         parser.add_lightning_class_args(SampleGrid, "samples")
+        parser.add_lightning_class_args(PostHocEMA, "posthoc_ema")
         parser.add_lightning_class_args(Checkpoints, "checkpoints")
 
     def _parse_ckpt_path(self) -> None:
@@ -117,12 +127,26 @@ class WarmCLI(LightningCLI):
         if self.config.get("subcommand"):
             writable_folder(folder)
             settings.ckpt_path = resume_path(self.config["subcommand"], settings.ckpt_path, Path(folder))
+            self.init_from = settings.model.init_from
+            if settings.ckpt_path:  # has the weights; the file that they once started from may be gone by now
+                settings.model.init_from = None
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        trainer = super().instantiate_trainer(**kwargs)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # none of the user's own
+            trainer.strategy.checkpoint_io = CheckpointFiles()
+        return trainer
 
     def after_instantiate_classes(self) -> None:
+        if self.config.get("subcommand"):
+            self.settings.model.init_from = self.init_from
         self._dump_config()
         self.model.config = self.config_dump["model"]
         if self.config.get("subcommand") and self.settings.ckpt_path:
-            check_same_model(read(self.settings.ckpt_path)["state_dict"], self.model.state_dict())
+            checkpoint = read(self.settings.ckpt_path)
+            check_same_model(checkpoint["state_dict"], self.model.state_dict())
+            weights = self.settings.scores.weights if self.config["subcommand"] == "test" else "ema"
+            check_weights(self.settings.ckpt_path, checkpoint, weights)
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         return super()._prepare_subcommand_kwargs(subcommand) | {"weights_only": True}
@@ -148,7 +172,11 @@ def resume_path(command: str, ckpt_path: str | None, folder: Path) -> str | None
             return None
         check(last.exists(), f"{last}: no such checkpoint; train first, or name one with --ckpt_path")
         ckpt_path = str(last)
-    read(ckpt_path)
+    checkpoint = read(ckpt_path)
+    check(
+        command != "fit" or "optimizer_states" in checkpoint,
+        f"{ckpt_path}: holds weights only, with which no training can be resumed: start one with --model.init_from",
+    )
     return ckpt_path
 
 
@@ -177,7 +205,13 @@ def quieten() -> None:
     """Silence hints of Lightning's to its own users that are none to ours."""
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for hint in ("does not have many workers", "args parameter is intended", "in eval mode", "LeafSpec"):
+    for hint in (
+        "does not have many workers",
+        "args parameter is intended",
+        "in eval mode",
+        "LeafSpec",
+        "returned a view",
+    ):
         warnings.filterwarnings("ignore", message=f".*{hint}.*")
 
 

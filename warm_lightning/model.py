@@ -1,8 +1,10 @@
 """A network, and what makes a diffusion model of it: the `Estimator` that samplers ask."""
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -27,14 +29,31 @@ class TestPlan:
     """What `warm test` generates; the callback that scores it says so.
 
     Attributes:
-        seeds: one an image.
-        batch_size: images a device samples at once.
+        rounds: of each round the seeds, one an image.
+        batch_size: images a device samples at once, at most.
         weights: "ema" or "raw".
+        done: numbers of the rounds, from 0, that need not be sampled.
     """
 
-    seeds: Sequence[int]
+    rounds: Sequence[range]
     batch_size: int = 256
     weights: Weights = "ema"
+    done: set[int] = field(default_factory=set)
+
+    def label(self, number: int) -> str:
+        """The seeds of a round as people write them."""
+        return f"{self.rounds[number][0]}-{self.rounds[number][-1]}"
+
+    def batches(self, number: int, rank: int = 0, world_size: int = 1) -> list[range]:
+        """Every `world_size`-th seed of a round, from `rank`, in batches of about the same size.
+
+        As many on every device, for some sample together; only with batches of one image can there be one less.
+        """
+        seeds = self.rounds[number]
+        mine = seeds[rank::world_size]
+        parts = math.ceil(math.ceil(len(seeds) / world_size) / self.batch_size)
+        edges = [len(mine) * i // parts for i in range(parts + 1)]
+        return [mine[i:j] for i, j in pairwise(edges) if i < j]
 
 
 def one_hot(classes: Tensor, label_dim: int) -> Tensor | None:
@@ -93,13 +112,13 @@ class DiffusionModel:
         """
         c = self.preconditioning(Level(level.alpha.to(x), level.beta.to(x)))
         weights = next(self.network.parameters())
-        own = {"device": weights.device, "dtype": weights.dtype}
+        own = weights.device, weights.dtype
         raw = self.network(
-            (c.input * x).to(**own),
-            c.noise.expand(len(x)).to(**own),
-            c.blur.expand(len(x)).to(**own),
-            None if class_labels is None else class_labels.to(**own),
-            None if augment_labels is None else augment_labels.to(**own),
+            (c.input * x).to(*own),
+            c.noise.expand(len(x)).to(*own),
+            c.blur.expand(len(x)).to(*own),
+            None if class_labels is None else class_labels.to(*own),
+            None if augment_labels is None else augment_labels.to(*own),
         )
         skips = torch.tensor(self.parameterization.skips, dtype=x.dtype, device=x.device).view(1, -1, 1, 1, 1)
         return skips * (c.skip * x).unsqueeze(1) + c.out.unsqueeze(1) * raw.to(x)

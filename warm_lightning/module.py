@@ -117,7 +117,7 @@ class DiffusionModule(LightningModule):
         self.nonfinite_gradients = 0
         self.source: dict[str, Any] | None = None  # of weights that were not trained here
         self.config: dict[str, Any] | None = None  # plain data that makes this module again; see config.py
-        self.test_plan = TestPlan(seeds=())
+        self.test_plan = TestPlan(rounds=())
         self.scored: dict[str, tuple[int, float]] = {}  # the latest scores, and the images seen by then
 
     # ------------------------------------------------------------------ the model
@@ -158,7 +158,7 @@ class DiffusionModule(LightningModule):
         told, told_of = self.network.augment_dim, self.augment.dim if self.augment else 0
         check(
             told_of in (0, told),
-            f"model.network.augment_dim is {told}, but model.augment describes an image by {told_of} numbers: set it so",
+            f"model.network.augment_dim is {told}, but model.augment gives {told_of} numbers: set the former to that",
         )
         check(
             self.guidance == 1 or (self.network.label_dim > 0 and self.label_dropout > 0),
@@ -261,14 +261,15 @@ class DiffusionModule(LightningModule):
             self.log(f"val/loss_{name}", loss, sync_dist=True, batch_size=len(losses), logger=False)
         self.log("val/loss", losses.sum(1).mean(), sync_dist=True, batch_size=len(losses), logger=False)
 
-    def seed_loader(self) -> DataLoader:
-        """Batches of seeds for `test_step`, of which each device takes its share."""
-        mine = self.test_plan.seeds[self.trainer.global_rank :: self.trainer.world_size]
-        return DataLoader(cast(Dataset, mine), batch_size=self.test_plan.batch_size)
+    def seed_loader(self) -> list[DataLoader]:
+        """Batches of seeds for `test_step`, a loader for each round, of which each device takes its share."""
+        rank, world_size = self.trainer.global_rank, self.trainer.world_size
+        rounds = [self.test_plan.batches(r, rank, world_size) for r in range(len(self.test_plan.rounds))]
+        return [DataLoader(cast(Dataset, [torch.tensor(b) for b in batches]), batch_size=None) for batches in rounds]
 
-    def test_step(self, seeds: Tensor, batch_idx: int) -> Tensor:
-        """Images of the seeds, uint8 [b, C, H, W]."""
-        return self.sample(seeds.tolist(), self.test_plan.weights)
+    def test_step(self, seeds: Tensor, batch_idx: int, dataloader_idx: int = 0) -> Tensor | None:
+        """Images of the seeds, uint8 [b, C, H, W]; nothing in rounds that are done."""
+        return None if dataloader_idx in self.test_plan.done else self.sample(seeds.tolist(), self.test_plan.weights)
 
     def sample(self, seeds: Sequence[int], weights: Weights = "ema") -> Tensor:
         """Images of seeds with this module's sampler in the Trainer's precision, uint8 [B, C, H, W]."""
@@ -290,7 +291,7 @@ class DiffusionModule(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if "state_dict" in checkpoint:  # the strategy fsdp2 has taken it out and filled the weights by now
             check_same_model(checkpoint["state_dict"], self.state_dict())
-            # Lightning fills the weights before it turns them into the Trainer's precision: float64 must fit in already.
+            # Lightning fills the weights before it turns them into the Trainer's precision: float64 must fit in.
             self.to(next(iter(checkpoint["state_dict"].values())).dtype)
         self.images_seen = checkpoint[SECTION]["images_seen"]
         self.nonfinite_gradients = checkpoint[SECTION]["nonfinite_gradients"]

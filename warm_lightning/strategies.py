@@ -29,8 +29,8 @@ def check_strategy(strategy: Strategy) -> None:
     """Raise UserError for a strategy under which averaged weights or checkpoints would be wrong."""
     check(
         isinstance(strategy, DDPStrategy | ModelParallelStrategy | SingleDeviceStrategy),
-        f"trainer.strategy {type(strategy).__name__} would shard the averaged weights apart from those being trained: use "
-        "ddp, or fsdp2 for networks too large for a device",
+        f"trainer.strategy {type(strategy).__name__} would shard the averaged weights apart from those being trained: "
+        "use ddp, or fsdp2 for networks too large for a device",
     )
 
 
@@ -48,9 +48,16 @@ def shard(network: nn.Module, mesh: DeviceMesh) -> None:
     Args:
         network: changed in place; its blocks are the entries of its module lists and dictionaries.
         mesh: nodes × devices of a node. Parameters are sharded over the second and replicated over the first.
+
+    Raises:
+        UserError: the parameters are in channels-last order, which PyTorch cannot shard.
     """
     if isinstance(network, FSDPModule):  # a second stage of the same Trainer
         return
+    check(
+        all(parameter.is_contiguous() for parameter in network.parameters()),
+        "trainer.strategy fsdp2 cannot spread a network in channels-last order: set model.channels_last to false",
+    )
     for container in network.modules():
         if isinstance(container, nn.ModuleDict | nn.ModuleList):
             for block in container.children():

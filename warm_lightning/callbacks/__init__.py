@@ -3,8 +3,9 @@
 from warm_lightning.callbacks.checkpoints import Checkpoints
 from warm_lightning.callbacks.interrupt import Interrupt
 from warm_lightning.callbacks.log import TrainingLog
+from warm_lightning.callbacks.posthoc import PostHocEMA
 from warm_lightning.callbacks.progress import ImageProgressBar
 from warm_lightning.callbacks.samples import SampleGrid
 from warm_lightning.callbacks.scores import ScoreSamples
 
-__all__ = ["Checkpoints", "ImageProgressBar", "Interrupt", "SampleGrid", "ScoreSamples", "TrainingLog"]
+__all__ = ["Checkpoints", "ImageProgressBar", "Interrupt", "PostHocEMA", "SampleGrid", "ScoreSamples", "TrainingLog"]

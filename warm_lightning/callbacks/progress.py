@@ -31,6 +31,13 @@ class ImageProgressBar(TQDMProgressBar):
             self.train_progress_bar.n = pl_module.images_seen
             self.train_progress_bar.refresh()
 
+    def on_test_batch_start(
+        self, trainer: Trainer, pl_module: DiffusionModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        super().on_test_batch_start(trainer, pl_module, batch, batch_idx, dataloader_idx)
+        if batch_idx == 0 and self.is_enabled:
+            self.test_progress_bar.set_description(f"Round {dataloader_idx + 1} of {len(pl_module.test_plan.rounds)}")
+
     def get_metrics(self, trainer: Trainer, pl_module: DiffusionModule) -> dict[str, Any]:
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)

@@ -7,11 +7,24 @@ from typing import Any
 import torch
 from lightning import Callback, Trainer
 from torch import Tensor
+from tqdm import tqdm
 
 from warm_lightning import __version__
 from warm_lightning.callbacks.every import check_every, due
+from warm_lightning.callbacks.rounds import FILE, Rounds, conditions
+from warm_lightning.data import ImageDataModule
 from warm_lightning.errors import check
-from warm_lightning.metrics import NEIGHBOURS, FeatureExtractor, Scores
+from warm_lightning.metrics import (
+    NEIGHBOURS,
+    FeatureExtractor,
+    Observer,
+    Reference,
+    ScoreProtocol,
+    Scores,
+    measure,
+    read_statistics,
+    summarise_rounds,
+)
 from warm_lightning.model import TestPlan, Weights
 from warm_lightning.module import DiffusionModule
 from warm_lightning.pictures import write_file
@@ -22,67 +35,122 @@ RESULTS = "scores.json"
 class ScoreSamples(Callback):
     """Scores samples against the training images with each of some feature extractors.
 
-    `warm test` samples `num_images` seeds from `first_seed` on, over all devices, prints a table and writes
-    `scores.json` into the run's folder: the scores, each beside what halves of the data and the moment-matched
-    Gaussian get, and the protocol they were measured by.
+    `warm test` samples `rounds` times `num_images` seeds from `first_seed` on, over all devices, prints a table and
+    writes `scores.json` into the run's folder: the scores of each round, their best, mean and standard deviation,
+    what halves of the data and the moment-matched Gaussian get, and the protocol they were measured by. The papers'
+    is three rounds of 50,000, of which they report the best (the lowest FID). Each finished round is kept in
+    `rounds.json`; the same weights, settings and seeds are not sampled again.
 
     Args:
         extractors: feature extractors; the first score of the first is what checkpoints may go by.
-        num_images: samples in `warm test`.
-        first_seed: seeds are first_seed … first_seed + num_images - 1.
+        num_images: samples in each round of `warm test`.
+        rounds: of `warm test`; seeds of round r (from 0) are first_seed + r·num_images and those that follow.
+        first_seed: of the first round.
         every: images between two scorings while training; 0 for none.
         every_num_images: samples in those.
         weights: "ema" or "raw".
-        batch_size: images a device samples at once.
+        batch_size: images a device samples at once, at most.
+        reference_stats: files of `warm reference-stats`, or with `mu` and `sigma` alone, an extractor each and in
+            their order, null for none; a path alone is the first extractor's. With a file of ours, the data are not
+            looked at. With another's, the Fréchet distance comes from it and the rest from the data.
+        companions: whether to score halves of the data and the Gaussian, too. Without, a file of `mu` and `sigma`
+            alone leaves out all scores that need more, instead of taking them from the data.
+        max_neighbours: kernel distance, precision and recall compare the first so many samples with as many
+            training images; memorisation is of the first so many samples. Reference statistics of ours bring theirs.
     """
 
     def __init__(
         self,
         extractors: list[FeatureExtractor],
         num_images: int = 10_000,
+        rounds: int = 1,
         first_seed: int = 0,
         every: float = 0,
         every_num_images: int = 1_000,
         weights: Weights = "ema",
         batch_size: int = 256,
+        reference_stats: list[str | None] | str | None = None,
+        companions: bool = True,
+        max_neighbours: int = 10_000,
     ) -> None:
         for name, count in (("num_images", num_images), ("every_num_images", every_num_images)):
             check(count > NEIGHBOURS, f"{name} is {count}: scores need at least {NEIGHBOURS + 1} samples")
+        check(rounds >= 1, f"rounds is {rounds}: it must be at least 1")
         check(first_seed >= 0, f"first_seed is {first_seed}: it must be 0 or more")
         check(batch_size > 0, f"batch_size is {batch_size}: it must be at least 1")
+        names = [extractor.score_name("frechet", num_images) for extractor in extractors]
+        check(len(set(names)) == len(names), f"extractors give the same names, {', '.join(names)}: name them apart")
+        files = [reference_stats] if isinstance(reference_stats, str) else reference_stats or []
+        check(
+            len(files) <= len(extractors),
+            f"reference_stats has {len(files)} files for {len(extractors)} extractors: give one each, or null",
+        )
         self.extractors = extractors
+        self.statistics = [*files, *[None] * (len(extractors) - len(files))]
         self.num_images = num_images
+        self.num_rounds = rounds
         self.first_seed = first_seed
         self.every = check_every(every)
         self.every_num_images = every_num_images
         self.weights = weights
         self.batch_size = batch_size
+        self.companions = companions
+        self.protocol = ScoreProtocol(max_neighbours)
         self.scores: list[Scores] = []
+        self.count = 0  # samples that the last scores are of
 
-    def plan(self, num_images: int) -> TestPlan:
+    def plan(self, num_images: int, rounds: int = 1) -> TestPlan:
         """What to sample for a scoring."""
-        return TestPlan(range(self.first_seed, self.first_seed + num_images), self.batch_size, self.weights)
+        starts = [self.first_seed + r * num_images for r in range(rounds)]
+        seeds = [range(start, start + num_images) for start in starts]
+        return TestPlan(seeds, self.batch_size, self.weights)
 
     def prepare(self, pl_module: DiffusionModule) -> None:
-        """Set up the scores against the training images, once."""
+        """Set up the scores against the training images, once; all devices take part."""
         if self.scores:
             return
         data = pl_module.data
-        held_out = data.held_out_images()
-        self.scores = [
-            Scores(
-                extractor.to(pl_module.device),
-                data.train_images().images,
-                held_out.images if held_out else None,
-                device=pl_module.device,
-            )
-            for extractor in self.extractors
-        ]
+        for extractor, path in zip(self.extractors, self.statistics, strict=True):
+            observer = Observer(extractor, device=pl_module.device)
+            reference = self.reference(observer, path, data)
+            self.scores.append(Scores(observer, reference, (data.image_channels, data.resolution, data.resolution)))
+
+    def reference(self, observer: Observer, path: str | None, data: ImageDataModule) -> Reference:
+        """What an extractor's samples are compared with."""
+        normal, source = None, ""
+        if path:
+            reference = read_statistics(path, observer, self.protocol)
+            if reference.features is not None or not self.companions:
+                return reference
+            normal, source = reference.normal, f", Fréchet distance: {reference.source}"
+        images = data.train_images()
+        return measure(
+            observer,
+            images,
+            data.held_out_images(),
+            source=f"{type(data).__name__}: {len(images)} training images{source}",
+            protocol=self.protocol,
+            normal=normal,
+            companions=self.companions,
+        )
 
     def update(self, images: Tensor) -> None:
         """Take in samples, uint8 [b, C, H, W]."""
         for scores in self.scores:
             scores.update(images)
+
+    def compute(self) -> dict[str, float]:
+        """All scores of what was taken in, over all devices; then forgets the samples."""
+        values: dict[str, float] = {}
+        for scores in self.scores:
+            self.count, its_values = scores.compute()
+            values |= its_values
+            scores.reset()
+        return values
+
+    def beside(self, count: int) -> dict[str, float]:
+        """What is beside the scores of `count` samples."""
+        return {name: value for scores in self.scores for name, value in scores.companions(count).items()}
 
     # ------------------------------------------------------------------ while training
 
@@ -93,30 +161,51 @@ class ScoreSamples(Callback):
             return
         self.prepare(pl_module)
         plan = self.plan(self.every_num_images)
-        mine = list(plan.seeds)[trainer.global_rank :: trainer.world_size]
-        for i in range(0, len(mine), plan.batch_size):
-            self.update(pl_module.sample(mine[i : i + plan.batch_size], plan.weights))
+        for seeds in plan.batches(0, trainer.global_rank, trainer.world_size):
+            self.update(pl_module.sample(seeds, plan.weights))
         values = self.compute()
+        values |= self.beside(self.count)
         pl_module.scored = {name: (pl_module.images_seen, value) for name, value in values.items()}
         for logger in trainer.loggers:
             logger.log_metrics({f"score/{n}": v for n, v in values.items()}, step=pl_module.images_seen)
 
-    def compute(self) -> dict[str, float]:
-        """All scores of what was taken in, over all devices; then forgets the samples."""
-        values: dict[str, float] = {}
-        for scores in self.scores:
-            values |= scores.compute()
-            scores.reset()
-        return values
-
     # ------------------------------------------------------------------ warm test
 
     def setup(self, trainer: Trainer, pl_module: DiffusionModule, stage: str) -> None:
-        if stage == "test":
-            pl_module.test_plan = self.plan(self.num_images)
+        if stage != "test":
+            return
+        devices = trainer.world_size
+        check(self.num_images >= devices, f"num_images is {self.num_images}: each of {devices} devices needs one")
+        check(
+            trainer.limit_test_batches == 1,
+            "trainer.limit_test_batches would make other scores of the name: set scores.num_images instead",
+        )
+        pl_module.test_plan = self.plan(self.num_images, self.num_rounds)
 
     def on_test_start(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
         self.prepare(pl_module)
+        plan, path = pl_module.test_plan, Path(trainer.default_root_dir) / FILE
+        self.rounds = Rounds(path, conditions(pl_module, self.weights, str(trainer.precision), self.scores))
+        said = self.rounds.resume() if trainer.is_global_zero else ""
+        # One decides, for all must agree.
+        self.rounds.finished = trainer.strategy.broadcast(self.rounds.finished)
+        plan.done.update(r for r in range(self.num_rounds) if plan.label(r) in self.rounds.finished)
+        if plan.done:
+            kept = ", ".join(f"{r + 1} (seeds {plan.label(r)})" for r in sorted(plan.done))
+            said = f"Scored before, and kept in {path}: round {kept}. Delete that file to sample again."
+        if said and trainer.is_global_zero:
+            tqdm.write(said)
+
+    def on_test_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: DiffusionModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if batch_idx == 0 and dataloader_idx > 0:
+            self.end_round(trainer, pl_module, dataloader_idx - 1)
 
     def on_test_batch_end(
         self,
@@ -127,27 +216,47 @@ class ScoreSamples(Callback):
         batch_idx: int,
         *args: Any,
     ) -> None:
-        self.update(outputs)
+        if outputs is not None:
+            self.update(outputs)
+
+    def end_round(self, trainer: Trainer, pl_module: DiffusionModule, number: int) -> None:
+        """Score a round, from 0, unless that was done before, and keep it."""
+        plan = pl_module.test_plan
+        if number in plan.done:
+            return
+        values = self.compute()
+        if trainer.is_global_zero:
+            self.rounds.add(plan.label(number), values)
+            if self.num_rounds > 1:
+                first = "".join(f": {name} {value:.4g}" for name, value in list(values.items())[:1])
+                tqdm.write(f"Round {number + 1} of {self.num_rounds} (seeds {plan.label(number)}){first}")
 
     def on_test_end(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
-        values = self.compute()
+        plan, count = pl_module.test_plan, self.num_images
+        self.end_round(trainer, pl_module, self.num_rounds - 1)
         if not trainer.is_global_zero:
             return
+        names = [name for scores in self.scores for name in scores.names(count)]
+        rounds = [self.rounds.finished[plan.label(r)] for r in range(self.num_rounds)]
+        values = {**summarise_rounds(rounds, names), **self.beside(count)}
         path = Path(trainer.default_root_dir) / RESULTS
-        write_file(path, json.dumps({**values, "protocol": self.protocol(trainer, pl_module)}, indent=2).encode())
-        print(*(scores.table(values) for scores in self.scores), f"written to {path}", sep="\n\n")
+        write_file(path, json.dumps({**values, "protocol": self.describe(trainer, pl_module)}, indent=2).encode())
+        tables = [scores.table(values, count, self.num_rounds) for scores in self.scores]
+        print(*tables, f"written to {path}", sep="\n\n")
 
-    def protocol(self, trainer: Trainer, pl_module: DiffusionModule) -> dict[str, Any]:
+    def describe(self, trainer: Trainer, pl_module: DiffusionModule) -> dict[str, Any]:
         """What one has to know to compare the scores with others."""
-        data = pl_module.data
+        plan = pl_module.test_plan
+        seeds = [plan.label(r) for r in range(self.num_rounds)]
         return {
-            "num_images": self.scores[0].describe()["samples"] if self.scores else 0,
-            "seeds": f"{self.first_seed}-{self.first_seed + self.num_images - 1}",
+            "num_images": self.num_images,
+            "rounds": self.num_rounds,
+            "seeds": seeds[0] if self.num_rounds == 1 else seeds,
             "weights": self.weights,
             "nfe": pl_module.sampler.nfe,
             "images_seen": pl_module.images_seen,
-            "extractors": [scores.describe() for scores in self.scores],
-            "reference": f"{type(data).__name__}: {len(data.train_images().images)} training images",
+            "extractors": [scores.describe(self.num_images) for scores in self.scores],
+            "reference": [scores.reference.source for scores in self.scores],
             "precision": str(trainer.precision),
             "device": pl_module.device.type,
             "config": pl_module.config,

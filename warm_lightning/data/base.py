@@ -2,7 +2,6 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Protocol, cast
 
 import torch
@@ -10,6 +9,7 @@ from lightning import LightningDataModule, Trainer
 from torch.utils.data import DataLoader, Dataset
 
 from warm_lightning.data.image_set import ImageSet
+from warm_lightning.data.loader import Loader
 from warm_lightning.data.stream import StoredOrder, StreamSampler, TrainingStream, strided_batches
 from warm_lightning.errors import UserError, check
 from warm_lightning.types import Batch
@@ -25,7 +25,7 @@ class _Learner(Protocol):
 
 
 class ImageDataModule(LightningDataModule, ABC):
-    """A data set of square images, held in memory as uint8.
+    """A data set of square uint8 images.
 
     A data set is a subclass with `load`, and `prepare_data` where something must be downloaded first.
     The Trainer must have `use_distributed_sampler=False`: the stream gives each device its own images.
@@ -123,13 +123,11 @@ class ImageDataModule(LightningDataModule, ABC):
         return cast(_Learner, self._attached_trainer().lightning_module).seed_loader()
 
     def _loader(self, dataset: Dataset[Batch], sampler: Iterable[range]) -> DataLoader:
-        return DataLoader(
+        return Loader(
             dataset,
-            batch_size=None,  # the sampler's elements are whole micro-batches
-            sampler=sampler,
+            sampler=sampler,  # its elements are whole micro-batches
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),  # or the loader would draw from the global one
         )
 
     def _micro_batch(self) -> int:
@@ -149,7 +147,7 @@ class ImageDataModule(LightningDataModule, ABC):
     def _like_training(self, held_out: ImageSet) -> ImageSet:
         channels, size = self.image_channels, self.resolution
         if held_out.shape[0] == 1 < channels:
-            held_out = replace(held_out, images=held_out.images.repeat(1, channels, 1, 1))
+            held_out = held_out.as_rgb()
         found = held_out.shape
         if found != (channels, size, size):
             raise UserError(

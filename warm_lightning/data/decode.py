@@ -1,17 +1,14 @@
-"""Image files → one uint8 tensor."""
+"""An image file → a grey or RGB picture of the right size, or an error that names the file."""
 
 import io
-import os
 import warnings
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
-import torch
-from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
-from torch import Tensor
-from tqdm import tqdm
 
 from warm_lightning.data.readers import Reader, reason
 from warm_lightning.errors import UserError, check
@@ -25,83 +22,109 @@ FORMATS = (
 GREY_MODES = {"1", "L", "LA", "La"}
 DEEP_MODES = ("I", "F")  # how the names of modes with more than 8 bits a channel begin
 BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
-CHUNK = 64
+ADVICE = "make a data set of them with `warm dataset SRC DST.zip --resolution {size} --crop center`"
 
 
-def decode_images(reader: Reader, names: Sequence[str], resolution: int | None = None) -> Tensor:
-    """Decode image files that are all of one square size; shows progress when it takes over a second.
+@dataclass(frozen=True)
+class Framing:
+    """How images become square and of one size.
 
-    Args:
-        reader: where the files are.
-        names: the files, at least one.
-        resolution: height and width that they must have; None accepts the first one's.
+    Attributes:
+        crop: "center" keeps the largest centred square, "none" demands that images be square.
+        resolution: pixels a side to resample to, by Pillow's Lanczos filter; None leaves the size.
+    """
 
-    Returns:
-        uint8 [N, C, H, W], C = 1 where all are grey and otherwise 3. Transparency is dropped.
+    crop: Literal["none", "center"] = "none"
+    resolution: int | None = None
+
+    def size(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height that an image will have."""
+        if self.crop == "center":
+            width = height = min(width, height)
+        return (width, height) if self.resolution is None or width != height else (self.resolution, self.resolution)
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        """The image, square and resampled."""
+        width, height = image.size
+        if width != height:
+            side = min(width, height)
+            left, top = (width - side) // 2, (height - side) // 2
+            image = image.crop((left, top, left + side, top + side))
+        size = self.size(*image.size)
+        return image if size == image.size else image.resize(size, Image.Resampling.LANCZOS)
+
+
+AS_IT_IS = Framing()
+
+
+def find_size(reader: Reader, name: str, resolution: int | None = None, framing: Framing = AS_IT_IS) -> int:
+    """Height and width that the first image gives to all.
 
     Raises:
-        UserError: a file cannot be read or decoded, has more than 8 bits, the wrong size or another size.
+        UserError: it cannot be read, is not square or has another than this resolution.
     """
-    silent = getattr(rank_zero_only, "rank", 0) != 0
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        size = _check_first(reader, names[0], resolution)
-        images = np.empty((len(names), 1, size, size), np.uint8)
-        description = f"reading {reader.path.name}"
-        with tqdm(total=len(names), desc=description, unit="img", delay=1, disable=silent) as progress:
-            for i, image in enumerate(_decode_all(reader, names, size)):
-                if len(image) > images.shape[1]:
-                    images = np.repeat(images, 3, axis=1)
-                images[i] = image
-                progress.update()
-    return torch.from_numpy(images)
-
-
-def _check_first(reader: Reader, name: str, resolution: int | None) -> int:
-    width, height = _open(reader, name).size
+    width, height = found = open_image(reader, name).size
     where = f"{reader.locate(name)} is {width}×{height}"
-    check(width == height, f"{where}: images must be square: crop them")
-    if resolution is not None:
-        check(width == resolution, f"{where} instead of {resolution}×{resolution}: resize the images")
+    width, height = framing.size(*found)
+    advice = ADVICE.format(size=resolution or framing.resolution or "64")
+    check(width == height, f"{where}: images must be square: {advice}")
+    check(resolution in (None, width), f"{where} instead of {resolution}×{resolution}: {advice}")
     return width
 
 
-def _decode_all(reader: Reader, names: Sequence[str], size: int) -> Iterator[np.ndarray]:
-    def decode(chunk: Sequence[str]) -> list[np.ndarray]:
-        return [_decode(reader, name, size, names[0]) for name in chunk]
-
-    chunks = [names[i : i + CHUNK] for i in range(0, len(names), CHUNK)]
-    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
-    try:
-        # Decoding releases the GIL, all around it does not: on two cores, threads give 2.0 times the speed
-        # on 128-pixel PNGs and 0.6 times on 32-pixel ones.
-        for images in pool.map(decode, chunks) if size >= 64 else map(decode, chunks):
-            yield from images
-    finally:
-        pool.shutdown(cancel_futures=True)
+def find_channels(reader: Reader, names: Sequence[str]) -> int:
+    """1 where all images are grey, otherwise 3: looks into the files until one is not grey."""
+    return 1 if all(open_image(reader, name).mode in GREY_MODES for name in names) else 3
 
 
-def _decode(reader: Reader, name: str, size: int, first: str) -> np.ndarray:
-    image = _open(reader, name)
+def decode(reader: Reader, name: str, size: int, first: str, framing: Framing = AS_IT_IS) -> Image.Image:
+    """One image in mode L or RGB; transparency is dropped.
+
+    Args:
+        reader: where the file is.
+        name: the file.
+        size: width and height that it must have, framed.
+        first: the file that has set the size.
+        framing: what is done to the image.
+
+    Raises:
+        UserError: it cannot be read or decoded, has more than 8 bits a channel or another size.
+    """
+    image = open_image(reader, name)
     width, height = image.size  # from the header: an image of another size is never decoded
-    if (width, height) != (size, size):
+    if framing.size(width, height) != (size, size):
         raise UserError(
-            f"{reader.locate(name)} is {width}×{height} but {reader.locate(first)} is {size}×{size}: "
-            "resize the images to one size"
+            f"{reader.locate(name)} is {width}×{height} but {reader.locate(first)} makes it {size}×{size}: "
+            + ADVICE.format(size=size)
         )
     if image.mode.startswith(DEEP_MODES):
         raise UserError(f"{reader.locate(name)} has more than 8 bits a pixel: convert it to 8 bits")
     try:
         if image.mode in GREY_MODES:
-            return np.asarray(image.convert("L"))[None]
+            return framing(image.convert("L"))
         # Pillow warns about a palette with transparency unless it goes by way of RGBA.
         opaque = image.convert("RGBA") if "transparency" in image.info else image
-        return np.asarray(opaque.convert("RGB")).transpose(2, 0, 1)
+        return framing(opaque.convert("RGB"))
     except Exception as error:
         raise _undecodable(reader, name, error) from error
 
 
-def _open(reader: Reader, name: str) -> Image.Image:
+def as_array(image: Image.Image) -> np.ndarray:
+    """uint8 [C, H, W] of an image in mode L or RGB."""
+    pixels = np.asarray(image)
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+
+@contextmanager
+def bombs_are_errors() -> Iterator[None]:
+    """Around everything that opens images: what Pillow only warns of is refused. Not to be entered by threads."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
+
+
+def open_image(reader: Reader, name: str) -> Image.Image:
+    """An image of which only the header is decoded. Raises `UserError` where that cannot be read."""
     content = io.BytesIO(reader.read(name))
     try:
         return Image.open(content, formats=FORMATS)

@@ -1,17 +1,36 @@
-"""What the folders around images mean: splits and classes."""
+"""Which images a source has: their splits, order and classes."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from warm_lightning.data.cifar_archive import CIFARArchive
+from warm_lightning.data.edm_format import DATASET_JSON, read_labels
+from warm_lightning.data.lmdb_reader import DATA_FILE, LMDBReader
 from warm_lightning.data.readers import Reader
 from warm_lightning.errors import UserError, check
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 HELD_OUT_FOLDERS = {"test", "val", "valid", "validation", "held_out"}
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The images of a split, in order.
+
+    Attributes:
+        names: their files, at least one.
+        labels: class indices, int64 [N]; zeros where there are no classes.
+        class_names: the name of each class; empty where there are none.
+    """
+
+    names: tuple[str, ...]
+    labels: Tensor
+    class_names: tuple[str, ...]
 
 
 class ImageFile(NamedTuple):
@@ -21,17 +40,59 @@ class ImageFile(NamedTuple):
     parts: tuple[str, ...]
 
 
-def find_splits(reader: Reader) -> dict[str, list[ImageFile]]:
-    """Image files by split, sorted: "train", and "held_out" where the top folders are train and one such.
+def list_images(reader: Reader, classes: tuple[str, ...] | None = None) -> dict[str, Listing]:
+    """The images of a source by split: "train", and "held_out" where there is such a split.
 
-    Folders that contain everything else are looked through; hidden files are left out.
+    A source with a `dataset.json` is one split in EDM's format, and its file gives the classes, which are named by
+    their numbers. An LMDB is one split without classes. Elsewhere `find_splits` and `find_classes` tell.
+
+    Args:
+        reader: the source.
+        classes: names of the classes, where they are those of another source.
 
     Raises:
-        UserError: there are no images, or the splits are ambiguous.
+        UserError: there are no images, or their splits or classes are ambiguous.
     """
-    files = [ImageFile(name, PurePosixPath(name).parts) for name in reader.names()]
+    names = reader.names()
+    if isinstance(reader, LMDBReader):
+        check(bool(names), f"{reader.path} holds no images: it is an empty LMDB")
+        return {"train": Listing(tuple(names), torch.zeros(len(names), dtype=torch.int64), ())}
+    files = [ImageFile(name, PurePosixPath(name).parts) for name in names]
     files = [file for file in files if _is_visible_image(file.parts)]
-    check(bool(files), f"{reader.path} holds no images ({', '.join(sorted(SUFFIXES))}): check `path`")
+    packed = any(PurePosixPath(name).name == DATA_FILE.name for name in names)
+    advice = "unpack the LMDB that is in it" if packed else "check the path"
+    check(bool(files), f"{reader.path} holds no images ({', '.join(sorted(SUFFIXES))}): {advice}")
+    if DATASET_JSON in names:
+        return {"train": _edm_listing(reader, files, classes)}
+    splits = find_splits(reader, files)
+    if isinstance(reader, CIFARArchive):
+        labels, classes = reader.labels(), reader.class_names
+        return {s: _listing(f, torch.tensor([labels[file.name] for file in f]), classes) for s, f in splits.items()}
+    if classes is None:
+        classes = find_classes(reader, splits["train"])
+    return {s: _listing(f, find_labels(reader, f, classes), classes) for s, f in splits.items()}
+
+
+def _edm_listing(reader: Reader, files: Sequence[ImageFile], classes: tuple[str, ...] | None) -> Listing:
+    labels = read_labels(reader, [file.name for file in files])
+    if labels is None:
+        check(not classes, f"{reader.path} has no classes (its {DATASET_JSON} says null), but the training images have")
+        return _listing(files, torch.zeros(len(files), dtype=torch.int64), ())
+    if classes is None:
+        classes = tuple(map(str, range(int(labels.max()) + 1)))
+    elif classes and int(labels.max()) >= len(classes):
+        raise UserError(f"{reader.path} has class {labels.max()}, but the training images have only {len(classes)}")
+    return _listing(files, labels if classes else torch.zeros_like(labels), classes)
+
+
+def find_splits(reader: Reader, files: list[ImageFile]) -> dict[str, list[ImageFile]]:
+    """Image files by split: "train", and "held_out" where the top folders are train and one such.
+
+    Folders that contain everything else are looked through.
+
+    Raises:
+        UserError: the splits are ambiguous.
+    """
     while len(files[0].parts) > 1 and len({file.parts[0] for file in files}) == 1:
         files = _inside(files)
     top = {file.parts[0] for file in files}
@@ -79,6 +140,10 @@ def find_labels(reader: Reader, files: Sequence[ImageFile], classes: Sequence[st
                 f"{where} is in no class folder of the training images: move it, to {classes[0]} for instance"
             )
     return torch.tensor([index[file.parts[0]] for file in files])
+
+
+def _listing(files: Sequence[ImageFile], labels: Tensor, classes: tuple[str, ...]) -> Listing:
+    return Listing(tuple(file.name for file in files), labels, classes)
 
 
 def _is_visible_image(parts: tuple[str, ...]) -> bool:

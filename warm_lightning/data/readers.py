@@ -1,22 +1,29 @@
-"""Where image files are stored: a folder or a zip, seen as a flat list of names."""
+"""Where image files are stored, seen as a flat list of names."""
 
 import os
 import threading
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
-from warm_lightning.errors import UserError
+from warm_lightning.errors import UserError, check
+
+MAX_FILE = 256 * 2**20
+"""Bytes of one file, unpacked, that are read at most: more is an accident or an attack, and no image."""
 
 
 class Reader(ABC):
-    """Files by name, from any thread; names are relative to `path`, with "/" between folders."""
+    """Files by name, from any thread; names are relative to `path`, with "/" between folders.
+
+    Nothing is ever unpacked to disk. A reader may be used after a fork, and is pickled as its path.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+
+    def __reduce__(self) -> tuple[type["Reader"], tuple[Path]]:
+        return type(self), (self.path,)
 
     @abstractmethod
     def names(self) -> list[str]:
@@ -24,11 +31,16 @@ class Reader(ABC):
 
     @abstractmethod
     def read(self, name: str) -> bytes:
-        """Content of a file. Raises `UserError` where it cannot be read."""
+        """Content of a file. Raises `UserError` where it cannot be read or is larger than `MAX_FILE`."""
 
-    @abstractmethod
     def locate(self, name: str) -> str:
         """How to call a file in a message."""
+        return f"{name} in {self.path}"
+
+    def check_size(self, name: str, size: int) -> None:
+        """Raise `UserError` for a file of more than `MAX_FILE` bytes."""
+        megabytes = f"{size / 2**20:.0f} MB, more than the {MAX_FILE >> 20} MB"
+        check(size <= MAX_FILE, f"{self.locate(name)} holds {megabytes} that a file may: remove it")
 
 
 class FolderReader(Reader):
@@ -46,68 +58,59 @@ class FolderReader(Reader):
 
     def read(self, name: str) -> bytes:
         try:
-            return (self.path / name).read_bytes()
+            with (self.path / name).open("rb") as file:
+                content = file.read(MAX_FILE + 1)
         except OSError as error:
             raise cannot_read(self.locate(name), error) from error
+        self.check_size(name, len(content))
+        return content
 
     def locate(self, name: str) -> str:
         return f"{self.path / name}"
 
 
 class ZipReader(Reader):
-    """Members of an open zip, read in place."""
+    """Members of a zip, read in place.
 
-    def __init__(self, path: Path, archive: zipfile.ZipFile) -> None:
+    Raises:
+        UserError: it is no zip, is damaged, or has a member that points out of it.
+    """
+
+    def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self._archive = archive
         # ZipFile counts its open members without a lock: two reads at once could close the file.
         self._lock = threading.Lock()
+        self._archive, self._owner = _open_zip(path), os.getpid()
+        for name in self._archive.namelist():
+            parts = name.replace("\\", "/").split("/")
+            if ".." in parts or parts[0] == "" or parts[0].endswith(":"):
+                raise UserError(f"{path} has a member {name!r}, which points out of the zip: do not trust this file")
 
     def names(self) -> list[str]:
         return sorted({info.filename for info in self._archive.infolist() if not info.is_dir()})
 
     def read(self, name: str) -> bytes:
-        try:
-            with self._lock:
-                return self._archive.read(name)
-        except Exception as error:  # bad CRC, bad stream, encryption, unknown compression, failing disk, …
-            message = f"{self.locate(name)} cannot be read ({reason(error)}): make or download the zip again"
-            raise UserError(message) from error
-
-    def locate(self, name: str) -> str:
-        return f"{name} in {self.path}"
-
-
-@contextmanager
-def open_reader(path: str | Path) -> Iterator[Reader]:
-    """A reader for the folder or zip at `path`. Raises `UserError` where it is neither or unreadable."""
-    path = Path(path).expanduser()
-    try:
-        path.stat()
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise UserError(f"{path}: no such file or folder: set `path` to a folder or zip of images") from error
-    except OSError as error:
-        raise cannot_read(path, error) from error
-    if path.is_dir():
-        yield FolderReader(path)
-    else:
-        with _open_zip(path) as archive:
-            yield ZipReader(path, archive)
+        with self._lock:
+            if self._owner != os.getpid():  # processes that forked share the position in an open file
+                self._archive, self._owner = _open_zip(self.path), os.getpid()
+            info = self._archive.getinfo(name)
+            self.check_size(name, info.file_size)
+            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise UserError(f"{self.locate(name)} is compressed by another method than deflate: pack the zip again")
+            try:
+                with self._archive.open(info) as member:
+                    # Without a number, zipfile unpacks all there is, whatever the directory has declared.
+                    return member.read(info.file_size + 1)
+            except Exception as error:  # bad CRC, bad stream, encryption, unknown compression, failing disk, …
+                message = f"{self.locate(name)} cannot be read ({reason(error)}): make or download the zip again"
+                raise UserError(message) from error
 
 
 def _open_zip(path: Path) -> zipfile.ZipFile:
     try:
-        with path.open("rb") as file:
-            magic = file.read(2)
-    except OSError as error:
-        raise cannot_read(path, error) from error
-    try:
         return zipfile.ZipFile(path)
     except Exception as error:  # a damaged directory makes zipfile raise nearly anything
-        if magic == b"PK":
-            message = f"{path} is a truncated or corrupt zip ({reason(error)}): copy or download it again"
-        else:
-            message = f"{path} is neither a folder nor a zip: unpack it into a folder or pack it as a zip"
+        message = f"{path} is a truncated or corrupt zip ({reason(error)}): copy or download it again"
         raise UserError(message) from error
 
 

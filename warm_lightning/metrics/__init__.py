@@ -1,17 +1,29 @@
-"""How good generated images are: Fréchet distances, class scores, precision and recall, memorisation."""
+"""How good generated images are: Fréchet and kernel distances, class scores, precision and recall, memorisation."""
 
 from warm_lightning.metrics.digits import DigitsFeatures
+from warm_lightning.metrics.extraction import Images, InMemory, Observer
 from warm_lightning.metrics.extractors import FeatureExtractor, ImportedFeatures, Pixels, TorchScriptFeatures
 from warm_lightning.metrics.inception import InceptionFeatures
-from warm_lightning.metrics.scores import NEIGHBOURS, Scores
+from warm_lightning.metrics.reference import NEIGHBOURS, Reference, ScoreProtocol, measure
+from warm_lightning.metrics.scores import Scores
+from warm_lightning.metrics.statistics import read_statistics
+from warm_lightning.metrics.table import summarise_rounds
 
 __all__ = [
     "NEIGHBOURS",
     "DigitsFeatures",
     "FeatureExtractor",
+    "Images",
     "ImportedFeatures",
+    "InMemory",
     "InceptionFeatures",
+    "Observer",
     "Pixels",
+    "Reference",
+    "ScoreProtocol",
     "Scores",
     "TorchScriptFeatures",
+    "measure",
+    "read_statistics",
+    "summarise_rounds",
 ]

@@ -5,8 +5,9 @@ import importlib
 import re
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +22,16 @@ class FeatureExtractor(nn.Module, ABC):
     """A fixed map from images to features.
 
     A subclass gives `forward`, `describe`, and a `name` or a `label` of its own.
+
+    Attributes:
+        name: what to call it in the names of scores.
+        frechet_name: "fid" for Inception's own features, otherwise "fd".
+        splits: over how many parts of the images the class score is averaged.
     """
 
     name: str
-    frechet_name = "fd"
+    frechet_name: Literal["fd", "fid"] = "fd"
+    splits = 1
 
     @abstractmethod
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -38,12 +45,23 @@ class FeatureExtractor(nn.Module, ABC):
     def describe(self) -> dict[str, Any]:
         """What one has to know to compare scores with others'; plain data."""
 
+    def prepare(self) -> None:
+        """Make ready what may take a download. All processes must call it.
+
+        Raises:
+            UserError: it cannot be had.
+        """
+
+    def identity(self) -> dict[str, Any]:
+        """What makes two extractors the same: `describe` without where it was found."""
+        return {name: value for name, value in self.describe().items() if name != "file"}
+
     def label(self, num_images: int) -> str:
         """What a score's name ends with: `10k_cifar10_features` for instance. See `short_count`."""
-        return f"{short_count(num_images)}_{self.name}"
+        return f"{short_count(num_images)}_{self.name}" if self.name else short_count(num_images)
 
     def score_name(self, score: str, num_images: int) -> str:
-        """The name of "frechet", "is", "precision", "recall" or "memorisation" on a number of images."""
+        """The name of "frechet", "is", "kid", "precision", "recall" or "memorisation" on a number of images."""
         return (self.frechet_name if score == "frechet" else score) + self.label(num_images)
 
 
@@ -77,20 +95,24 @@ class ModuleFeatures(FeatureExtractor):
 
     Args:
         network: the module.
-        name: what to call it in the names of scores; letters, digits and underscores.
+        name: what to call it in the names of scores; letters, digits and underscores, or nothing.
         source: what to call it in messages.
+        kwargs: passed on with the images.
     """
 
-    def __init__(self, network: nn.Module, name: str, source: str) -> None:
+    def __init__(
+        self, network: nn.Module, name: str, source: str, kwargs: Mapping[str, bool | int | float | str] | None = None
+    ) -> None:
         super().__init__()
-        check(bool(re.fullmatch(r"\w+", name)), f"name is {name!r}: use letters, digits and underscores")
+        check(bool(re.fullmatch(r"\w*", name)), f"name is {name!r}: use letters, digits and underscores")
         self.network = network
         self.name = name
         self.source = source
+        self.kwargs = dict(kwargs or {})
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         try:
-            output = self.network(images)
+            output = self.network(images, **self.kwargs)
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, ValueError, TypeError) as error:
@@ -109,15 +131,31 @@ class ModuleFeatures(FeatureExtractor):
 class TorchScriptFeatures(ModuleFeatures):
     """Features from any TorchScript file that maps uint8 [B, C, H, W] to [B, F], or to a pair with logits.
 
+    Resizing and scaling of the images must be in the file. Two that suit:
+
+    * StyleGAN2-ADA's `inception-2015-12-05.pt`, the extractor of many published FIDs, which is told to return the
+      2,048 features instead of class probabilities. There are no logits then, and so no Inception score:
+      `{path: inception-2015-12-05.pt, kwargs: {return_features: true}, frechet_name: fid, name: ""}`
+    * an export of DINOv2, with its preprocessing, for FD-DINOv2: `{path: dinov2.pt}` gives `fd50k_dinov2`.
+
     Args:
         path: the file.
-        name: what to call it in the names of scores; by default the file's name without its suffix.
+        name: what to call it in the names of scores; by default the file's name without its suffix; "" for scores
+            with a number of images alone, such as `fid50k`.
+        kwargs: passed to the module's forward with the images.
+        frechet_name: "fid" if these are Inception's features, otherwise "fd".
 
     Raises:
         UserError: the file is not there or is not TorchScript.
     """
 
-    def __init__(self, path: str, name: str | None = None) -> None:
+    def __init__(
+        self,
+        path: str,
+        name: str | None = None,
+        kwargs: dict[str, bool | int | float | str] | None = None,
+        frechet_name: Literal["fd", "fid"] = "fd",
+    ) -> None:
         file = Path(path).expanduser()
         check(file.is_file(), f"{file}: no such file: set `path` to a TorchScript file")
         try:
@@ -126,11 +164,17 @@ class TorchScriptFeatures(ModuleFeatures):
                 network = torch.jit.load(file, map_location="cpu")
         except (RuntimeError, ValueError, OSError) as error:
             raise UserError(f"{file} is not a TorchScript file, or a damaged one: replace it") from error
-        super().__init__(network, name or re.sub(r"\W", "_", file.stem), str(file))
+        super().__init__(network, re.sub(r"\W", "_", file.stem) if name is None else name, str(file), kwargs)
+        self.frechet_name = frechet_name
         self.file = file
 
     def describe(self) -> dict[str, Any]:
-        return {"class": "TorchScriptFeatures", "file": self.file.name, "sha256": file_hash(self.file)}
+        return {
+            "class": "TorchScriptFeatures",
+            "file": self.file.name,
+            "sha256": file_hash(self.file),
+            "kwargs": self.kwargs,
+        }
 
 
 class ImportedFeatures(ModuleFeatures):

@@ -4,13 +4,14 @@ import torch
 from torch import Tensor
 
 from warm_lightning.images import dequantise
+from warm_lightning.metrics.extraction import Images
 from warm_lightning.metrics.progress import progress
 from warm_lightning.rng import key
 
 CHUNK = 1024  # images at once
 
 
-def moment_matched(images: Tensor, count: int, seed: int = 0, device: torch.device | str = "cpu") -> Tensor:
+def moment_matched(images: Images, count: int, seed: int = 0, device: torch.device | str = "cpu") -> Tensor:
     """Draws from N(mean, covariance) of the pixels of some images, in [-1, 1] but not clamped to it.
 
     A draw is the mean plus a combination of the centred images with independent normal weights of variance
@@ -18,7 +19,7 @@ def moment_matched(images: Tensor, count: int, seed: int = 0, device: torch.devi
     for 128×128 RGB would take 19 GB.
 
     Args:
-        images: uint8 [N, C, H, W], N ≥ 2.
+        images: N ≥ 2 of them, read twice.
         count: number of draws.
         seed: the draws are a function of it and of `images`.
         device: where to compute.
@@ -27,11 +28,12 @@ def moment_matched(images: Tensor, count: int, seed: int = 0, device: torch.devi
         float32 [count, C, H, W].
     """
     generator = torch.Generator().manual_seed(key(seed, "gaussian"))  # on the CPU: the same on every device
-    chunks = images.flatten(1).split(CHUNK)
-    grey = torch.stack([chunk.double().sum(dim=0) for chunk in chunks]).sum(dim=0) / len(images)
-    mean = dequantise(grey, torch.float64).float().to(device)
+    chunks = torch.arange(len(images)).split(CHUNK)
+    sums = [images.take(chunk).flatten(1).double().sum(dim=0) for chunk in progress(chunks, "mean image")]
+    mean = dequantise(torch.stack(sums).sum(dim=0) / len(images), torch.float64).float().to(device)
     draws = mean.repeat(count, 1)
     for chunk in progress(chunks, "moment-matched Gaussian"):
         weights = torch.randn(count, len(chunk), generator=generator).to(device)
-        draws.addmm_(weights, dequantise(chunk).to(device) - mean, alpha=(len(images) - 1) ** -0.5)
-    return draws.unflatten(1, images.shape[1:])
+        pixels = dequantise(images.take(chunk).flatten(1)).to(device)
+        draws.addmm_(weights, pixels - mean, alpha=(len(images) - 1) ** -0.5)
+    return draws.unflatten(1, images.shape)

@@ -1,36 +1,43 @@
 """The features of the Fréchet inception distance."""
 
+import os
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from warm_lightning.errors import UserError, check
 from warm_lightning.metrics.extractors import FeatureExtractor, file_hash, short_count
+from warm_lightning.metrics.parallel import place
+
+VARIABLE = "WARM_INCEPTION_WEIGHTS"
 
 
 class InceptionFeatures(FeatureExtractor):
     """Inception-v3 with the weights of 2015 that FID is defined with (Heusel et al. 2017), by torchmetrics.
 
     2,048 features after the last pooling, and 1,008 logits without bias. Images are resized to 299×299 as
-    TensorFlow 1 did, without antialiasing, which is the protocol of published FIDs; grey ones become RGB.
+    TensorFlow 1 did, without antialiasing, which is the protocol of published FIDs; grey ones become RGB. The
+    Inception score is the mean over 10 splits, as it is published (Salimans et al. 2016).
 
-    The weights are read when images first come, so that a configuration that names this extractor can train
-    where they are not.
+    The weights, torch-fidelity's, are the file that `weights_path` names, or else the one that the environment
+    variable WARM_INCEPTION_WEIGHTS names, or torch hub's cached copy, or a download to there. They are read when
+    images first come, so that a configuration that names this extractor can train where they are not.
 
     Args:
-        weights_path: torch-fidelity's weights as a file; None for torch hub's cached copy. Nothing is
-            downloaded.
+        weights_path: see above.
 
     Raises:
-        UserError: when images first come, if torch-fidelity is not installed, or the weights are not there
-            or are something else.
+        UserError: when images first come, if torch-fidelity is not installed, or the weights cannot be had or are
+            something else.
     """
 
     frechet_name = "fid"
+    splits = 10
 
     def __init__(self, weights_path: str | None = None) -> None:
         super().__init__()
@@ -39,9 +46,42 @@ class InceptionFeatures(FeatureExtractor):
     @cached_property
     def path(self) -> Path:
         """The file with the weights, whether it is there or not."""
-        if self.weights_path:
-            return Path(self.weights_path).expanduser()
+        given = self.weights_path or os.environ.get(VARIABLE)
+        if given:
+            return Path(given).expanduser()
         return Path(torch.hub.get_dir()) / "checkpoints" / self._url.rpartition("/")[2]
+
+    def prepare(self) -> None:
+        """Find or download the weights, once a machine; all processes must call this, and all succeed or none."""
+        problem = None
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            try:
+                self._obtain()
+            except UserError as error:
+                problem = str(error)
+        problems = [problem]
+        world_size = place()[1]
+        if world_size > 1:
+            problems = [None] * world_size
+            dist.all_gather_object(problems, problem)
+        for found in problems:
+            check(found is None, str(found))
+
+    def _obtain(self) -> None:
+        url = self._url
+        if self.path.is_file():
+            return
+        given = "weights_path" if self.weights_path else VARIABLE if os.environ.get(VARIABLE) else None
+        check(given is None, f"{self.path}: no such file: set {given} to a copy of {url}, or leave it out")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            # To another name first, and moved when whole; the file's name ends with the start of its SHA-256.
+            torch.hub.download_url_to_file(url, str(self.path), hash_prefix=self.path.stem.rpartition("-")[2])
+        except (OSError, RuntimeError) as error:  # no network is an OSError, a wrong hash a RuntimeError
+            raise UserError(
+                f"{self.path}: no Inception weights, and they cannot be downloaded ({error}): put {url} there, or set "
+                f"`weights_path` or {VARIABLE} to a copy"
+            ) from error
 
     @property
     def _url(self) -> str:
@@ -52,19 +92,15 @@ class InceptionFeatures(FeatureExtractor):
         return URL_INCEPTION_V3
 
     def _load(self, device: torch.device) -> nn.Module:
-        url = self._url
+        self._obtain()
         from torchmetrics.image.fid import NoTrainInceptionV3
 
-        check(
-            self.path.is_file(),
-            f"{self.path}: no Inception weights: put {url} there, or set `weights_path` to a copy",
-        )
         self._check_plain()
         try:
             network = NoTrainInceptionV3("inception-v3-compat", ["2048"], str(self.path), antialias=False)
         except (RuntimeError, TypeError, AttributeError) as error:  # keys or shapes of something else
-            message = f"{self.path} holds other weights than Inception's: put {url.rpartition('/')[2]} there"
-            raise UserError(message) from error
+            name = self._url.rpartition("/")[2]
+            raise UserError(f"{self.path} holds other weights than Inception's: put {name} there") from error
         return network.to(device).requires_grad_(False)
 
     def _check_plain(self) -> None:

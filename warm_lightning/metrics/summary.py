@@ -1,16 +1,14 @@
 """What scores keep of a set of images: moments of the features, the class score, the first features."""
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-from warm_lightning.metrics.frechet import Moments, Normal, frechet_distance
+from warm_lightning.metrics.frechet import Moments, Normal
 from warm_lightning.metrics.inception_score import InceptionScore
-from warm_lightning.metrics.neighbours import memorisation, precision_recall, unseen_distance
+from warm_lightning.metrics.parallel import place
 
 CHUNK = 4096  # images whose features are in float64 at once
 
@@ -22,50 +20,14 @@ class Summary:
     Attributes:
         count: number of images.
         normal: mean and covariance of their features.
-        inception_score: None where the extractor has no classes.
+        class_scores: "is" and, with several splits, "is_split_std"; empty where the extractor has no classes.
         features: float32 [min(count, limit), F], of the first images.
     """
 
     count: int
     normal: Normal
-    inception_score: float | None
+    class_scores: dict[str, float]
     features: Tensor
-
-
-@dataclass(frozen=True)
-class Reference:
-    """A set of images to compare others with.
-
-    Attributes:
-        summary: of the whole set.
-        training: float32 [N, F], the features of the whole set.
-        held_out: float32 [H, F], of images that were not trained on; None without any.
-    """
-
-    summary: Summary
-    training: Tensor
-    held_out: Tensor | None
-
-    @cached_property
-    def unseen(self) -> float:
-        """Mean distance to the nearest training image of images that were not trained on."""
-        return unseen_distance(self.training, self.held_out, len(self.summary.features))
-
-
-def evaluate(samples: Summary, reference: Reference, k: int) -> dict[str, float]:
-    """Every score of a set against a reference: "frechet", "is", "precision", "recall" and "memorisation".
-
-    "is" only with classes. Precision and recall take k-th neighbours among the first images of both sets.
-    """
-    values = {"frechet": frechet_distance(samples.normal, reference.summary.normal)}
-    if samples.inception_score is not None:
-        values["is"] = samples.inception_score
-    precision, recall = precision_recall(samples.features, reference.summary.features, k)
-    return values | {
-        "precision": precision,
-        "recall": recall,
-        "memorisation": memorisation(samples.features, reference.training, reference.unseen),
-    }
 
 
 class Summariser:
@@ -74,6 +36,7 @@ class Summariser:
     Args:
         num_features: F.
         num_classes: K; 0 where there are no logits.
+        splits: of the images, for the class score.
         limit: of how many images, over all devices, to keep the features.
         device: where the features come from.
         over_devices: whether each device has its own part of the images, as opposed to all of them. Then
@@ -81,48 +44,65 @@ class Summariser:
     """
 
     def __init__(
-        self, num_features: int, num_classes: int, limit: int, device: torch.device, over_devices: bool
+        self, num_features: int, num_classes: int, splits: int, limit: int, device: torch.device, over_devices: bool
     ) -> None:
         self.moments = Moments(num_features, sync_on_compute=over_devices).to(device)
-        self.classes = InceptionScore(num_classes, sync_on_compute=over_devices).to(device) if num_classes else None
+        self.classes = None
+        if num_classes:
+            self.classes = InceptionScore(num_classes, splits, sync_on_compute=over_devices).to(device)
         self.limit = limit
-        self.over_devices = over_devices
+        self.rank, self.world_size = place() if over_devices else (0, 1)
         self.empty = torch.empty(0, num_features, device=device)
+        self.no_logits = torch.empty(0, num_classes, device=device)
         self.reset()
 
     def reset(self) -> None:
         """Forget all images."""
         self.kept = [self.empty]
+        self.seen = 0
         # An update with no image, because torchmetrics warns of devices that have not been given any.
         self.moments.reset()
         self.moments.update(self.empty)
         if self.classes is not None:
             self.classes.reset()
-            self.classes.update(self.empty.new_empty(0, len(self.classes.probability_sum)))
+            self.classes.update(self.no_logits, torch.arange(0))
 
     def update(self, features: Tensor, logits: Tensor | None) -> None:
-        """Take in features [B, F] and logits [B, K]."""
+        """Take in features [B, F] and logits [B, K]; of W devices, device r has images r, r + W, r + 2W, …"""
         for part in features.split(CHUNK):
             self.moments.update(part)
         if self.classes is not None and logits is not None:
-            self.classes.update(logits)
-        room = self.limit - sum(map(len, self.kept))
+            mine = torch.arange(self.seen, self.seen + len(logits))
+            self.classes.update(logits, mine * self.world_size + self.rank)
+        room = self.limit - self.seen
         if room > 0:
             self.kept.append(features[:room])
+        self.seen += len(features)
 
     def compute(self) -> Summary:
         """The summary of all images; at least 2."""
         mean, covariance, count = self.moments.compute()
-        score = None if self.classes is None else self.classes.compute().item()
         normal = Normal(torch.atleast_1d(mean), torch.atleast_2d(covariance))  # torchmetrics squeezes [1, 1]
-        return Summary(int(count), normal, score, self._first_features())
+        scores = {}
+        if self.classes is not None:
+            score, spread = self.classes.compute()
+            scores = {"is": score} if spread is None else {"is": score, "is_split_std": spread}
+        return Summary(int(count), normal, scores, self._first_features())
 
     def _first_features(self) -> Tensor:
         mine = torch.cat(self.kept)
-        if not (self.over_devices and dist.is_available() and dist.is_initialized()):
+        if self.world_size == 1:
             return mine
         parts = gather_all_tensors(mine)
         # Image i is on device i mod W: taking turns restores the order, and the first are the same for any W.
         turns = [torch.arange(len(part)) * len(parts) + rank for rank, part in enumerate(parts)]
         order = torch.cat(turns).argsort()[: self.limit]
         return torch.cat(parts)[order.to(mine.device)]
+
+
+def summarise(features: Tensor, logits: Tensor | None, splits: int, limit: int) -> Summary:
+    """The summary of a set of images that is all here; see `Summariser`."""
+    num_classes = 0 if logits is None else logits.shape[1]
+    summariser = Summariser(features.shape[1], num_classes, splits, limit, features.device, over_devices=False)
+    summariser.update(features, logits)
+    return summariser.compute()

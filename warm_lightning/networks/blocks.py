@@ -1,6 +1,7 @@
-"""The residual block of DDPM++ and NCSN++, with and without self-attention."""
+"""The residual block of DDPM, DDPM++ and NCSN++, with and without self-attention."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -10,8 +11,29 @@ from warm_lightning.networks.layers import Conv2d, GroupNorm, Linear, dropout
 HALF_VARIANCE = 0.5**0.5
 """A sum of two signals of equal variance is scaled by this to keep that variance."""
 
-ALMOST_ZERO = 1e-5
-"""Initial scale of the last layer of every residual branch: a fresh network is almost the identity."""
+
+@dataclass(frozen=True)
+class Style:
+    """How the residual branches of a network start and join in.
+
+    Attributes:
+        gain: of the sum of a skip and a branch.
+        last: scale of the initial weights of a branch's last layer, and of the network's.
+        qkv: scale of the initial weights from which queries, keys and values come.
+    """
+
+    gain: float
+    last: float
+    qkv: float
+
+    def join(self, skip: Tensor, branch: Tensor) -> Tensor:
+        """Their sum, times `gain`."""
+        joined = skip + branch
+        return joined if self.gain == 1 else joined * self.gain
+
+
+EDM = Style(gain=HALF_VARIANCE, last=1e-5, qkv=0.2**0.5)
+"""DDPM++ and NCSN++: a fresh network is almost the identity."""
 
 Conv = Callable[[int, int, int], nn.Module]
 """(in_channels, out_channels, kernel) → convolution, which may resample."""
@@ -24,6 +46,7 @@ class ResidualBlock(nn.Module):
         in_channels, out_channels: widths of the input and of the output.
         embedding_channels: width of the conditioning vector.
         dropout: probability before the second convolution.
+        style: initial scales, and of the sum.
         resample: makes `conv0` and `skip`; None keeps the resolution.
     """
 
@@ -33,16 +56,18 @@ class ResidualBlock(nn.Module):
         out_channels: int,
         embedding_channels: int,
         dropout: float,
+        style: Style = EDM,
         resample: Conv | None = None,
     ) -> None:
         super().__init__()
         conv = resample or Conv2d
+        self.style = style
         self.dropout = dropout
         self.norm0 = GroupNorm(in_channels)
         self.conv0 = conv(in_channels, out_channels, 3)
         self.affine = Linear(embedding_channels, out_channels)
         self.norm1 = GroupNorm(out_channels)
-        self.conv1 = Conv2d(out_channels, out_channels, 3, scale=ALMOST_ZERO)
+        self.conv1 = Conv2d(out_channels, out_channels, 3, scale=style.last)
         same = resample is None and in_channels == out_channels
         self.skip = nn.Identity() if same else conv(in_channels, out_channels, 1)
 
@@ -51,25 +76,31 @@ class ResidualBlock(nn.Module):
         h = self.conv0(F.silu(self.norm0(x)))
         h = F.silu(self.norm1(h + self.affine(emb)[:, :, None, None]))
         h = self.conv1(dropout(h, self.dropout, self.training))
-        return (h + self.skip(x)) * HALF_VARIANCE
+        return self.style.join(self.skip(x), h)
 
 
 class AttentionBlock(ResidualBlock):
     """A residual block followed by self-attention over all pixels; `heads` divides `out_channels`."""
 
     def __init__(
-        self, in_channels: int, out_channels: int, embedding_channels: int, dropout: float, heads: int
+        self,
+        in_channels: int,
+        out_channels: int,
+        embedding_channels: int,
+        dropout: float,
+        heads: int,
+        style: Style = EDM,
     ) -> None:
-        super().__init__(in_channels, out_channels, embedding_channels, dropout)
+        super().__init__(in_channels, out_channels, embedding_channels, dropout, style)
         self.heads = heads
         self.norm2 = GroupNorm(out_channels)
-        self.qkv = Conv2d(out_channels, 3 * out_channels, 1, scale=0.2**0.5)
-        self.proj = Conv2d(out_channels, out_channels, 1, scale=ALMOST_ZERO)
+        self.qkv = Conv2d(out_channels, 3 * out_channels, 1, scale=style.qkv)
+        self.proj = Conv2d(out_channels, out_channels, 1, scale=style.last)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """[B, in, H, W], [B, embedding_channels] → [B, out, H, W]."""
         x = super().forward(x, emb)
-        return (x + self.proj(self.attend(self.qkv(self.norm2(x))))) * HALF_VARIANCE
+        return self.style.join(x, self.proj(self.attend(self.qkv(self.norm2(x)))))
 
     def attend(self, qkv: Tensor) -> Tensor:
         """[B, 3C, H, W], channels laid out as (head, channel, q k v) → [B, C, H, W]."""

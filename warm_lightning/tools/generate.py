@@ -9,7 +9,7 @@ from lightning.fabric import Fabric
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from tqdm import tqdm
 
-from warm_lightning.checkpoints import SECTION, read
+from warm_lightning.checkpoints import SECTION, check_weights, read
 from warm_lightning.config import load_checkpoint
 from warm_lightning.errors import UserError, check
 from warm_lightning.images import quantise
@@ -40,7 +40,7 @@ def generate(
     """Images of given seeds, each a pure function of weights, seed, class and sampler.
 
     Args:
-        ckpt_path: checkpoint that `warm fit` wrote.
+        ckpt_path: checkpoint that `warm fit` wrote, or folder that `warm export` did.
         seeds: one an image, such as 0-63 or 1,5,8-11.
         outdir: folder for the images, written as 000000.png by seed.
         steps: sampling levels above 0; NFE is 2·steps - 1 with Heun's rule. As trained if not given.
@@ -74,6 +74,7 @@ def generate(
     check(batch_size > 0, f"batch_size is {batch_size}: it must be at least 1")
     if bnr is not None:
         check_bnr(ckpt_path)
+    check_weights(ckpt_path, read(ckpt_path), weights)
     module = load_checkpoint(ckpt_path, overrides)
     classes = parse_labels(labels, len(numbers), module.network.label_dim)
     folder = writable_folder(outdir)

@@ -1,0 +1,154 @@
+"""Checkpoint formats, and starting from another checkpoint's weights."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from small import DIGITS, REPOSITORY, SMALL, here
+
+from warm_lightning import load_checkpoint, load_config
+from warm_lightning.checkpoints import EMA, FORMAT_VERSION, RAW, SECTION, part, read
+from warm_lightning.cli import main
+from warm_lightning.errors import UserError
+from warm_lightning.module import DiffusionModule
+
+HOT = f"--config={REPOSITORY / 'configs' / 'method' / 'hot.yaml'}"
+NETWORK = {"model.network.model_channels": 8, "model.network.channel_mult": [1, 2]}
+
+
+def last(folder: Path) -> Path:
+    return folder / "checkpoints" / "last.ckpt"
+
+
+@pytest.fixture(scope="module")
+def hot(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a short run of a hot model, trained long enough that EMA and raw weights differ."""
+    folder = tmp_path_factory.mktemp("hot")
+    here("fit", *SMALL, HOT, "--model.duration=320", f"--trainer.default_root_dir={folder}")
+    return folder
+
+
+def altered(checkpoint: Path, folder: Path, **section: Any) -> Path:
+    """A copy of a checkpoint with other entries in its own section; None removes one."""
+    contents = torch.load(checkpoint, weights_only=True)
+    own = {**contents[SECTION], **section}
+    contents[SECTION] = {name: value for name, value in own.items() if value is not None}
+    torch.save(contents, folder / "altered.ckpt")
+    return folder / "altered.ckpt"
+
+
+def samples(module: DiffusionModule, weights: Any = "ema") -> torch.Tensor:
+    return module.model(weights).sample(module.sampler, [0, 1])
+
+
+# ---------------------------------------------------------------------- format
+
+
+def test_format_1_is_migrated(hot: Path, tmp_path: Path) -> None:
+    """As written before `source` was there; by every way in: loading, going on, scoring."""
+    folder = tmp_path / "run"
+    here("fit", *SMALL, HOT, "--model.duration=64", f"--trainer.default_root_dir={folder}")
+    old = torch.load(last(folder), weights_only=True)
+    assert old[SECTION].pop("source") is None
+    old[SECTION]["format_version"] = 1
+    torch.save(old, last(folder))
+    assert read(last(folder))[SECTION]["format_version"] == FORMAT_VERSION
+    assert read(last(folder))[SECTION]["source"] is None
+    assert load_checkpoint(last(folder)).images_seen == 64
+    here("test", *SMALL, HOT, f"--trainer.default_root_dir={folder}")
+    here("fit", *SMALL, HOT, "--model.duration=320", f"--trainer.default_root_dir={folder}", "--ckpt_path=last")
+    a, b = read(last(hot))["state_dict"], read(last(folder))["state_dict"]
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("version", [99, "two", 0, None, [1]])
+def test_unknown_formats_are_refused_by_number(version: Any, hot: Path, tmp_path: Path) -> None:
+    path = altered(last(hot), tmp_path, format_version=version, package_version="9.9.9")
+    with pytest.raises(UserError, match=rf"format {re.escape(str(version))}.*reads 1 to {FORMAT_VERSION}.*9\.9\.9"):
+        read(path)
+
+
+# ---------------------------------------------------------------------- init_from
+
+
+def test_hot_weights_in_two_branches_are_the_hot_model_at_bnr_0(hot: Path) -> None:
+    before = load_checkpoint(last(hot))
+    start = {**NETWORK, "model.init_from": str(last(hot)), "model.process.path.bnr": 0.0}
+    module, _ = load_config(DIGITS, start)
+    assert module.network.branches == 2
+    for weights in ("ema", "raw"):
+        # float32, in which another number of output channels may be summed in another order
+        torch.testing.assert_close(samples(module, weights), samples(before), rtol=0, atol=1e-5)
+    x = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert not module.network(x, torch.zeros(2))[:, 1].any()
+    assert (samples(before, "raw") - samples(before)).abs().max() > 1e-3  # it is the averaged weights that were taken
+
+
+def test_the_same_branches_are_copied(hot: Path) -> None:
+    module, _ = load_config(
+        [DIGITS, Path(HOT.removeprefix("--config="))], {**NETWORK, "model.init_from": str(last(hot))}
+    )
+    saved = part(read(last(hot))["state_dict"], EMA)
+    assert all(torch.equal(saved[name], tensor) for name, tensor in module.network.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model.network.model_channels": 16}, "init_from.*map_layer0.weight"),
+        ({"model.network.num_blocks": 2}, "init_from.*block1.*absent"),
+        ({"model.network.augment_dim": 9}, "init_from.*map_augment.weight is absent"),
+        ({"model.init_from": "nowhere.ckpt"}, r"nowhere\.ckpt"),
+    ],
+)
+def test_other_networks_are_refused(changes: dict[str, Any], words: str, hot: Path) -> None:
+    with pytest.raises(UserError, match=words) as raised:
+        load_config(DIGITS, {**NETWORK, "model.init_from": str(last(hot)), **changes})
+    assert "\n" not in str(raised.value)
+
+
+def test_two_branches_do_not_fit_into_one(hot: Path, tmp_path: Path) -> None:
+    here("fit", *SMALL, "--model.duration=32", f"--trainer.default_root_dir={tmp_path}")
+    with pytest.raises(UserError, match=r"aux_conv\.weight"):
+        load_config([DIGITS, Path(HOT.removeprefix("--config="))], {**NETWORK, "model.init_from": str(last(tmp_path))})
+
+
+def test_a_started_run_goes_on_without_the_file(hot: Path, tmp_path: Path) -> None:
+    """The same bits as straight through, and the file is needed neither to resume nor to sample."""
+    start = tmp_path / "start.ckpt"
+    start.write_bytes(last(hot).read_bytes())
+    run = ["fit", *SMALL, f"--model.init_from={start}", "--ckpt_path=last"]
+    here(*run, "--model.duration=96", f"--trainer.default_root_dir={tmp_path / 'straight'}")
+    here(*run, "--model.duration=64", f"--trainer.default_root_dir={tmp_path / 'twice'}")
+    start.unlink()
+    here(*run, "--model.duration=96", f"--trainer.default_root_dir={tmp_path / 'twice'}")
+    a, b = (read(last(tmp_path / name))["state_dict"] for name in ("straight", "twice"))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert samples(load_checkpoint(last(tmp_path / "twice"))).isfinite().all()
+    for said in (read(last(tmp_path / "twice"))[SECTION]["config"]["init_from"], config_of(tmp_path / "twice")):
+        assert said == str(start)  # where the weights came from is not forgotten
+
+
+def config_of(folder: Path) -> str:
+    return yaml.safe_load((folder / "config.yaml").read_text())["model"]["init_from"]
+
+
+def test_weights_alone_cannot_be_resumed(hot: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    contents = torch.load(last(hot), weights_only=True)
+    del contents["optimizer_states"]
+    torch.save(contents, tmp_path / "weights.ckpt")
+    capsys.readouterr()
+    assert (
+        main(["fit", *SMALL, HOT, f"--ckpt_path={tmp_path / 'weights.ckpt'}", f"--trainer.default_root_dir={tmp_path}"])
+        == 2
+    )
+    assert "--model.init_from" in capsys.readouterr().err
+
+
+def test_raw_and_averaged_weights_stand_under_their_names(hot: Path) -> None:
+    state = read(last(hot))["state_dict"]
+    assert part(state, RAW).keys() == part(state, EMA).keys() == load_checkpoint(last(hot)).network.state_dict().keys()

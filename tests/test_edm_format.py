@@ -1,0 +1,104 @@
+"""Data sets in EDM's format: their classes are those of dataset.json, and nothing else's."""
+
+import json
+from collections.abc import Callable
+
+import pytest
+import torch
+from image_files import chw, encode, pixels, refused, store, store_edm
+
+from warm_lightning.data import CIFAR10, FFHQ, ImageFolder
+
+
+@pytest.fixture(params=["folder", "zip"])
+def kind(request) -> str:
+    return request.param
+
+
+def test_classes_come_from_the_file_and_images_in_the_order_of_their_names(tmp_path, kind):
+    images = [pixels() for _ in range(1002)]  # the last two in another folder, which is no class
+    labels = [i * 7 % 5 for i in range(1002)]
+    found = ImageFolder(store_edm(tmp_path, images, labels, kind)).train_images()
+    assert torch.equal(found.images, torch.stack([chw(image) for image in images]))
+    assert found.labels.tolist() == labels
+    assert found.labels.dtype == torch.int64
+    assert found.class_names == tuple("01234")
+
+
+def test_without_classes(tmp_path, kind):
+    data = ImageFolder(store_edm(tmp_path, [pixels() for _ in range(1001)], None, kind))
+    data.setup("test")
+    assert (data.num_classes, data.train_images().labels.tolist()) == (0, [0] * 1001)
+    assert data.held_out_images() is None
+
+
+def test_folders_called_train_and_test_are_no_splits_here(tmp_path, kind):
+    files = {f"{split}/{i}.png": encode(pixels()) for split in ("train", "test") for i in range(2)}
+    labels = [[name, i] for i, name in enumerate(sorted(files, reverse=True))]
+    content = json.dumps({"labels": [*labels, ["not there.png", 9]], "more": 1}).encode()
+    found = ImageFolder(store(tmp_path, files | {"dataset.json": content}, kind))
+    assert found.train_images().labels.tolist() == [3, 2, 1, 0]
+    assert found.held_out_images() is None
+
+
+def test_held_out_images_of_a_second_source_have_the_same_classes(tmp_path, kind):
+    for name in ("held", "null", "more"):
+        (tmp_path / name).mkdir()
+    train = store_edm(tmp_path, [pixels() for _ in range(3)], [0, 2, 1], kind)
+    held_out = store_edm(tmp_path / "held", [pixels() for _ in range(2)], [1, 0], kind)
+    data = ImageFolder(train, held_out_path=held_out)
+    data.setup("test")
+    assert data.held_out_images().labels.tolist() == [1, 0]
+    assert data.held_out_images().class_names == ("0", "1", "2")
+    null = store_edm(tmp_path / "null", [pixels()], None, kind)
+    refused(ImageFolder(train, held_out_path=null), null, "no classes")
+    more = store_edm(tmp_path / "more", [pixels()], [3], kind)
+    refused(ImageFolder(train, held_out_path=more), more, "class 3", "only 3")
+
+
+def test_cifar10_in_edms_format(tmp_path, kind):
+    (tmp_path / "test").mkdir()
+    train, test = [pixels(32) for _ in range(3)], [pixels(32) for _ in range(2)]
+    path = store_edm(tmp_path, train, [6, 9, 0], kind)
+    assert CIFAR10(path).train_images().labels.tolist() == [6, 9, 0]
+    assert CIFAR10(path).held_out_images() is None
+    data = CIFAR10(path, held_out_path=store_edm(tmp_path / "test", test, [3, 8], kind))
+    assert torch.equal(data.held_out_images().images, torch.stack([chw(image) for image in test]))
+    assert data.held_out_images().labels.tolist() == [3, 8]
+
+
+def test_what_is_not_ffhq(tmp_path, kind):
+    for name in ("small", "grey"):
+        (tmp_path / name).mkdir()
+    small = store_edm(tmp_path / "small", [pixels(32)], None, kind)
+    refused(FFHQ(small), small, "32×32", "64×64", "warm dataset")
+    grey = store_edm(tmp_path / "grey", [pixels(64, 1)], None, kind)
+    refused(FFHQ(grey), grey, "RGB", "grey")
+    refused(FFHQ(str(tmp_path / "none.zip")), "none.zip", "warm dataset")
+
+
+FIRST = "00000/img00000000.png"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (lambda labels: b"{labels", "not JSON"),
+        (lambda labels: b"[" * 100_000, "not JSON"),
+        (lambda labels: b"[]", "no entry `labels`"),
+        (lambda labels: b"{}", "no entry `labels`"),
+        (lambda labels: json.dumps({"labels": 3}).encode(), "a list of [file name, class]"),
+        (lambda labels: json.dumps({"labels": labels[1:]}).encode(), f"no class for {FIRST}"),
+        (lambda labels: json.dumps({"labels": [[FIRST, -1], *labels[1:]]}).encode(), f"class -1 of {FIRST}"),
+        (lambda labels: json.dumps({"labels": [[FIRST, 10**12], *labels[1:]]}).encode(), "class 1000000000000"),
+        (lambda labels: json.dumps({"labels": [[FIRST, 0.5], *labels[1:]]}).encode(), '["00000/img00000000.png", 0.5]'),
+        (lambda labels: json.dumps({"labels": [[FIRST, True], *labels[1:]]}).encode(), "true"),
+        (lambda labels: json.dumps({"labels": [[FIRST, [0, 1]], *labels[1:]]}).encode(), "not of the form"),
+        (lambda labels: json.dumps({"labels": [FIRST, *labels[1:]]}).encode(), "not of the form"),
+    ],
+)
+def test_files_that_are_not_edms(tmp_path, *, kind, content: Callable[[list], bytes], words: str):
+    names = [FIRST, "00000/img00000001.png"]
+    files = {name: encode(pixels()) for name in names}
+    path = store(tmp_path, files | {"dataset.json": content([[name, 0] for name in names])}, kind)
+    refused(ImageFolder(path), path, "dataset.json", words)

@@ -1,0 +1,129 @@
+"""`warm convert-edm`: EDM's snapshots become checkpoints, against EDM's own numbers."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from small import here
+from snapshots import Persistent, blocks, reference_state, tree, write
+
+from warm_lightning import load_checkpoint
+from warm_lightning.checkpoints import SECTION, read
+from warm_lightning.errors import UserError
+from warm_lightning.interop.edm import FAMILIES
+from warm_lightning.interop.edm_snapshot import architecture, read_snapshot
+from warm_lightning.module import DiffusionModule
+from warm_lightning.parameterizations import Denoiser
+from warm_lightning.processes import Hot
+from warm_lightning.types import Level
+
+
+def convert(source: Path, folder: Path) -> Path:
+    here("convert-edm", str(source), str(folder / "edm.ckpt"))
+    return folder / "edm.ckpt"
+
+
+def denoised(module: DiffusionModule, arrays: Any, weights: str = "ema") -> torch.Tensor:
+    x, sigma = torch.from_numpy(arrays["x"]), torch.from_numpy(arrays["sigma"])
+    labels = torch.from_numpy(arrays["labels"]) if "labels" in arrays else None
+    with torch.no_grad():
+        return module.model(weights).outputs(x, Level(0 * sigma, sigma), labels)[:, 0]  # type: ignore[arg-type]
+
+
+def test_the_published_layout_gives_the_published_numbers(reference_dir: Path, tmp_path: Path) -> None:
+    source = reference_dir / "edm_snapshot.pkl"
+    path = convert(source, tmp_path)
+    module = load_checkpoint(path)
+    arrays = np.load(reference_dir / "edm_snapshot_expected.npz")
+    for weights in ("ema", "raw"):
+        # float32 of two implementations (reference/README.md).
+        close = {"rtol": 0, "atol": 1e-5}
+        torch.testing.assert_close(denoised(module, arrays, weights), torch.from_numpy(arrays["denoised"]), **close)
+    assert isinstance(module.process, Hot)
+    assert isinstance(module.parameterization, Denoiser)
+    said = read(path)[SECTION]["source"]
+    assert said["file"] == source.name
+    assert said["sha256"] == hashlib.sha256(source.read_bytes()).hexdigest()
+    assert said["images_seen"] is None
+
+
+@pytest.mark.parametrize(
+    ("name", "protocol"),
+    [("edm_ncsnpp_uncond", 3), ("edm_ddpmpp_heads", 4), ("edm_ddpmpp_cond", 5)],
+)
+def test_both_families_heads_and_every_protocol(name: str, protocol: int, reference_dir: Path, tmp_path: Path) -> None:
+    arrays = np.load(reference_dir / f"{name}.npz")
+    per_head = json.loads(str(arrays["config"])).get("channels_per_head")
+    source = write(tmp_path / "s.pkl", tree(reference_state(reference_dir / f"{name}.npz"), per_head), protocol)
+    module = load_checkpoint(convert(source, tmp_path))
+    torch.testing.assert_close(denoised(module, arrays), torch.from_numpy(arrays["denoised"]), rtol=0, atol=1e-5)
+    assert module.network.dropout == 0.13
+    assert module.network.channels_per_head == per_head
+
+
+@pytest.mark.parametrize(
+    "name", ["cifar10-32x32-uncond", "cifar10-32x32-cond", "ffhq-64x64-uncond", "lsun-church-128x128-uncond"]
+)
+def test_every_tensor_of_the_full_size_networks_is_mapped(name: str, reference_dir: Path) -> None:
+    """From the names and shapes alone follows a network that has these, all of them and no others."""
+    facts = json.loads((reference_dir / "edm_parameters.json").read_text())[name]
+    shapes = facts["parameters"] | facts["buffers"]
+    state = {tensor: torch.empty(shape, device="meta") for tensor, shape in shapes.items()}
+    with torch.device("meta"):
+        network = FAMILIES[facts["network"]](1, **architecture(state))
+    assert {"model." + n: list(t.shape) for n, t in network.state_dict().items()} == shapes
+    assert sum(p.numel() for p in network.parameters()) == facts["trainable_parameters"]
+
+
+def vast(ema: Persistent) -> None:
+    """Convolutions that claim a million channels, none of which are in the file: 36 TB if they were built."""
+    conv = ema.state["_modules"]["model"].state["_modules"]["enc"].state["_modules"]["16x16_conv"]
+    conv.state["_parameters"]["weight"] = torch.empty(10**6, 3, 0, 0)
+    for block in blocks(ema):
+        block.state["_modules"]["conv0"].state["_parameters"]["weight"] = torch.empty(10**6, 10**6, 0, 0)
+
+
+def bottomless(depth: int) -> dict[str, Persistent]:
+    """Modules that contain themselves, or many times the same ones."""
+    modules: dict[str, Persistent] = {}
+    if depth == 1:
+        modules["model"] = modules["a"] = Persistent("SongUNet", _modules=modules)
+        return modules
+    for _ in range(depth):
+        modules = {str(i): Persistent("SongUNet", _modules=modules) for i in range(10)}
+    return modules
+
+
+def ema_of(reference_dir: Path) -> Persistent:
+    return tree(reference_state(reference_dir / "edm_ddpmpp_cond.npz"))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda e: setattr(e, "class_name", "VPPrecond"), ["VPPrecond"]),
+        (lambda e: setattr(e.state["_modules"]["model"], "class_name", "DhariwalUNet"), ["DhariwalUNet"]),
+        (lambda e: blocks(e)[1].state.update(skip_scale=1.0), ["skip_scale", "1"]),
+        (lambda e: blocks(e)[0].state.update(adaptive_scale=True), ["adaptive_scale"]),
+        (lambda e: blocks(e)[0].state.update(dropout=0.5), ["dropout", "0.5"]),
+        (lambda e: blocks(e)[0].state["_modules"].pop("norm1"), ["norm1.weight", "absent"]),
+        (vast, ["none of those built here"]),
+        (lambda e: e.state.pop("sigma_data"), ["sigma_data"]),
+        (lambda e: e.state["_modules"].pop("model"), ["model"]),
+        (lambda e: e.state["_modules"]["model"].state["_modules"].pop("enc"), ["encoder"]),
+        (lambda e: e.state.update(_modules=bottomless(1)), ["model.model"]),
+        (lambda e: e.state.update(_modules=bottomless(5)), ["too many"]),
+    ],
+)
+def test_other_networks_are_refused_by_name(change: Any, words: list[str], reference_dir: Path, tmp_path: Path) -> None:
+    ema = ema_of(reference_dir)
+    change(ema)
+    with pytest.raises(UserError) as raised:
+        read_snapshot(write(tmp_path / "odd.pkl", ema))
+    assert "\n" not in str(raised.value)
+    for word in ["odd.pkl", *words]:
+        assert word in str(raised.value)

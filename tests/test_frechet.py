@@ -1,0 +1,123 @@
+"""The Fréchet distance and its moments, against closed forms, scipy, torchmetrics, mpmath and other devices."""
+
+from pathlib import Path
+
+import mpmath
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from scipy.linalg import sqrtm
+from torch import Tensor, nn
+from torchmetrics.image.fid import FrechetInceptionDistance
+
+from warm_lightning.metrics.frechet import Moments, Normal, frechet_distance
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def normal(features: Tensor, parts: int = 1) -> Normal:
+    moments = Moments(features.shape[1])
+    for part in features.chunk(parts):
+        moments.update(part)
+    return Normal(*moments.compute()[:2])
+
+
+def by_scipy(a: Normal, b: Normal) -> float:
+    root = sqrtm(a.covariance.numpy() @ b.covariance.numpy())
+    means = (a.mean - b.mean).square().sum() + (a.covariance + b.covariance).trace()
+    return means.item() - 2 * np.trace(root).real
+
+
+def by_torchmetrics(x: Tensor, y: Tensor) -> float:
+    identity = nn.Identity()
+    identity.num_features = x.shape[1]
+    metric = FrechetInceptionDistance(feature=identity)
+    metric.set_dtype(torch.float64)
+    metric.update(x, real=True)
+    metric.update(y, real=False)
+    return metric.compute().item()
+
+
+def test_of_commuting_normals_has_a_closed_form():
+    basis = torch.linalg.qr(draw(8, 8)).Q
+    a, b = torch.linspace(0, 3, 8).double(), torch.linspace(2, 1, 8).double()
+    mean = draw(8, seed=1)
+    first, second = (Normal(m, basis * v @ basis.T) for m, v in ((mean, a), (mean + 0.5, b)))
+    expected = 8 * 0.25 + (a.sqrt() - b.sqrt()).square().sum()
+    assert frechet_distance(first, second) == pytest.approx(expected.item(), rel=1e-12)
+    assert frechet_distance(first, first) < 1e-12
+
+
+@pytest.mark.filterwarnings("ignore:Matrix is singular")
+@pytest.mark.parametrize("rank", ["full", "deficient"])
+def test_is_scipys_and_torchmetrics(rank):
+    if rank == "full":
+        x, y = draw(300, 20) @ draw(20, 20, seed=1) + 5, draw(200, 20, seed=2) @ draw(20, 20, seed=3) + 4
+    else:  # fewer images than features, and features that never fire; the sets distant: there they are accurate
+        x, y = draw(60, 150) + 3, 1.3 * draw(40, 150, seed=1) + 4
+        y[:, 100:] = x[:, 100:] = 0
+    ours = frechet_distance(normal(x, 7), normal(y, 3))
+    # 1e-6: what their square roots of eigenvalues that should be 0 leave without full rank.
+    tolerance = 1e-9 if rank == "full" else 1e-6
+    assert ours == pytest.approx(by_scipy(normal(x), normal(y)), rel=tolerance)
+    assert ours == pytest.approx(by_torchmetrics(x, y), rel=tolerance)
+
+
+@pytest.mark.parametrize("near", [True, False])
+def test_holds_without_full_rank(near):
+    # tr(Σa Σb)^½ is the nuclear norm of A Bᵀ, with A and B the centred features over √(N−1): another route,
+    # without any covariance. For near sets, eigenvalues of Σa Σb and scipy's sqrtm are off by per cents.
+    x = draw(60, 150) + 3
+    y = x + 1e-3 * draw(60, 150, seed=1) if near else 1.3 * draw(40, 150, seed=1) + 3.1
+    y[:, 100:] = x[:, 100:] = 0
+    a, b = ((f - f.mean(0)) / (len(f) - 1) ** 0.5 for f in (x, y))
+    expected = (x.mean(0) - y.mean(0)).square().sum() + a.square().sum() + b.square().sum()
+    expected -= 2 * torch.linalg.svdvals(a @ b.T).sum()
+    assert frechet_distance(normal(x), normal(y)) == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_of_near_sets_without_full_rank_is_that_of_sixty_digits():
+    # By definition, through the eigenvalues of Σa Σb, with so many digits that those which should be 0 do no harm.
+    x = draw(5, 8)
+    y = x + 1e-3 * draw(5, 8, seed=1)
+    with mpmath.workdps(60):
+        means, covariances = [], []
+        for f in (mpmath.matrix(x.tolist()), mpmath.matrix(y.tolist())):
+            mean = mpmath.matrix([sum(f[:, j]) / 5 for j in range(8)])
+            centred = mpmath.matrix(5, 8)
+            for i in range(5):
+                for j in range(8):
+                    centred[i, j] = f[i, j] - mean[j]
+            means.append(mean)
+            covariances.append(centred.T * centred / 4)
+        values = mpmath.eig(covariances[0] * covariances[1], left=False, right=False)
+        cross = sum(mpmath.re(mpmath.sqrt(mpmath.mpc(value))) for value in values)
+        trace = sum(c[i, i] for c in covariances for i in range(8))
+        expected = float(mpmath.norm(means[0] - means[1]) ** 2 + trace - 2 * cross)
+    assert 1e-6 < expected < 1e-3
+    assert frechet_distance(normal(x), normal(y)) == pytest.approx(expected, rel=1e-6)
+
+
+def in_process(rank: int, world_size: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=world_size)
+    moments = Moments(30)
+    for part in (draw(501, 30).abs() + 3)[rank::world_size].split(64):
+        moments.update(part)
+    torch.save(moments.compute(), folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_have_the_moments_of_one(tmp_path):
+    mp.spawn(in_process, (2, tmp_path), nprocs=2)
+    expected = normal(draw(501, 30).abs() + 3)
+    for rank in range(2):
+        mean, covariance, count = torch.load(tmp_path / f"{rank}.pt")
+        assert count == 501
+        # Only the order of 501 float64 additions differs.
+        torch.testing.assert_close(mean, expected.mean, rtol=1e-12, atol=0)
+        torch.testing.assert_close(covariance, expected.covariance, rtol=0, atol=1e-12 * expected.covariance.max())

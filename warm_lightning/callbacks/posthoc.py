@@ -1,0 +1,93 @@
+"""What post-hoc EMA needs to be rebuilt from: averages kept while training, and snapshots of them."""
+
+import copy
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning import Callback, Trainer
+from safetensors.torch import save
+from torch import nn
+
+from warm_lightning.callbacks.every import check_every, due
+from warm_lightning.ema import PowerEMA
+from warm_lightning.errors import check
+from warm_lightning.module import DiffusionModule
+from warm_lightning.pictures import write_file
+from warm_lightning.strategies import gathered
+
+FOLDER = "posthoc"
+KEY = "average"
+"""Of a snapshot's metadata: JSON that says which average at which time it is."""
+
+
+class PostHocEMA(Callback):
+    """Tracks averages of some relative widths, from which `warm ema` rebuilds others after training.
+
+    Each is one more copy of the network on the device and in checkpoints. Snapshots go to `posthoc/` in the run's
+    folder as float32: 220 MB for each width and time with CIFAR-10's network. They serve from 0.05 to 0.15 to within
+    0.1 % of the wanted profile where 50 were taken of 0.05 and of 0.1 each, and to within 3 % where 8 were.
+
+    Args:
+        sigma_rel: relative widths, see `PowerEMA`; 0.05 and 0.1 are the paper's. Empty for none.
+        every: images between snapshots; there is one at the end of training too.
+    """
+
+    def __init__(self, sigma_rel: Sequence[float] = (), every: float = 4e6) -> None:
+        check(
+            len(set(sigma_rel)) == len(sigma_rel),
+            f"posthoc_ema.sigma_rel is {list(sigma_rel)}: name each width once",
+        )
+        self.profiles = [PowerEMA(width) for width in sigma_rel]
+        self.every = check_every(every)
+        self.averages: list[nn.Module] = []
+        self.restored: dict[str, Any] | None = None
+
+    @property
+    def widths(self) -> list[float]:
+        """The relative widths that are tracked."""
+        return [profile.sigma_rel for profile in self.profiles]
+
+    def on_train_start(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
+        kept = self.restored["sigma_rel"] if self.restored else []
+        check(
+            pl_module.images_seen == 0 or kept == self.widths,
+            f"posthoc_ema.sigma_rel is {self.widths}, but this run has tracked {kept} from its start: set it so",
+        )
+        self.averages = [copy.deepcopy(pl_module.ema_network) for _ in self.profiles]
+        if self.restored and kept == self.widths:
+            for average, state in zip(self.averages, self.restored["averages"], strict=True):
+                average.load_state_dict(state)
+        self.restored = None
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: DiffusionModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if not self.profiles or not pl_module.stepped:
+            return
+        with gathered(pl_module.network):
+            for profile, average in zip(self.profiles, self.averages, strict=True):
+                profile.update(average, pl_module.network, pl_module.images_seen, pl_module.batch_size)
+        if due(pl_module, self.every):
+            self.write(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
+        self.write(trainer, pl_module)
+
+    def write(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
+        """Write a snapshot of each average."""
+        if not trainer.is_global_zero:
+            return
+        for profile, average in zip(self.profiles, self.averages, strict=True):
+            tensors = {name: p.float().contiguous().cpu() for name, p in sorted(average.named_parameters())}
+            # One entry: safetensors writes several in random order.
+            said = {KEY: json.dumps({"sigma_rel": profile.sigma_rel, "images_seen": pl_module.images_seen})}
+            name = f"images-{pl_module.images_seen:09d}-sigma-{profile.sigma_rel}.safetensors"
+            write_file(Path(trainer.default_root_dir) / FOLDER / name, save(tensors, said))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"sigma_rel": self.widths, "averages": [dict(a.state_dict()) for a in self.averages]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.restored = state_dict

@@ -1,0 +1,210 @@
+"""EDM's published snapshots (`network-snapshot-*.pkl`) as a network's configuration and tensors.
+
+A snapshot is a pickled tree of "persistent objects", each carrying the source code of its class. Here the code
+is never run: the objects are kept as records, and what the network is follows from its tensors.
+"""
+
+import itertools
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from warm_lightning.errors import UserError, check
+from warm_lightning.interop.edm import FAMILIES, PREFIX
+from warm_lightning.interop.pickles import (
+    Constructor,
+    Record,
+    dictionary,
+    read_pickle,
+    rebuild_parameter,
+    rebuild_tensor,
+    storage_from_bytes,
+)
+from warm_lightning.networks.blocks import EDM
+
+NUMBERS = ("f8", "f4", "i8", "i4", "b1")
+DEEPEST, MOST = 16, 10_000
+"""Modules within modules, of which EDM's networks have 5 levels, and modules in all: a file may refer to itself."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A network of EDM's, averaged weights.
+
+    Attributes:
+        family: "ddpmpp" or "ncsnpp".
+        network: arguments of the network's class, but for the number of branches.
+        sigma_data: σ_d of its preconditioning.
+        label_dropout: share of training images whose class it was not told.
+        state: every parameter and buffer under EDM's name.
+    """
+
+    family: str
+    network: Mapping[str, Any]
+    sigma_data: float
+    label_dropout: float
+    state: Mapping[str, Tensor]
+
+
+def persistent_object(meta: Any) -> Record:
+    """The shell of EDM's persistent objects, without its source code."""
+    return Record(str(meta["class_name"]), dict(meta["state"]))
+
+
+def number(dtype: Any, data: Any) -> int | float | bool:
+    """A numpy scalar as Python's own number."""
+    kind, order = dtype.state["arguments"][0], dtype.state["state"][1]
+    if dtype.name != "dtype" or kind not in NUMBERS or order not in "<>|=":
+        raise ValueError("not a plain number")
+    return np.frombuffer(data, np.dtype(kind).newbyteorder(order), count=1).item()
+
+
+CONSTRUCTORS: Mapping[str, Constructor] = {
+    "torch_utils.persistence._reconstruct_persistent_obj": persistent_object,
+    "torch.nn.modules.container.ModuleDict": lambda: Record("ModuleDict"),
+    "collections.OrderedDict": dictionary,
+    "torch.storage._load_from_bytes": storage_from_bytes,
+    "torch._utils._rebuild_tensor_v2": rebuild_tensor,
+    "torch._utils._rebuild_parameter": rebuild_parameter,
+    "numpy.dtype": lambda *arguments: Record("dtype", {"arguments": arguments}),
+    "numpy._core.multiarray.scalar": number,
+    "numpy.core.multiarray.scalar": number,
+}
+
+
+def read_snapshot(path: Path) -> Snapshot:
+    """The network that a snapshot's `ema` entry holds.
+
+    Raises:
+        UserError: for a file that cannot be read, that names what a snapshot does not need, whose network is not
+            EDM's DDPM++ or NCSN++, or is preconditioned otherwise.
+    """
+    contents = read_pickle(path, CONSTRUCTORS)
+    ema = contents.get("ema") if isinstance(contents, dict) else None
+    check(isinstance(ema, Record), f"{path}: not a snapshot of EDM's, which holds a network under 'ema'")
+    try:
+        return _snapshot(ema)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    except Exception as error:  # a file that is something else fails in as many ways as there are things
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise UserError(f"{path}: not a snapshot of EDM's DDPM++ or NCSN++ ({reason})") from error
+
+
+def _snapshot(ema: Any) -> Snapshot:
+    modules = dict(itertools.islice(_modules(ema), MOST))
+    check(len(modules) < MOST, "has too many modules for a network of EDM's")
+    check(
+        ema.name == "EDMPrecond",
+        f"is preconditioned by {ema.name!a}; only EDM's own EDMPrecond is the same model here",
+    )
+    network = modules[PREFIX.removesuffix(".")]
+    check(
+        network.name == "SongUNet",
+        f"its network is {network.name!a}; only SongUNet, which is DDPM++ and NCSN++, is built here",
+    )
+    _check_details(modules)
+    state = {
+        f"{path}.{name}": tensor
+        for path, module in modules.items()
+        for part in ("_parameters", "_buffers")
+        for name, tensor in module.state.get(part, {}).items()
+        if isinstance(tensor, Tensor)  # None stands for what a layer does without
+    }
+    family = "ncsnpp" if PREFIX + "map_noise.freqs" in state else "ddpmpp"
+    settings = architecture(state) | _block_settings(modules)
+    _check_names(family, settings, state)
+    return Snapshot(
+        family=family,
+        network=settings,
+        sigma_data=float(ema.state["sigma_data"]),
+        label_dropout=float(network.state.get("label_dropout", 0)),
+        state=state,
+    )
+
+
+def _modules(module: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, Record]]:
+    """Every module below `module` under its path; those that are None, such as an absent `skip`, are passed over."""
+    check(depth < DEEPEST and isinstance(module, Record), f"{path or 'ema'} is no module of a network")
+    yield path, module
+    for name, child in module.state.get("_modules", {}).items():
+        if child is not None and re.fullmatch(r"\w{1,64}", name):
+            yield from _modules(child, f"{path}.{name}" if path else name, depth + 1)
+
+
+def architecture(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What the shapes under EDM's names say of a network: arguments of `UNet`.
+
+    Args:
+        state: every parameter and buffer; may be on the meta device.
+
+    Raises:
+        UserError: if there is no image convolution, or none of a level's blocks.
+    """
+    shapes = {name.removeprefix(PREFIX): tuple(tensor.shape) for name, tensor in state.items()}
+    sizes = {int(m[1]) for name in shapes if (m := re.match(r"enc\.(\d{1,5})x\1_", name))}
+    check(bool(sizes), "its network has no encoder of EDM's")
+    resolution = max(sizes)
+    width, image_channels = shapes[f"enc.{resolution}x{resolution}_conv.weight"][:2]
+    first = f"enc.{resolution}x{resolution}_block"
+    return {
+        "resolution": resolution,
+        "image_channels": image_channels,
+        "label_dim": shapes.get("map_label.weight", (0, 0))[1],
+        "augment_dim": shapes.get("map_augment.weight", (0, 0))[1],
+        "model_channels": width,
+        "channel_mult": [shapes[f"enc.{r}x{r}_block0.conv0.weight"][0] // width for r in sorted(sizes, reverse=True)],
+        "num_blocks": len({name.split(".")[1] for name in shapes if name.startswith(first)}),
+        "attn_resolutions": [r for r in sorted(sizes) if f"enc.{r}x{r}_block0.qkv.weight" in shapes],
+    }
+
+
+def _check_names(family: str, settings: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
+    """Raise UserError unless the network has these tensors and no others, before any memory is taken for it."""
+    with torch.device("meta"):
+        ours = {PREFIX + name: tensor for name, tensor in FAMILIES[family](1, **settings).state_dict().items()}
+    for name in [*ours, *state]:
+        shapes = [list(d[name].shape) if name in d else "absent" for d in (state, ours)]
+        check(
+            shapes[0] == shapes[1],
+            f"its network is none of those built here: {name} is {shapes[0]} and would have to be {shapes[1]}",
+        )
+
+
+def _block_settings(modules: Mapping[str, Record]) -> dict[str, Any]:
+    """What is no tensor: dropout and the width of attention heads."""
+    blocks = [module.state for module in modules.values() if module.name == "UNetBlock"]
+    dropouts = {float(block["dropout"]) for block in blocks}
+    check(len(dropouts) == 1, f"its blocks have different dropout ({sorted(dropouts)})")
+    heads = [(int(block["num_heads"]), int(block["out_channels"])) for block in blocks if block["num_heads"]]
+    if all(count == 1 for count, _ in heads):
+        per_head = None
+    else:
+        widths = {width / count for count, width in heads}
+        check(len(widths) == 1, f"its attention heads have different widths ({sorted(widths)})")
+        per_head = int(widths.pop())
+    return {"dropout": dropouts.pop(), "channels_per_head": per_head}
+
+
+DETAILS: Mapping[str, Mapping[str, float]] = {
+    "UNetBlock": {"skip_scale": EDM.gain, "adaptive_scale": 0},
+    "GroupNorm": {"eps": 1e-6},
+    "PositionalEmbedding": {"endpoint": 1, "max_positions": 10000},
+}
+
+
+def _check_details(modules: Mapping[str, Record]) -> None:
+    """Raise UserError for a setting that leaves no trace in the tensors and is not that of EDM's networks."""
+    for path, module in modules.items():
+        for name, ours in DETAILS.get(module.name, {}).items():
+            theirs = float(module.state.get(name, ours))
+            check(
+                abs(theirs - ours) <= 1e-6 * abs(ours),
+                f"its {path}.{name} is {theirs:g}; the networks built here have {ours:g}",
+            )

@@ -1,0 +1,220 @@
+"""Reading pickles as data: a stack machine that can build containers, tensors and inert records, and call nothing.
+
+Python's own unpickler imports and calls what a file names. This one looks names up in a table of constructors
+that the caller gives, and stops at any other name; there is no way from a file to an import, an attribute
+or a method. The instructions are decoded by the standard library (`pickletools`).
+"""
+
+import io
+import math
+import pickletools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from warm_lightning.errors import UserError, check
+
+T = TypeVar("T")
+
+Constructor = Callable[..., Any]
+"""Makes inert data of the arguments in a file; must neither call nor keep anything executable."""
+
+LITERALS = (
+    *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "SHORT_BINBYTES", "BINBYTES", "BINBYTES8"),
+    *("SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"),
+)
+CONSTANTS: Mapping[str, Callable[[], Any]] = {
+    "NONE": lambda: None,
+    "NEWTRUE": lambda: True,
+    "NEWFALSE": lambda: False,
+    "EMPTY_TUPLE": tuple,
+    "EMPTY_LIST": list,
+    "EMPTY_DICT": dict,
+    "EMPTY_SET": set,
+}
+TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+SINGLE = {"APPEND": ("APPENDS", 1), "SETITEM": ("SETITEMS", 2)}
+"""Instruction for one item → the one for many, and how many places an item takes."""
+STORAGES = (torch.storage.TypedStorage, torch.storage.UntypedStorage)
+
+
+@dataclass
+class Record:
+    """An object of which only its data is kept.
+
+    Attributes:
+        name: what the file calls its class.
+        state: its attributes.
+    """
+
+    name: str
+    state: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Name:
+    """A global that a file names and the caller has a constructor for."""
+
+    name: str
+
+
+def read_pickle(path: Path, constructors: Mapping[str, Constructor]) -> Any:
+    """The object in a pickle file (protocols 2 to 5), made of literals, containers and what `constructors` make.
+
+    Args:
+        path: the file.
+        constructors: dotted name → what to make of its arguments.
+
+    Raises:
+        UserError: a missing or damaged file, a name that is not in `constructors`, an instruction that plain data
+            does not need, arguments that a constructor does not take.
+    """
+    check(path.is_file(), f"{path}: no such file")
+    try:
+        with path.open("rb") as file:
+            return _Machine(path, constructors).run(file)
+    except UserError:
+        raise
+    except Exception as error:  # a damaged file fails in as many ways as there are bytes
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"{path}: damaged or not a pickle of plain data ({reason}); use another file") from error
+
+
+class _Machine:
+    """The pickle machine without its dangerous instructions."""
+
+    def __init__(self, path: Path, constructors: Mapping[str, Constructor]) -> None:
+        self.path = path
+        self.constructors = constructors
+        self.stack: list[Any] = []
+        self.marked: list[list[Any]] = []  # the stacks below each mark
+        self.memo: dict[int, Any] = {}
+
+    def run(self, file: IO[bytes]) -> Any:
+        for opcode, argument, _ in pickletools.genops(file):
+            if opcode.name == "STOP":
+                return self.stack.pop()
+            self.step(opcode.name, argument)
+        raise ValueError("ends too early")
+
+    def step(self, name: str, argument: Any) -> None:
+        """Carry out one instruction."""
+        stack = self.stack
+        if name in LITERALS:
+            stack.append(argument)
+        elif name in CONSTANTS:
+            stack.append(CONSTANTS[name]())
+        elif name in TUPLES:
+            stack[-TUPLES[name] :] = [tuple(stack[-TUPLES[name] :])]
+        elif name in ("MEMOIZE", "BINPUT", "LONG_BINPUT"):
+            self.memo[len(self.memo) if argument is None else argument] = stack[-1]
+        elif name in ("BINGET", "LONG_BINGET"):
+            stack.append(self.memo[argument])
+        elif name in ("GLOBAL", "STACK_GLOBAL"):
+            self.push_global(argument)
+        elif name in ("REDUCE", "NEWOBJ"):
+            arguments = stack.pop()
+            stack.append(self.construct(stack.pop(), arguments))
+        elif name == "BUILD":
+            self.build(stack.pop())
+        elif name == "MARK":
+            self.marked.append(stack)
+            self.stack = []
+        elif name in SINGLE:
+            many, places = SINGLE[name]
+            items = [stack.pop() for _ in range(places)][::-1]
+            self.collect(many, items)
+        elif name in ("TUPLE", "APPENDS", "SETITEMS", "ADDITEMS"):
+            self.stack = self.marked.pop()
+            self.collect(name, stack)
+        elif name not in ("PROTO", "FRAME"):
+            raise UserError(f"{self.path}: uses the pickle instruction {name}, which plain data does not need")
+
+    def collect(self, name: str, items: list[Any]) -> None:
+        """Put items into the container on top of the stack, or make a tuple of them there."""
+        if name == "TUPLE":
+            self.stack.append(tuple(items))
+        elif name == "APPENDS":
+            _expect(self.stack[-1], list).extend(items)
+        elif name == "ADDITEMS":
+            _expect(self.stack[-1], set).update(map(_key, items))
+        else:
+            _expect(self.stack[-1], dict).update(zip(map(_key, items[::2]), items[1::2], strict=True))
+
+    def push_global(self, argument: str | None) -> None:
+        """Put a name on the stack, unless there is no constructor for it."""
+        if argument is None:  # STACK_GLOBAL takes its two parts from the stack
+            name, module = self.stack.pop(), self.stack.pop()
+            argument = f"{_expect(module, str)} {_expect(name, str)}"
+        name = argument.replace(" ", ".", 1)
+        check(
+            name in self.constructors,
+            f"{self.path}: refers to {ascii(name)[1:-1][:200]}, which such a file does not need: "
+            "it may be hostile, and is not loaded",
+        )
+        self.stack.append(_Name(name))
+
+    def build(self, state: Any) -> None:
+        """Give the record on top of the stack its state."""
+        check(
+            isinstance(self.stack[-1], Record) and isinstance(state, dict | tuple),
+            f"{self.path}: gives a state to what has none; it is not loaded",
+        )
+        self.stack[-1].state |= state if isinstance(state, dict) else {"state": state}
+
+    def construct(self, function: Any, arguments: Any) -> Any:
+        name = _expect(function, _Name).name
+        return self.constructors[name](*_expect(arguments, tuple))
+
+
+def _expect(value: Any, kind: type[T]) -> T:
+    """`value`, which must be of exactly this type."""
+    if type(value) is not kind:
+        raise TypeError(f"{type(value).__name__} where {kind.__name__} is due")
+    return value
+
+
+def _key(key: Any) -> str | int:
+    """A key of a dictionary or member of a set: nothing whose hash could be made to take for ever."""
+    if type(key) not in (str, int):
+        raise TypeError(f"{type(key).__name__} as a key")
+    return key
+
+
+def dictionary(items: Any = ()) -> dict[str | int, Any]:
+    """What `collections.OrderedDict` makes of pairs."""
+    return {_key(key): value for key, value in items}
+
+
+# ---------------------------------------------------------------------- tensors
+
+
+def storage_from_bytes(data: bytes) -> Any:
+    """What `torch.storage._load_from_bytes` makes, read with `weights_only=True`."""
+    storage = torch.load(io.BytesIO(_expect(data, bytes)), map_location="cpu", weights_only=True)
+    if type(storage) not in STORAGES:
+        raise TypeError(f"{type(storage).__name__} where a storage is due")
+    return storage
+
+
+def rebuild_tensor(storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
+    """What `torch._utils._rebuild_tensor_v2` makes, after checking that the storage holds all of it."""
+    if type(storage) is not torch.storage.TypedStorage:
+        raise TypeError(f"{type(storage).__name__} where a typed storage is due")
+    numbers = [offset, *_expect(size, tuple), *_expect(stride, tuple)]
+    if not all(type(n) is int and n >= 0 for n in numbers) or len(size) != len(stride):
+        raise ValueError("a tensor's shape is not made of whole numbers")
+    whole = torch.empty(0, dtype=storage.dtype).set_(storage)
+    count, last = math.prod(size), offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    if count > len(whole) or (count and last >= len(whole)):  # a stride of 0 would make much of little
+        raise ValueError("a tensor is larger than its storage")
+    return whole.as_strided(size, stride, offset)
+
+
+def rebuild_parameter(tensor: Tensor, *_: Any) -> Tensor:
+    """What `torch._utils._rebuild_parameter` makes, as a plain tensor."""
+    return _expect(tensor, Tensor)

@@ -1,0 +1,109 @@
+"""From sets of images to features: batched, in full precision, shared among processes."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torchmetrics.utilities.distributed import gather_all_tensors
+
+from warm_lightning.errors import check
+from warm_lightning.metrics.extractors import FeatureExtractor
+from warm_lightning.metrics.parallel import place
+from warm_lightning.metrics.progress import progress
+
+
+class Images(Protocol):
+    """A set of images that is read a batch at a time: an `ImageSet`, for instance."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """C, H, W."""
+
+    def take(self, index: Tensor) -> Tensor:
+        """Images by index, int64 [b] → uint8 [b, C, H, W]."""
+
+
+@dataclass(frozen=True)
+class InMemory:
+    """Images as one tensor, uint8 [N, C, H, W]."""
+
+    images: Tensor
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
+
+    def take(self, index: Tensor) -> Tensor:
+        return self.images.index_select(0, index)
+
+
+class Observer:
+    """A feature extractor at work on a device.
+
+    Args:
+        extractor: what sees the images. It is made ready, moved to `device` and frozen.
+        batch_size: images that pass it at once.
+        device: where to compute. With several processes, one that they communicate from.
+
+    Raises:
+        UserError: the extractor is not there.
+    """
+
+    def __init__(self, extractor: FeatureExtractor, batch_size: int = 500, device: torch.device | str = "cpu") -> None:
+        extractor.prepare()
+        self.extractor = extractor.to(device).eval().requires_grad_(False)
+        self.batch_size = batch_size
+        self.device = torch.device(device)
+        # Moments are in float64, which Apple's GPUs do not have.
+        self.home = torch.device("cpu") if self.device.type == "mps" else self.device
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """uint8 [B, C, H, W] → features, float32 [B, F], and logits, float32 [B, K], if any, on `home`.
+
+        Raises:
+            UserError: the images are not uint8, or the extractor does not take them.
+        """
+        check(images.dtype == torch.uint8, f"scores take uint8 images, not {images.dtype}: quantise them")
+        with full_precision(self.device), torch.no_grad():
+            features, logits = self.extractor(images.to(self.device))
+        return features.to(self.home), None if logits is None else logits.to(self.home)
+
+    def all(self, images: Images, order: Tensor, what: str) -> tuple[Tensor, Tensor | None]:
+        """Features [N, F] and logits of many images in an order, int64 [N]: the same on all processes.
+
+        Each process sees every W-th batch. Which images make a batch does not depend on W, so that the bits do not.
+        """
+        batches = order.split(self.batch_size)
+        rank, world_size = place()
+        if len(batches) < world_size:
+            rank, world_size = 0, 1  # too few to share
+        parts = [self(images.take(index)) for index in progress(batches[rank::world_size], what)]
+        features = torch.cat([part for part, _ in parts])
+        logits = torch.cat([part for _, part in parts if part is not None]) if parts[0][1] is not None else None
+        if world_size == 1:
+            return features, logits
+        turns = torch.arange(len(order)).split(self.batch_size)
+        back = torch.cat([turn for r in range(world_size) for turn in turns[r::world_size]]).argsort().to(self.home)
+        whole = torch.cat(gather_all_tensors(features))[back]
+        return whole, None if logits is None else torch.cat(gather_all_tensors(logits))[back]
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Full float32 whatever precision training uses: no autocast, and no TF32 in matrix products."""
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)

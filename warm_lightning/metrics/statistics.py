@@ -1,0 +1,160 @@
+"""Reference statistics as files: `mu` and `sigma` as other programs write them, and what else our scores need.
+
+A file is an `.npz` without pickled objects. Every one has
+
+    mu     float64 [F]      mean of the features
+    sigma  float64 [F, F]   their covariance
+
+and one that `warm reference-stats` wrote has also
+
+    features  float32 [n, F]   of n images in random order: for kernel distance, precision and recall
+    training  float32 [N, F]   of all images, if asked for: for memorisation
+    facts     JSON: what the images, the extractor and the protocol were, and what halves and Gaussian get
+"""
+
+import io
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+from zipfile import is_zipfile
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from warm_lightning.errors import UserError, check
+from warm_lightning.metrics.extraction import Observer
+from warm_lightning.metrics.extractors import file_hash
+from warm_lightning.metrics.frechet import Normal
+from warm_lightning.metrics.reference import DEFAULT, Reference, ScoreProtocol
+
+FORMAT_VERSION = 1
+SUFFIX = ".npz"
+
+
+def to_bytes(reference: Reference, observer: Observer, memorisation: bool = False) -> bytes:
+    """The contents of a file that `read_statistics` makes the same reference of.
+
+    Args:
+        reference: as `measure` gives it.
+        observer: what it was measured with.
+        memorisation: whether to include the features of all images, 4 bytes each: 410 MB for 50,000 images and
+            Inception. Without them, scores against the file have no memorisation.
+    """
+    facts = {
+        "format_version": FORMAT_VERSION,
+        "source": reference.source,
+        "num_images": reference.count,
+        "held_out_images": reference.held_out_count,
+        "extractor": observer.extractor.describe(),
+        "identity": observer.extractor.identity(),
+        "protocol": asdict(reference.protocol),
+        "unseen": reference.unseen,
+        "companions": reference.companions,
+    }
+    arrays = {
+        "mu": reference.normal.mean,
+        "sigma": reference.normal.covariance,
+        "features": reference.features,
+        "training": reference.training if memorisation else None,
+    }
+    content = io.BytesIO()
+    kept = {name: tensor.cpu().numpy() for name, tensor in arrays.items() if tensor is not None}
+    np.savez(content, facts=np.array(json.dumps(facts)), **kept)  # type: ignore[arg-type]
+    return content.getvalue()
+
+
+def read_statistics(path: str | Path, observer: Observer, protocol: ScoreProtocol = DEFAULT) -> Reference:
+    """The reference that a file holds: only mean and covariance if another program wrote it.
+
+    Args:
+        path: the file.
+        observer: what the samples will be seen with.
+        protocol: for a file of another program; ours bring their own.
+
+    Raises:
+        UserError: the file is not there, damaged, not as above, or of another extractor.
+    """
+    path = Path(path).expanduser()
+    check(
+        path.is_file(), f"{path}: no such file: make it with `warm reference-stats`, or name an .npz with mu and sigma"
+    )
+    arrays = _read(path)
+    for name in ("mu", "sigma"):
+        check(name in arrays, f"{path} has no {name!r}, but {', '.join(sorted(arrays)) or 'nothing'}: use another file")
+    normal = _normal(path, arrays["mu"], arrays["sigma"], observer)
+    source = f"{path.name} (sha256 {file_hash(path)})"
+    if "facts" not in arrays:
+        return Reference(normal, source, protocol)
+    facts = _facts(path, arrays["facts"])
+    ours, theirs = observer.extractor.identity(), facts["identity"]
+    different = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
+    check(
+        not different,
+        f"{path} was made with another extractor: {', '.join(different)} there "
+        f"{[theirs.get(name) for name in different]}, here {[ours.get(name) for name in different]}: make it again",
+    )
+    features, training = (_matrix(path, name, arrays, len(normal.mean), observer) for name in ("features", "training"))
+    return Reference(
+        normal,
+        f"{facts['source']}, from {source}",
+        ScoreProtocol(**facts["protocol"]),
+        facts["num_images"],
+        facts["held_out_images"],
+        features,
+        training,
+        facts["unseen"],
+        facts["companions"],
+    )
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    check(is_zipfile(path), f"{path} is damaged or no .npz file: make or copy it again")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except Exception as error:  # a damaged zip fails in as many ways as there are bytes
+        pickled = "allow_pickle" in str(error)
+        what = "holds pickled objects, which are not loaded" if pickled else f"is damaged ({type(error).__name__})"
+        raise UserError(f"{path} {what}: use an .npz of plain arrays, such as `warm reference-stats` makes") from error
+
+
+def _facts(path: Path, array: np.ndarray) -> dict[str, Any]:
+    try:
+        facts = json.loads(array.item())
+        version = facts["format_version"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} has facts that are not ours: make it again with `warm reference-stats`") from error
+    check(
+        version == FORMAT_VERSION,
+        f"{path} has format {version}, this version reads {FORMAT_VERSION}: make it again with `warm reference-stats`",
+    )
+    return facts
+
+
+def _normal(path: Path, mu: np.ndarray, sigma: np.ndarray, observer: Observer) -> Normal:
+    check(
+        mu.ndim == 1 and sigma.shape == 2 * mu.shape and all(array.dtype.kind == "f" for array in (mu, sigma)),
+        f"{path} has mu {mu.dtype} {list(mu.shape)} and sigma {sigma.dtype} {list(sigma.shape)}: they must be floats "
+        "[F] and [F, F]",
+    )
+    check(
+        bool(np.isfinite(mu).all() and np.isfinite(sigma).all()),
+        f"{path} has numbers that are not finite: make it again",
+    )
+    mean, covariance = (torch.from_numpy(array.astype(np.float64)).to(observer.home) for array in (mu, sigma))
+    symmetric = torch.allclose(covariance, covariance.T, rtol=1e-6, atol=1e-6 * covariance.abs().max().item())
+    check(symmetric, f"{path}: sigma is no covariance, for it is not symmetric: make it again")
+    return Normal(mean, covariance)
+
+
+def _matrix(
+    path: Path, name: str, arrays: dict[str, np.ndarray], num_features: int, observer: Observer
+) -> Tensor | None:
+    if name not in arrays:
+        return None
+    array = arrays[name]
+    right = array.ndim == 2 and array.shape[1] == num_features and array.dtype == np.float32
+    check(right and bool(np.isfinite(array).all()), f"{path}: {name} is damaged: make it again")
+    return torch.from_numpy(array).to(observer.home)

@@ -1,0 +1,45 @@
+"""`warm convert-edm`: EDM's published weights as a checkpoint of ours."""
+
+import hashlib
+from pathlib import Path
+from typing import cast
+
+from warm_lightning.checkpoints import write
+from warm_lightning.config import build_module
+from warm_lightning.interop.edm import FAMILIES, load_edm_state
+from warm_lightning.interop.edm_snapshot import read_snapshot
+from warm_lightning.networks.unet import UNet
+
+
+def convert_edm(src: Path, dst: Path) -> None:
+    """A snapshot of EDM's (network-snapshot-*.pkl) as a hot model; nothing in the file is executed.
+
+    The checkpoint can be sampled, scored, and started from with --model.init_from; its raw weights are the
+    averaged ones, since a snapshot has no others.
+
+    Args:
+        src: the snapshot.
+        dst: the checkpoint to write, such as edm.ckpt.
+    """
+    snapshot = read_snapshot(src)
+    module = build_module(
+        {
+            "network": {"class_path": FAMILIES[snapshot.family].__name__, "init_args": dict(snapshot.network)},
+            "process": "Hot",
+            "parameterization": "Denoiser",
+            "preconditioning": {
+                "class_path": "EDMPreconditioning",
+                "init_args": {"sigma_data": snapshot.sigma_data},
+            },
+            "label_dropout": snapshot.label_dropout,
+        }
+    )
+    load_edm_state(cast(UNet, module.network), snapshot.state)
+    with src.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    weights = module.network.state_dict()
+    state_dict = {prefix + name: tensor for prefix in ("network.", "ema_network.") for name, tensor in weights.items()}
+    source = {"kind": "EDM snapshot", "file": src.name, "sha256": digest, "images_seen": None}
+    write(dst, state_dict, {"config": module.config, "images_seen": 0, "source": source})
+    count = sum(p.numel() for p in module.network.parameters())
+    print(f"{dst}: {type(module.network).__name__} with {count:,} parameters, {module.network.resolution} pixels")

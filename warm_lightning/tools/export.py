@@ -1,0 +1,51 @@
+"""`warm export`: a trained model as a folder for others."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from warm_lightning.callbacks.scores import RESULTS
+from warm_lightning.checkpoints import EMA, RAW, SECTION, part, read
+from warm_lightning.config import load_checkpoint
+from warm_lightning.errors import UserError, check
+from warm_lightning.interop.card import model_card
+from warm_lightning.interop.exported import write_folder
+from warm_lightning.model import Weights
+
+
+def export(ckpt: Path, dst: Path, weights: Weights = "ema") -> None:
+    """Write model.safetensors, config.yaml and README.md, a model card, into a new folder.
+
+    `warm generate --ckpt_path DST`, `warm test` and `load_checkpoint(DST)` take the folder as they take a
+    checkpoint. The card tells of the run that the checkpoint lies in: its data, and its scores where it was tested.
+
+    Args:
+        ckpt: checkpoint that `warm fit` or `warm convert-edm` wrote.
+        dst: the folder, new or empty.
+        weights: averaged or last.
+    """
+    module = load_checkpoint(ckpt)  # so that what is exported is known to load
+    checkpoint = read(ckpt)
+    section = checkpoint[SECTION]
+    run = ckpt.resolve().parent.parent
+    settings, scores = _plain(run / "config.yaml"), _plain(run / RESULTS)
+    parameters = sum(p.numel() for p in module.network.parameters())
+    card = model_card(section, weights, parameters, settings, scores)
+    tensors = part(checkpoint["state_dict"], EMA if weights == "ema" else RAW)
+    write_folder(dst, tensors, {**section, "weights": weights}, card)
+    print(f"{dst}: {weights} weights of {parameters:,} parameters, configuration and model card")
+
+
+def _plain(path: Path) -> dict[str, Any] | None:
+    """A YAML or JSON file that the run has left, if it did."""
+    if not path.is_file():
+        return None
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: cannot be read for the model card; mend or remove it") from error
+    check(isinstance(content, dict), f"{path}: cannot be read for the model card; mend or remove it")
+    return content

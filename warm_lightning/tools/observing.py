@@ -1,0 +1,39 @@
+"""What the commands that look at images share."""
+
+import torch
+from torch.backends import mps
+
+from warm_lightning.data import ImageSet
+from warm_lightning.data.folder import read_split
+from warm_lightning.errors import UserError, check
+from warm_lightning.metrics import FeatureExtractor, Observer
+from warm_lightning.metrics.statistics import SUFFIX
+
+
+def make_observer(extractor: FeatureExtractor, device: str, batch_size: int) -> Observer:
+    """An extractor on a device, "auto" being the best there is.
+
+    Raises:
+        UserError: there is no such device.
+    """
+    check(batch_size > 0, f"--batch_size is {batch_size}: it must be at least 1")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if mps.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--device {device}: {reason}: use auto, cpu, cuda or mps") from error
+    return Observer(extractor, batch_size, device)
+
+
+def open_images(path: str) -> ImageSet:
+    """The images of a folder or zip, its training images where it has splits, decoded as they are needed.
+
+    Raises:
+        UserError: see `read_split`; the path is that of statistics.
+    """
+    check(not path.endswith(SUFFIX), f"{path}: images are needed here, not statistics: give a folder or zip")
+    images = read_split(path, "train", cache=False)
+    assert images is not None
+    return images
