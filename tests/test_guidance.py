@@ -41,6 +41,7 @@ def test_samples_are_guided() -> None:
     plain, guided = module_of_classes(), module_of_classes(guidance=30.0)
     a, b = (m.model().sample(m.sampler, [1, 2], [0, 1]) for m in (plain, guided))
     assert (a - b).abs().max() > 1e-3
+    assert (plain.model().nfe(plain.sampler), guided.model().nfe(guided.sampler)) == (35, 70)
 
 
 @pytest.mark.parametrize(("label_dim", "label_dropout"), [(0, 0.1), (3, 0.0)])

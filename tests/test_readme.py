@@ -3,10 +3,12 @@
 import itertools
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from image_files import encode, pixels
 from small import REPOSITORY, SMALL, here
 
 from warm_lightning import load_config
@@ -44,7 +46,9 @@ def test_files_that_are_named_exist() -> None:
 
 
 @pytest.mark.parametrize("call", commands("warm"), ids=" ".join)
-def test_the_warm_commands_are_understood(call: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_warm_commands_are_understood(
+    call: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
     # Run for a few images with a small network, wherever the command itself does not say otherwise.
     command, *arguments = call
     assert command in TRAINER_COMMANDS | TOOLS
@@ -53,22 +57,50 @@ def test_the_warm_commands_are_understood(call: list[str], tmp_path: Path, monke
     write_process(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     changes = [a for a in SMALL if not a.startswith(("--config", "--data"))]
-    if any("cifar10" in a for a in arguments):
-        paths = [a for previous, a in itertools.pairwise(arguments) if previous == "--config"]
-        load_config(paths)  # its data would have to be downloaded
-        return
-    if command == "fit":
+    paths = [a for previous, a in itertools.pairwise(arguments) if previous == "--config"]
+    if "digits.npz" in arguments:  # of the configuration's extractor
+        changes = [a for a in changes if not a.startswith("--scores.extractors")]
+    if any(name in path for path in paths for name in ("cifar10", "ffhq64")):
+        load_config(paths)  # its data are not here
+    elif command == "fit":
         here("fit", *arguments, *changes, "--data.batch_size=32", "--model.duration=32")
         assert len(list(tmp_path.glob("runs/*/checkpoints/last.ckpt"))) == 1
-        return
-    here("fit", "--config", "configs/digits.yaml", *changes, "--data.batch_size=32", "--model.duration=32")
-    if command == "test":
-        here("test", *arguments, *changes)
-        assert (tmp_path / "runs" / "digits" / "scores.json").exists()
     else:
-        here("generate", *arguments)
-        assert len(list((tmp_path / "out").glob("*.png"))) == 64
-        assert (tmp_path / "grid.png").exists()
+        prepare(command, arguments, changes, request)
+        here(command, *arguments, *(changes if command == "test" else []))
+        for made in MADE.get(command, [arguments[1]]):
+            assert len(list(tmp_path.glob(made))) == (64 if "*" in made else 1), made
+
+
+MADE = {
+    "test": ["runs/digits/scores.json"],
+    "generate": ["out/*.png", "grid.png"],
+    "export": ["my-model/README.md", "my-model/model.safetensors"],
+    "score": [],
+    "compare": [],
+}
+"""What commands leave behind, those that do not name it second."""
+
+
+def prepare(command: str, arguments: list[str], changes: list[str], request: pytest.FixtureRequest) -> None:
+    """What the commands before this one would have left."""
+    train = ["fit", "--config", "configs/digits.yaml", *changes, "--data.batch_size=32", "--model.duration=32"]
+    last, few = "runs/digits/checkpoints/last.ckpt", ["--steps=2", "--seeds=0-39"]
+    if command in ("test", "generate", "export", "score", "compare"):
+        here(*train)
+    if "digits.npz" in arguments and command != "reference-stats":
+        here("reference-stats", "configs/digits.yaml", "digits.npz", "--extractor", "DigitsFeatures")
+    if command in ("score", "compare"):
+        for folder in ("out", "a", "b"):
+            here("generate", f"--ckpt_path={last}", f"--outdir={folder}", f"--eta={0.5 * (folder == 'b')}", *few)
+    if command == "convert-edm":
+        shutil.copy(request.getfixturevalue("reference_dir") / "edm_snapshot.pkl", arguments[0])
+    if command == "ema":
+        here(*train, "--posthoc_ema.sigma_rel=[0.05,0.1]", f"--trainer.default_root_dir={arguments[0]}")
+    if command == "dataset":
+        Path(arguments[0]).mkdir()
+        for i in range(3):
+            (Path(arguments[0]) / f"{i}.png").write_bytes(encode(pixels(200)))
 
 
 def write_process(folder: Path) -> None:

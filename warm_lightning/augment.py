@@ -58,7 +58,7 @@ class NonLeaky(Augmentation):
         check(height == width > 1, f"augmentation turns images, which must be square, not {height}×{width}")
         transforms = self.draw(draws, images.dtype)
         turned, angle = transforms.flip_and_turn(images)
-        with full_precision(images):
+        with full_precision(images.device):
             moved = resample(turned, *transforms.inverse(angle))
         changed = torch.where(transforms.moves(angle)[:, None, None, None], moved, turned)
         return changed, transforms.labels()

@@ -92,6 +92,10 @@ class DiffusionModel:
         """C, H, W."""
         return self.network.image_channels, self.network.resolution, self.network.resolution
 
+    def nfe(self, sampler: Sampler) -> int:
+        """Network calls for an image: guidance doubles the sampler's."""
+        return sampler.nfe * (2 if self.guidance != 1 and self.network.label_dim else 1)
+
     def outputs(
         self,
         x: Tensor,

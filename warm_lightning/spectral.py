@@ -1,6 +1,8 @@
 """The orthonormal 2-D DCT-II, its frequencies, and blur as a gain over them."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 
 import torch
@@ -16,22 +18,34 @@ def _basis(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     return basis.to(device=device, dtype=dtype)
 
 
-def full_precision(like: Tensor) -> torch.autocast:
-    """A context in which mixed precision leaves matrix products alone: blur is not the network's business."""
-    return torch.autocast(like.device.type, enabled=False)
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Full float32 whatever precision the network has: no autocast, and no TF32 in matrix products and convolutions.
+
+    Blur and scores are not the network's business.
+    """
+    products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(products)
+        torch.backends.cudnn.allow_tf32 = convolutions
 
 
 def dct(x: Tensor) -> Tensor:
     """u = Vᵀx: orthonormal DCT-II over the last two dimensions, [..., H, W] → [..., H, W]."""
     rows, columns = (_basis(size, x.dtype, x.device) for size in x.shape[-2:])
-    with full_precision(x):
+    with full_precision(x.device):
         return rows @ x @ columns.T
 
 
 def idct(u: Tensor) -> Tensor:
     """x = Vu: the inverse of `dct`."""
     rows, columns = (_basis(size, u.dtype, u.device) for size in u.shape[-2:])
-    with full_precision(u):
+    with full_precision(u.device):
         return rows.T @ u @ columns
 
 

@@ -239,10 +239,12 @@ class ScoreSamples(Callback):
         names = [name for scores in self.scores for name in scores.names(count)]
         rounds = [self.rounds.finished[plan.label(r)] for r in range(self.num_rounds)]
         values = {**summarise_rounds(rounds, names), **self.beside(count)}
-        path = Path(trainer.default_root_dir) / RESULTS
-        write_file(path, json.dumps({**values, "protocol": self.describe(trainer, pl_module)}, indent=2).encode())
+        path, protocol = Path(trainer.default_root_dir) / RESULTS, self.describe(trainer, pl_module)
+        write_file(path, json.dumps({**values, "protocol": protocol}, indent=2).encode())
         tables = [scores.table(values, count, self.num_rounds) for scores in self.scores]
-        print(*tables, f"written to {path}", sep="\n\n")
+        seeds = ", ".join(plan.label(r) for r in range(self.num_rounds))
+        how = f"{self.weights} weights after {pl_module.images_seen:,} images, NFE {protocol['nfe']}, seeds {seeds}"
+        print(*tables, how, f"written to {path}", sep="\n\n")
 
     def describe(self, trainer: Trainer, pl_module: DiffusionModule) -> dict[str, Any]:
         """What one has to know to compare the scores with others."""
@@ -253,7 +255,7 @@ class ScoreSamples(Callback):
             "rounds": self.num_rounds,
             "seeds": seeds[0] if self.num_rounds == 1 else seeds,
             "weights": self.weights,
-            "nfe": pl_module.sampler.nfe,
+            "nfe": pl_module.model(self.weights).nfe(pl_module.sampler),
             "images_seen": pl_module.images_seen,
             "extractors": [scores.describe(self.num_images) for scores in self.scores],
             "reference": [scores.reference.source for scores in self.scores],

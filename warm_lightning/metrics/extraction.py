@@ -1,7 +1,5 @@
 """From sets of images to features: batched, in full precision, shared among processes."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,6 +11,7 @@ from warm_lightning.errors import check
 from warm_lightning.metrics.extractors import FeatureExtractor
 from warm_lightning.metrics.parallel import place
 from warm_lightning.metrics.progress import progress
+from warm_lightning.spectral import full_precision
 
 
 class Images(Protocol):
@@ -95,15 +94,3 @@ class Observer:
         back = torch.cat([turn for r in range(world_size) for turn in turns[r::world_size]]).argsort().to(self.home)
         whole = torch.cat(gather_all_tensors(features))[back]
         return whole, None if logits is None else torch.cat(gather_all_tensors(logits))[back]
-
-
-@contextmanager
-def full_precision(device: torch.device) -> Iterator[None]:
-    """Full float32 whatever precision training uses: no autocast, and no TF32 in matrix products."""
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(precision)

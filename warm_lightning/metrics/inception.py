@@ -54,7 +54,7 @@ class InceptionFeatures(FeatureExtractor):
     def prepare(self) -> None:
         """Find or download the weights, once a machine; all processes must call this, and all succeed or none."""
         problem = None
-        if os.environ.get("LOCAL_RANK", "0") == "0":
+        if os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0":
             try:
                 self._obtain()
             except UserError as error:

@@ -8,13 +8,14 @@ from torch import Tensor
 
 from warm_lightning.errors import check
 from warm_lightning.images import quantise
-from warm_lightning.metrics.extraction import Images, InMemory, Observer, full_precision
+from warm_lightning.metrics.extraction import Images, InMemory, Observer
 from warm_lightning.metrics.frechet import Normal, frechet_distance
 from warm_lightning.metrics.gaussian import moment_matched
 from warm_lightning.metrics.kernel_distance import kernel_distance
 from warm_lightning.metrics.neighbours import memorisation, precision_recall, unseen_distance
 from warm_lightning.metrics.summary import Summary, summarise
 from warm_lightning.rng import key
+from warm_lightning.spectral import full_precision
 
 NEIGHBOURS = 3  # k of precision and recall, as Kynkäänniemi et al. 2019 recommend
 

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from warm_lightning.errors import check
-from warm_lightning.metrics.extraction import Observer, full_precision
+from warm_lightning.metrics.extraction import Observer
 from warm_lightning.metrics.kernel_distance import SUBSETS, subset_size
 from warm_lightning.metrics.reference import NEIGHBOURS, Reference, evaluate
 from warm_lightning.metrics.summary import Summariser
 from warm_lightning.metrics.table import table
+from warm_lightning.spectral import full_precision
 
 
 class Scores:
