@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from experiments import reading
 from experiments.machine import Product, describe, matmul_peak, peak_memory, ratio, ratios, rounds, seconds
 from experiments.training_step import TrainingStep
 from warm_lightning.errors import UserError
@@ -154,6 +155,7 @@ def measure(device: str, quick: bool) -> dict[str, Any]:
         "training": training,
         "warm_over_hot": measure_warm_over_hot(networks[WIDE], device, 1.5 * limit),
         "sampling": measure_sampling(networks[SMALL], device, limit / 4),
+        "reading": reading.measure_reading(64 if quick else 512, seconds=0.05 if quick else 1.0),
         "help_seconds": help_seconds(),
     }
 
@@ -209,6 +211,7 @@ def table(results: Mapping[str, Any]) -> str:
             f"  {found['parameters'] / 1e6:.2f} M parameters, batch {found['batch_size']}, peak memory "
             f"{memory:.2f} GiB, compiled in {compiling:.0f} s"
         )
+    lines += ["", "one worker of the data loader", reading.table(results["reading"])]
     return "\n".join([*lines, "", *results["notes"]])
 
 

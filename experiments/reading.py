@@ -25,7 +25,6 @@ from warm_lightning.data.stream import StoredOrder
 from warm_lightning.tools.dataset import dataset
 
 BATCH = 64
-LONG_ENOUGH = 1.0  # seconds
 
 
 def photograph(generator: np.random.Generator, size: tuple[int, int]) -> Image.Image:
@@ -79,23 +78,24 @@ def write_lmdb(folder: Path, count: int) -> dict[str, Callable[[], ImageSet]]:
     return {"LMDB of 341×256, cropped and resampled": lambda: LSUNChurch(str(folder / "lmdb")).train_images()}
 
 
-def images_per_second(images: ImageSet) -> float:
-    """What one worker delivers, its start left out."""
+def images_per_second(images: ImageSet, seconds: float) -> float:
+    """What one worker delivers, its start left out, measured for some seconds."""
     batches = [range(i, min(i + BATCH, len(images))) for i in range(0, len(images), BATCH)]
     loader = iter(Loader(StoredOrder(images), sampler=cycle(batches), num_workers=1))
     for _ in islice(loader, 4):  # two wait ready from the start
         pass
     began, count = time.perf_counter(), 0
-    while time.perf_counter() - began < LONG_ENOUGH:
+    while time.perf_counter() - began < seconds:
         count += len(next(loader).images)
     return count / (time.perf_counter() - began)
 
 
-def measure_reading(count: int = 512) -> dict[str, dict[str, float]]:
+def measure_reading(count: int = 512, seconds: float = 1.0) -> dict[str, dict[str, float]]:
     """Images/s of one worker, by resolution and format.
 
     Args:
         count: images to write in each format.
+        seconds: to read each for.
     """
     found = {}
     for resolution in (32, 64, 128):
@@ -103,7 +103,7 @@ def measure_reading(count: int = 512) -> dict[str, dict[str, float]]:
             formats = write_formats(Path(folder), resolution, count)
             if resolution == LSUNChurch.lmdb_framing.resolution:
                 formats |= write_lmdb(Path(folder), count // 4)
-            found[f"{resolution}x{resolution}"] = {n: images_per_second(make()) for n, make in formats.items()}
+            found[f"{resolution}x{resolution}"] = {n: images_per_second(make(), seconds) for n, make in formats.items()}
     return found
 
 

@@ -147,7 +147,7 @@ def test_bench(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "bench.json"
     assert bench.main(["--quick", "--device", "cpu", "--out", str(out)]) == 0
     found = json.loads(out.read_text())
-    others = {"machine", "matmul", "warm_over_hot", "sampling", "help_seconds", "notes", "seconds"}
+    others = {"machine", "matmul", "warm_over_hot", "sampling", "reading", "help_seconds", "notes", "seconds"}
     assert set(found) == {"training", *others}
     assert set(found["training"]) == {"cifar10_small", "32 channels, 2-2-2"}
     for name, training in found["training"].items():
@@ -163,6 +163,9 @@ def test_bench(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cost["quartiles"][0] <= cost["median"] <= cost["quartiles"][1]
     assert 0 < cost["flops"] < 0.1
     assert found["sampling"]["nfe"] == 35
+    rates = {name: rate for rates in found["reading"].values() for name, rate in rates.items()}
+    assert len(rates) == 5
+    assert min(rates.values()) > 0
     shown = capsys.readouterr().out
     assert all(note in shown for note in found["notes"])
 
