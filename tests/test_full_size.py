@@ -53,6 +53,7 @@ def test_two_steps(tmp_path, *, cifar10_zip, config, make, batch_size, parameter
         "--trainer.accelerator=cpu",
         f"--trainer.default_root_dir={tmp_path / 'run'}",
         "--scores.extractors=[Pixels]",
+        "--posthoc_ema.sigma_rel=[]",  # tested elsewhere; two more copies of the network
         # One picture when training ends, by one call of the network.
         "--samples.every=0",
         "--samples.seeds=0",
