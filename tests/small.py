@@ -27,6 +27,9 @@ SMALL = [
     "--data.batch_size=32",
 ]
 
+# Images that are augmented, of which the network is told.
+AUGMENTED = ["--model.network.augment_dim=9", "--model.augment={class_path: NonLeaky, init_args: {p: 0.5}}"]
+
 
 def environment(**extra: str) -> dict[str, str]:
     """The environment of a subprocess: this repository first on the path, one thread."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from small import PLAIN, SMALL, command, environment, here, warm
+from small import AUGMENTED, PLAIN, SMALL, command, environment, here, warm
 
 from warm_lightning import load_checkpoint
 from warm_lightning.checkpoints import read
@@ -46,8 +46,13 @@ def fit(folder: Path, *arguments: str) -> list[str]:
 
 
 def fit_digits(folder: Path) -> list[str]:
-    """60 steps of the digits configuration, with dropout so that its randomness counts too."""
-    changes = [f"--model.duration={STEPS * BATCH}", "--model.network.dropout=0.1", "--checkpoints.every=640"]
+    """60 steps of the digits configuration, with dropout and augmentation so that their randomness counts too."""
+    changes = [
+        f"--model.duration={STEPS * BATCH}",
+        "--model.network.dropout=0.1",
+        "--checkpoints.every=640",
+        *AUGMENTED,
+    ]
     return ["fit", *PLAIN, f"--trainer.default_root_dir={folder}", "--ckpt_path=last", *changes]
 
 
@@ -107,7 +112,7 @@ def test_another_seed_is_another_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("64-true", 1e-9), ("32-true", None)])
 def test_two_processes_with_accumulation_train_as_one(tmp_path: Path, precision: str, tolerance: float | None) -> None:
-    same = ["--model.duration=640", f"--trainer.precision={precision}", "--trainer.accelerator=cpu"]
+    same = ["--model.duration=640", f"--trainer.precision={precision}", "--trainer.accelerator=cpu", *AUGMENTED]
     here(*fit(tmp_path / "one", *same))
     two = ["--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.accumulate_grad_batches=2"]
     done = warm(*fit(tmp_path / "two", *same, *two), cwd=tmp_path)

@@ -1,5 +1,6 @@
 """Post-hoc EMA: the profiles against their definition, rebuilt averages against tracked ones."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from test_checkpoints import last, samples
 from torch import nn
 
 from warm_lightning import load_checkpoint
+from warm_lightning.callbacks import PostHocEMA
 from warm_lightning.checkpoints import EMA, SECTION, part, read
 from warm_lightning.cli import main
 from warm_lightning.ema import EMA as HalfLife
@@ -198,3 +200,13 @@ def test_a_run_goes_on_with_the_widths_it_began_with(
     here(*same, "--posthoc_ema.sigma_rel=[0.05,0.1]", "--model.duration=32")
     line = refusal(capsys, *same, f"--posthoc_ema.sigma_rel={widths}", "--model.duration=64")
     assert "[0.05, 0.1]" in line
+
+
+def test_snapshots_of_an_abandoned_training_are_set_aside(run: Path, tmp_path: Path) -> None:
+    # Started again in a folder whose checkpoints are gone: nothing of the first training may be averaged.
+    (tmp_path / "posthoc").mkdir()
+    for images in (128, 512):
+        shutil.copy(snapshot(run, images, 0.05), tmp_path / "posthoc")
+    PostHocEMA().set_aside(tmp_path / "posthoc", 128)
+    kept = [path.name for path in sorted((tmp_path / "posthoc").iterdir())]
+    assert kept == [snapshot(run, 128, 0.05).name, snapshot(run, 512, 0.05).with_suffix(".abandoned").name]

@@ -4,14 +4,18 @@ from dataclasses import replace
 
 import pytest
 import torch
+from lightning import Trainer
 from test_module import a_batch, small_network
 
 from warm_lightning.augment import Augmentation
+from warm_lightning.data import Digits
+from warm_lightning.data.stream import TrainingStream
 from warm_lightning.errors import UserError
 from warm_lightning.images import dequantise
-from warm_lightning.model import one_hot
+from warm_lightning.model import DiffusionModel, one_hot
 from warm_lightning.module import DiffusionModule
 from warm_lightning.networks import DDPMpp
+from warm_lightning.parameterizations import DenoiseDeblur
 from warm_lightning.rng import BatchDraws, Draws
 from warm_lightning.spectral import dct
 
@@ -44,10 +48,14 @@ def test_samples_are_guided() -> None:
     assert (plain.model().nfe(plain.sampler), guided.model().nfe(guided.sampler)) == (35, 70)
 
 
-@pytest.mark.parametrize(("label_dim", "label_dropout"), [(0, 0.1), (3, 0.0)])
-def test_guidance_needs_a_network_that_knows_both(label_dim: int, label_dropout: float) -> None:
+def test_guidance_needs_a_network_that_knows_both() -> None:
     with pytest.raises(UserError, match="label_dropout"):
-        DiffusionModule(lambda b: small_network(b, label_dim=label_dim), label_dropout=label_dropout, guidance=2.0)
+        DiffusionModule(lambda branches: small_network(branches, label_dim=3), guidance=2.0)
+
+
+def test_label_dropout_without_classes_is_refused() -> None:
+    with pytest.raises(UserError, match="label_dim"):
+        DiffusionModule(small_network, label_dropout=0.1)
 
 
 class Shift(Augmentation):
@@ -64,25 +72,33 @@ def told_network(branches: int, augment_dim: int = 2) -> DDPMpp:
                   channel_mult=(1,), num_blocks=1, attn_resolutions=(), dropout=0.0)  # fmt: skip
 
 
-def test_augmented_images_are_trained_on_and_the_network_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    module, batch = DiffusionModule(told_network, augment=Shift()), a_batch()
-    seen: list[tuple[torch.Tensor, torch.Tensor | None]] = []
-    targets, outputs = type(module.parameterization).targets, type(module.model()).outputs
+def test_training_augments_and_tells_the_network_and_nothing_else_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[torch.Tensor | None] = []
+    outputs = DiffusionModel.outputs
 
-    def note_targets(self, u0, gains):
-        seen.append((u0, None))
-        return targets(self, u0, gains)
-
-    def note_outputs(self, x, level, class_labels=None, augment_labels=None):
-        seen.append((x, augment_labels))
+    def note(self, x, level, class_labels=None, augment_labels=None):
+        told.append(augment_labels)
         return outputs(self, x, level, class_labels, augment_labels)
 
-    monkeypatch.setattr(type(module.parameterization), "targets", note_targets)
-    monkeypatch.setattr(type(module.model()), "outputs", note_outputs)
-    draws = BatchDraws(0, 0, 6, batch.positions)
-    module.losses(module.model("raw"), batch, draws, augment=module.augment)
-    torch.testing.assert_close(seen[0][0], dct(dequantise(batch.images).roll(1, -1)))
-    assert torch.equal(seen[1][1], torch.tensor([[1.0, 0.0]]).expand(6, 2))
+    seen: list[torch.Tensor] = []
+    targets = DenoiseDeblur.targets
+    monkeypatch.setattr(DiffusionModel, "outputs", note)
+    monkeypatch.setattr(DenoiseDeblur, "targets", lambda self, u0, g: seen.append(u0) or targets(self, u0, g))
+    module = DiffusionModule(told_network, parameterization=DenoiseDeblur(), augment=Shift(), duration=32)
+    trainer = Trainer(accelerator="cpu", max_steps=1, limit_val_batches=1, num_sanity_val_steps=0, logger=False,
+                      use_distributed_sampler=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)  # fmt: skip
+    data = Digits(batch_size=32)
+    trainer.fit(module, datamodule=data)  # a step, and a validation batch at its end
+    assert len(seen) == len(told) == 2
+    assert torch.equal(told[0], torch.tensor([[1.0, 0.0]]).expand(32, 2))
+    assert told[1] is None
+    stream = TrainingStream(data.train_images(), module.seed)
+    torch.testing.assert_close(seen[0], dct(dequantise(stream[range(32)].images).roll(1, -1)))
+    torch.testing.assert_close(seen[1], dct(dequantise(data.train_images().images[:32])))
+    told.clear()
+    module.model().sample(module.sampler, [0])
+    assert told
+    assert all(labels is None for labels in told)
 
 
 def test_an_augmentation_that_the_network_does_not_take_is_refused() -> None:

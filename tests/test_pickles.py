@@ -15,7 +15,7 @@ from snapshots import Persistent, reference_state, torch_utils, tree
 from warm_lightning.cli import main
 from warm_lightning.errors import UserError
 from warm_lightning.interop.edm_snapshot import read_snapshot
-from warm_lightning.interop.pickles import read_pickle, rebuild_tensor
+from warm_lightning.interop.pickles import Storage, read_pickle, rebuild_tensor
 
 
 class Call:
@@ -132,7 +132,7 @@ def test_truncated_at_every_kind_of_place(reference_dir: Path, tmp_path: Path) -
             read_snapshot(path)
 
 
-STORAGE = torch.arange(12, dtype=torch.float32).storage()
+STORAGE = Storage(torch.arange(12, dtype=torch.float32))
 
 
 @pytest.mark.parametrize(

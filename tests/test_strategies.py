@@ -10,7 +10,7 @@ import pytest
 import torch
 from lightning import Trainer
 from lightning.pytorch.strategies import FSDPStrategy
-from small import SMALL, command, environment, here, warm
+from small import AUGMENTED, SMALL, command, environment, here, warm
 from torch import nn
 
 from warm_lightning.checkpoints import read
@@ -18,7 +18,7 @@ from warm_lightning.errors import UserError
 from warm_lightning.strategies import check_strategy, check_unsharded, gathered, local
 
 # Dropout off: its generator is seeded by the images a device has, and the split of the batch decides that.
-SAME = ["--trainer.accelerator=cpu", "--model.network.dropout=0.0", "--checkpoints.every=0"]
+SAME = ["--trainer.accelerator=cpu", "--model.network.dropout=0.0", "--checkpoints.every=0", *AUGMENTED]
 
 
 def fit(folder: Path, *arguments: str) -> list[str]:
@@ -103,9 +103,9 @@ def test_another_models_checkpoint_is_one_line_under_sharding_too(
 
 def test_strategies_that_would_average_the_wrong_weights_are_refused() -> None:
     for strategy in ("auto", "ddp"):
-        check_strategy(Trainer(accelerator="cpu", strategy=strategy, logger=False).strategy)
+        check_strategy(Trainer(accelerator="cpu", strategy=strategy, logger=False).strategy, nn.Identity())
     with pytest.raises(UserError, match="fsdp2"):
-        check_strategy(FSDPStrategy())
+        check_strategy(FSDPStrategy(), nn.Identity())
 
 
 def test_raw_weights_are_not_sampled_by_one_device_of_many() -> None:
@@ -116,10 +116,12 @@ def test_raw_weights_are_not_sampled_by_one_device_of_many() -> None:
         check_unsharded(sharded, "raw")
 
 
-def test_channels_last_is_not_sharded(tmp_path: Path) -> None:
-    done = warm(*fit(tmp_path, "--trainer.strategy=fsdp2", "--model.channels_last=true"), cwd=tmp_path)
-    assert done.returncode == 2
-    assert "channels_last" in done.stderr.splitlines()[-1]
+def test_channels_last_is_not_sharded() -> None:
+    sharded = Trainer(accelerator="cpu", strategy="fsdp2", logger=False).strategy
+    network = nn.Conv2d(4, 4, 3)
+    check_strategy(sharded, network)
+    with pytest.raises(UserError, match="channels_last"):
+        check_strategy(sharded, network.to(memory_format=torch.channels_last))
 
 
 def test_what_is_not_sharded_is_left_alone() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from warm_lightning import __version__
 from warm_lightning.errors import UserError
 
+LONGEST = 800  # characters of an error message
 TRAINER_COMMANDS = {
     "fit": "train a model",
     "validate": "the training loss on held-out images, with averaged weights",
@@ -51,17 +52,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if command not in TRAINER_COMMANDS | TOOLS:
         known = ", ".join(TRAINER_COMMANDS | TOOLS)
-        print(f"warm: no command {command!r}; the commands are {known}", file=sys.stderr)
+        print(one_line(f"warm: no command {command!r}; the commands are {known}"), file=sys.stderr)
         return 2
     try:
         return run(command, arguments[1:])
     except UserError as error:
         if os.environ.get("WARM_TRACEBACK"):
             raise
-        print(f"warm {command}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(one_line(f"warm {command}: {error}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
+
+
+def one_line(message: str) -> str:
+    """A message as a line that a terminal takes for text, without its middle where it is long."""
+    text = " ".join(message.split())
+    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 250]} […] {text[-240:]}"
 
 
 def run(command: str, arguments: list[str]) -> int:

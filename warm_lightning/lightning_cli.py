@@ -93,6 +93,12 @@ class WarmCLI(LightningCLI):
             "test": hidden,
         }
 
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "test":
+            parser.epilog = "Short options: " + ", ".join(f"{s} N is {long} N" for s, long in SHORT_OPTIONS.items())
+        return parser
+
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         return super().init_parser(exit_on_error=False, **kwargs)
 

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from warm_lightning.data import ImageDataModule
 from warm_lightning.errors import check
 from warm_lightning.networks.base import Network
 from warm_lightning.parameterizations import Parameterization
@@ -67,6 +68,18 @@ def one_hot(classes: Tensor, label_dim: int) -> Tensor | None:
     wrong = classes[(classes < 0) | (classes >= label_dim)].tolist()
     check(not wrong, f"class {wrong[:1]} is not one of the model's, which are 0 to {label_dim - 1}")
     return torch.nn.functional.one_hot(classes, label_dim)
+
+
+def check_data(network: Network, data: ImageDataModule) -> None:
+    """Raise UserError unless the network takes the data's images and classes."""
+    for name in ("resolution", "image_channels"):
+        ours, theirs = getattr(network, name), getattr(data, name)
+        check(ours == theirs, f"model.network.{name} is {ours}, but the images have {theirs}: set it to that")
+    classes, labels = data.num_classes, network.label_dim
+    check(
+        labels in (0, classes),
+        f"model.network.label_dim is {labels}, but the data has {classes} classes: set it to that, or to 0",
+    )
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from warm_lightning.checkpoints import FORMAT_VERSION, SECTION, check_same_model
 from warm_lightning.data import ImageDataModule
 from warm_lightning.ema import EMA
 from warm_lightning.errors import check
-from warm_lightning.images import dequantise, quantise
+from warm_lightning.images import dequantise
 from warm_lightning.losses import ClockLaw, LogNormal, Loss, SquaredError
-from warm_lightning.model import DiffusionModel, TestPlan, Weights, one_hot
+from warm_lightning.model import DiffusionModel, TestPlan, Weights, check_data, one_hot
 from warm_lightning.networks.base import Network
 from warm_lightning.parameterizations import DenoiseDeblur, Parameterization
 from warm_lightning.preconditioning import EDMPreconditioning, Preconditioning
@@ -129,24 +129,13 @@ class DiffusionModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Check that the network takes the data's images and classes, before anything is computed."""
-        check_strategy(self.trainer.strategy)
+        check_strategy(self.trainer.strategy, self.network)
         check(
             str(self.trainer.precision) not in ("bf16-true", "16-true"),
             f"trainer.precision {self.trainer.precision} would round the average of the weights: use 32-true, 64-true, "
             "bf16-mixed or 16-mixed",
         )
-        data = self.data
-        for name in ("resolution", "image_channels"):
-            ours, theirs = getattr(self.network, name), getattr(data, name)
-            check(
-                ours == theirs,
-                f"model.network.{name} is {ours}, but the images have {theirs}: set it to that",
-            )
-        classes, labels = data.num_classes, self.network.label_dim
-        check(
-            labels in (0, classes),
-            f"model.network.label_dim is {labels}, but the data has {classes} classes: set it to that, or to 0",
-        )
+        check_data(self.network, self.data)
 
     def configure_model(self) -> None:
         """With the strategy fsdp2, spread what is trained over the devices; the averages are whole on each."""
@@ -161,9 +150,12 @@ class DiffusionModule(LightningModule):
             f"model.network.augment_dim is {told}, but model.augment gives {told_of} numbers: set the former to that",
         )
         check(
-            self.guidance == 1 or (self.network.label_dim > 0 and self.label_dropout > 0),
-            f"guidance {self.guidance} needs a model of classes that was trained with model.label_dropout above 0 "
-            "(0.1, for instance), so that it knows images without their class",
+            self.label_dropout == 0 or self.network.label_dim > 0,
+            "model.label_dropout hides classes, of which the network has none: set model.network.label_dim too",
+        )
+        check(
+            self.guidance == 1 or self.label_dropout > 0,
+            f"guidance {self.guidance} needs a model trained with model.label_dropout above 0, 0.1 for instance",
         )
 
     # ------------------------------------------------------------------ training
@@ -268,13 +260,13 @@ class DiffusionModule(LightningModule):
         return [DataLoader(cast(Dataset, [torch.tensor(b) for b in batches]), batch_size=None) for batches in rounds]
 
     def test_step(self, seeds: Tensor, batch_idx: int, dataloader_idx: int = 0) -> Tensor | None:
-        """Images of the seeds, uint8 [b, C, H, W]; nothing in rounds that are done."""
+        """Images of the seeds, about -1 to 1, [b, C, H, W]; nothing in rounds that are done."""
         return None if dataloader_idx in self.test_plan.done else self.sample(seeds.tolist(), self.test_plan.weights)
 
     def sample(self, seeds: Sequence[int], weights: Weights = "ema") -> Tensor:
-        """Images of seeds with this module's sampler in the Trainer's precision, uint8 [B, C, H, W]."""
+        """Images of seeds with this module's sampler in the Trainer's precision, about -1 to 1, [B, C, H, W]."""
         with self.trainer.precision_plugin.forward_context():
-            return quantise(self.model(weights).sample(self.sampler, seeds))
+            return self.model(weights).sample(self.sampler, seeds)
 
     # ------------------------------------------------------------------ checkpoints
 

@@ -25,12 +25,16 @@ StrategyRegistry.register(
 )
 
 
-def check_strategy(strategy: Strategy) -> None:
-    """Raise UserError for a strategy under which averaged weights or checkpoints would be wrong."""
+def check_strategy(strategy: Strategy, network: nn.Module) -> None:
+    """Raise UserError for a strategy that cannot train the network, or would average or save the wrong weights."""
     check(
         isinstance(strategy, DDPStrategy | ModelParallelStrategy | SingleDeviceStrategy),
         f"trainer.strategy {type(strategy).__name__} would shard the averaged weights apart from those being trained: "
         "use ddp, or fsdp2 for networks too large for a device",
+    )
+    check(
+        not isinstance(strategy, ModelParallelStrategy) or all(p.is_contiguous() for p in network.parameters()),
+        "trainer.strategy fsdp2 cannot spread a network in channels-last order: set model.channels_last to false",
     )
 
 
@@ -48,16 +52,9 @@ def shard(network: nn.Module, mesh: DeviceMesh) -> None:
     Args:
         network: changed in place; its blocks are the entries of its module lists and dictionaries.
         mesh: nodes × devices of a node. Parameters are sharded over the second and replicated over the first.
-
-    Raises:
-        UserError: the parameters are in channels-last order, which PyTorch cannot shard.
     """
     if isinstance(network, FSDPModule):  # a second stage of the same Trainer
         return
-    check(
-        all(parameter.is_contiguous() for parameter in network.parameters()),
-        "trainer.strategy fsdp2 cannot spread a network in channels-last order: set model.channels_last to false",
-    )
     for container in network.modules():
         if isinstance(container, nn.ModuleDict | nn.ModuleList):
             for block in container.children():

@@ -24,10 +24,8 @@ class Interrupt(Callback):
             self.interrupted = True
             trainer.state.status = TrainerStatus.INTERRUPTED
             signal.signal(signal.SIGINT, self.previous)
-            print(
-                "\nInterrupted: finishing this step and saving; press Ctrl-C again to leave at once.",
-                flush=True,
-            )
+            if trainer.is_global_zero:
+                print("\nInterrupted: finishing this step and saving; press Ctrl-C again to leave at once.", flush=True)
 
         self.previous = signal.signal(signal.SIGINT, request)
 

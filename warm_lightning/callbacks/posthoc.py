@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning import Callback, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from safetensors.torch import save
 from torch import nn
 
@@ -18,6 +19,7 @@ from warm_lightning.pictures import write_file
 from warm_lightning.strategies import gathered
 
 FOLDER = "posthoc"
+SUFFIX = ".safetensors"
 KEY = "average"
 """Of a snapshot's metadata: JSON that says which average at which time it is."""
 
@@ -49,14 +51,18 @@ class PostHocEMA(Callback):
         """The relative widths that are tracked."""
         return [profile.sigma_rel for profile in self.profiles]
 
-    def on_train_start(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
-        kept = self.restored["sigma_rel"] if self.restored else []
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: DiffusionModule, checkpoint: dict[str, Any]) -> None:
+        kept = checkpoint["callbacks"].get(self.state_key, {}).get("sigma_rel", [])
         check(
-            pl_module.images_seen == 0 or kept == self.widths,
+            trainer.state.fn != TrainerFn.FITTING or kept == self.widths,
             f"posthoc_ema.sigma_rel is {self.widths}, but this run has tracked {kept} from its start: set it so",
         )
+
+    def on_train_start(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
+        if trainer.is_global_zero:
+            self.set_aside(Path(trainer.default_root_dir) / FOLDER, pl_module.images_seen)
         self.averages = [copy.deepcopy(pl_module.ema_network) for _ in self.profiles]
-        if self.restored and kept == self.widths:
+        if self.restored:
             for average, state in zip(self.averages, self.restored["averages"], strict=True):
                 average.load_state_dict(state)
         self.restored = None
@@ -75,6 +81,12 @@ class PostHocEMA(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
         self.write(trainer, pl_module)
 
+    def set_aside(self, folder: Path, images_seen: int) -> None:
+        """Rename snapshots of a later time than training now starts at: they are another training's."""
+        for path in folder.glob(f"*{SUFFIX}"):
+            if int(path.name.split("-")[1]) > images_seen:
+                path.replace(path.with_suffix(".abandoned"))
+
     def write(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
         """Write a snapshot of each average."""
         if not trainer.is_global_zero:
@@ -83,7 +95,7 @@ class PostHocEMA(Callback):
             tensors = {name: p.float().contiguous().cpu() for name, p in sorted(average.named_parameters())}
             # One entry: safetensors writes several in random order.
             said = {KEY: json.dumps({"sigma_rel": profile.sigma_rel, "images_seen": pl_module.images_seen})}
-            name = f"images-{pl_module.images_seen:09d}-sigma-{profile.sigma_rel}.safetensors"
+            name = f"images-{pl_module.images_seen:09d}-sigma-{profile.sigma_rel}{SUFFIX}"
             write_file(Path(trainer.default_root_dir) / FOLDER / name, save(tensors, said))
 
     def state_dict(self) -> dict[str, Any]:

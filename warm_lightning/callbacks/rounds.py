@@ -2,96 +2,135 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from warm_lightning import __version__
 from warm_lightning.metrics import Scores
+from warm_lightning.metrics.records import tensors_hash, to_json
 from warm_lightning.model import Weights
 from warm_lightning.module import DiffusionModule
 from warm_lightning.pictures import write_file
 from warm_lightning.strategies import gathered
 
 FILE = "rounds.json"
-MODEL = ("sampler", "process", "parameterization", "preconditioning", "guidance")
+NONFINITE = "nonfinite_images"  # among a round's values: how many of its images have pixels that are no numbers
+MODEL = ("network", "sampler", "process", "parameterization", "preconditioning", "guidance")
 
 
 @dataclass
 class Rounds:
     """Finished rounds by their seeds, such as "0-49999", and what they depend on.
 
+    The file has an entry for each set of conditions, so that tests of other weights or settings in the same folder
+    keep theirs.
+
     Attributes:
         path: file that they are kept in.
-        conditions: what, besides the seeds, a round's scores are a function of; plain data.
-        finished: scores by name, for each round.
+        conditions: what, besides the seeds, a round's values are a function of; plain data.
+        names: of the values of each round: of the scores, and `NONFINITE`.
+        finished: values by name, for each round.
     """
 
     path: Path
     conditions: dict[str, Any]
+    names: Sequence[str]
     finished: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """Of the entry: a hash of the conditions."""
+        return hashlib.sha256(to_json(self.conditions).encode()).hexdigest()[:16]
 
     def resume(self) -> str:
         """Take over the rounds that the file holds if they were made under the same conditions.
 
         Returns:
-            What to tell people if there is a file, otherwise nothing.
+            What to tell people if they might expect rounds to be taken over that are not, otherwise nothing.
         """
-        if not self.path.exists():
-            return ""
-        try:
-            stored = json.loads(self.path.read_text())
-            conditions, finished = dict(stored["conditions"]), dict(stored["rounds"])
-        except (OSError, ValueError, KeyError, TypeError):
+        stored = self._stored()
+        if stored is None:
             return f"{self.path} cannot be read: all rounds are sampled."
-        ours = json.loads(json.dumps(self.conditions))
-        changed = [name for name in {**conditions, **ours} if conditions.get(name) != ours.get(name)]
-        if changed:
-            return f"{self.path} is of other {', '.join(changed)}: all rounds are sampled."
-        self.finished = finished
+        rounds = stored.get(self.key, {}).get("rounds", {})
+        self.finished = {seeds: read for seeds, values in rounds.items() if (read := self._read(values))}
+        if bad := [seeds for seeds in rounds if seeds not in self.finished]:
+            return f"{self.path} has damaged rounds, which are sampled again: seeds {', '.join(bad)}."
+        if stored and not rounds:
+            ours = json.loads(to_json(self.conditions))
+            others = [entry["conditions"] for entry in stored.values()]
+            changes = [[name for name in {**other, **ours} if other.get(name) != ours.get(name)] for other in others]
+            least = sorted(changes, key=len)[0]
+            return f"{self.path} is of other {', '.join(least)}: all rounds are sampled."
         return ""
 
     def add(self, seeds: str, values: Mapping[str, float]) -> None:
-        """Keep a finished round."""
+        """Keep a finished round, beside what others have put into the file meanwhile."""
         self.finished[seeds] = dict(values)
-        content = {"conditions": self.conditions, "rounds": self.finished}
-        write_file(self.path, json.dumps(content, indent=2).encode())
+        stored = self._stored() or {}
+        entry = stored.setdefault(self.key, {"conditions": self.conditions, "rounds": {}})
+        entry["rounds"][seeds] = dict(values)
+        write_file(self.path, to_json(stored).encode())
+
+    def _stored(self) -> dict[str, dict[str, Any]] | None:
+        """What the file holds; None where it cannot be read."""
+        if not self.path.exists():
+            return {}
+        try:
+            stored = json.loads(self.path.read_text())
+            entries = stored.items()
+            return {key: {name: dict(of[name]) for name in ("conditions", "rounds")} for key, of in entries}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None
+
+    def _read(self, values: Any) -> dict[str, float] | None:
+        """A round's values if it has those that it must have: numbers, or null for a memorisation that is none."""
+        if not isinstance(values, dict) or set(values) != set(self.names):
+            return None
+        read = {n: math.nan if v is None and n.startswith("memorisation") else v for n, v in values.items()}
+        return read if all(isinstance(value, int | float) for value in read.values()) else None
 
 
-def conditions(module: DiffusionModule, weights: Weights, precision: str, scores: list[Scores]) -> dict[str, Any]:
+def conditions(
+    module: DiffusionModule, weights: Weights, precision: str, scores: Sequence[Scores], num_images: int
+) -> dict[str, Any]:
     """What the scores of given seeds are a function of; all devices must call this.
 
     Numbers of devices and of images sampled at once are not among it (DESIGN, section 6).
     """
     config = module.config or {}
     return {
+        "package_version": __version__,
         "weights": weights,
         "weights (sha256)": weights_hash(module, weights),
         **{name: config.get(name, repr(getattr(module, name))) for name in MODEL},
         "precision": precision,
         "device": module.device.type,
+        "scores": [s.names(num_images, spreads=True) for s in scores],
         "extractors": [s.extractor.identity() for s in scores],
         "reference": [reference_identity(s) for s in scores],
     }
 
 
 def weights_hash(module: DiffusionModule, weights: Weights) -> str:
-    """SHA-256 of the network's tensors, with their names and shapes."""
+    """See `tensors_hash`, of the network's tensors that a checkpoint holds."""
     network = module.ema_network if weights == "ema" else module.network
-    digest = hashlib.sha256()
+    stored = set(network.state_dict())
     with gathered(network), torch.no_grad():
-        for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
-            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+        tensors = [*network.named_parameters(), *network.named_buffers()]
+        return tensors_hash((name, tensor) for name, tensor in tensors if name in stored)
 
 
 def reference_identity(scores: Scores) -> list[Any]:
     """What tells references apart. Moments to six digits, which another number of devices does not change."""
     reference = scores.reference
-    norms = [reference.normal.mean.norm(), reference.normal.covariance.trace()]
+    beside = {"reference", *reference.describe_companions()}
+    described = {name: value for name, value in reference.describe().items() if name not in beside}
     size = None if reference.features is None else len(reference.features)
-    described = {name: value for name, value in reference.describe().items() if name != "reference"}
+    covariance = reference.normal.covariance
+    norms = [reference.normal.mean.norm(), covariance.trace(), covariance.norm()]
     return [described, size, reference.training is not None, *(f"{norm.item():.5e}" for norm in norms)]

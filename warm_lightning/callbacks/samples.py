@@ -10,6 +10,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from warm_lightning.callbacks.every import check_every, due
 from warm_lightning.errors import check
+from warm_lightning.images import quantise
 from warm_lightning.model import Weights
 from warm_lightning.module import DiffusionModule
 from warm_lightning.pictures import grid, trajectory, write_png
@@ -68,7 +69,7 @@ class SampleGrid(Callback):
         if not trainer.is_global_zero:
             return
         blocks = [self.seeds[i : i + self.batch_size] for i in range(0, len(self.seeds), self.batch_size)]
-        images = torch.cat([pl_module.sample(seeds, self.weights) for seeds in blocks])
+        images = quantise(torch.cat([pl_module.sample(seeds, self.weights) for seeds in blocks]))
         pictures = {"samples": grid(images, columns=math.ceil(math.sqrt(len(images))))}
         if self.trajectory:
             pictures["trajectory"] = trajectory(

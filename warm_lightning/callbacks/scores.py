@@ -1,6 +1,5 @@
 """Scores of samples: now and then while training, and thoroughly in `warm test`."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,10 @@ from tqdm import tqdm
 
 from warm_lightning import __version__
 from warm_lightning.callbacks.every import check_every, due
-from warm_lightning.callbacks.rounds import FILE, Rounds, conditions
+from warm_lightning.callbacks.rounds import FILE, NONFINITE, Rounds, conditions
 from warm_lightning.data import ImageDataModule
 from warm_lightning.errors import check
+from warm_lightning.images import quantise
 from warm_lightning.metrics import (
     NEIGHBOURS,
     FeatureExtractor,
@@ -25,11 +25,14 @@ from warm_lightning.metrics import (
     read_statistics,
     summarise_rounds,
 )
+from warm_lightning.metrics.parallel import total
+from warm_lightning.metrics.records import to_json
 from warm_lightning.model import TestPlan, Weights
 from warm_lightning.module import DiffusionModule
 from warm_lightning.pictures import write_file
 
 RESULTS = "scores.json"
+MAX_BATCH = 250  # images that pass an extractor at once
 
 
 class ScoreSamples(Callback):
@@ -39,7 +42,8 @@ class ScoreSamples(Callback):
     writes `scores.json` into the run's folder: the scores of each round, their best, mean and standard deviation,
     what halves of the data and the moment-matched Gaussian get, and the protocol they were measured by. The papers'
     is three rounds of 50,000, of which they report the best (the lowest FID). Each finished round is kept in
-    `rounds.json`; the same weights, settings and seeds are not sampled again.
+    `rounds.json`; the same weights, settings and seeds are not sampled again. Images with pixels that are not finite
+    are counted, and scored with black ones for NaN.
 
     Args:
         extractors: feature extractors; the first score of the first is what checkpoints may go by.
@@ -98,6 +102,7 @@ class ScoreSamples(Callback):
         self.protocol = ScoreProtocol(max_neighbours)
         self.scores: list[Scores] = []
         self.count = 0  # samples that the last scores are of
+        self.nonfinite = 0  # images with pixels that are not finite, on this device
 
     def plan(self, num_images: int, rounds: int = 1) -> TestPlan:
         """What to sample for a scoring."""
@@ -111,7 +116,7 @@ class ScoreSamples(Callback):
             return
         data = pl_module.data
         for extractor, path in zip(self.extractors, self.statistics, strict=True):
-            observer = Observer(extractor, device=pl_module.device)
+            observer = Observer(extractor, min(self.batch_size, MAX_BATCH), pl_module.device)
             reference = self.reference(observer, path, data)
             self.scores.append(Scores(observer, reference, (data.image_channels, data.resolution, data.resolution)))
 
@@ -119,7 +124,7 @@ class ScoreSamples(Callback):
         """What an extractor's samples are compared with."""
         normal, source = None, ""
         if path:
-            reference = read_statistics(path, observer, self.protocol)
+            reference = read_statistics(path, observer, self.protocol, self.companions)
             if reference.features is not None or not self.companions:
                 return reference
             normal, source = reference.normal, f", Fréchet distance: {reference.source}"
@@ -135,13 +140,15 @@ class ScoreSamples(Callback):
         )
 
     def update(self, images: Tensor) -> None:
-        """Take in samples, uint8 [b, C, H, W]."""
+        """Take in samples, about -1 to 1, [b, C, H, W]."""
+        self.nonfinite += int((~images.isfinite()).flatten(1).any(1).sum())
         for scores in self.scores:
-            scores.update(images)
+            scores.update(quantise(images.nan_to_num(-1)))
 
-    def compute(self) -> dict[str, float]:
-        """All scores of what was taken in, over all devices; then forgets the samples."""
-        values: dict[str, float] = {}
+    def compute(self, device: torch.device) -> dict[str, float]:
+        """All scores of what was taken in, over all devices, and `NONFINITE`; then forgets the samples."""
+        values: dict[str, float] = {NONFINITE: total(self.nonfinite, device)}
+        self.nonfinite = 0
         for scores in self.scores:
             self.count, its_values = scores.compute()
             values |= its_values
@@ -154,16 +161,19 @@ class ScoreSamples(Callback):
 
     # ------------------------------------------------------------------ while training
 
+    def on_fit_start(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
+        if self.every:  # so that what is missing is said before the training
+            self.prepare(pl_module)
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: DiffusionModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if not due(pl_module, self.every):
             return
-        self.prepare(pl_module)
         plan = self.plan(self.every_num_images)
         for seeds in plan.batches(0, trainer.global_rank, trainer.world_size):
             self.update(pl_module.sample(seeds, plan.weights))
-        values = self.compute()
+        values = self.compute(pl_module.device)
         values |= self.beside(self.count)
         pl_module.scored = {name: (pl_module.images_seen, value) for name, value in values.items()}
         for logger in trainer.loggers:
@@ -177,15 +187,18 @@ class ScoreSamples(Callback):
         devices = trainer.world_size
         check(self.num_images >= devices, f"num_images is {self.num_images}: each of {devices} devices needs one")
         check(
-            trainer.limit_test_batches == 1,
-            "trainer.limit_test_batches would make other scores of the name: set scores.num_images instead",
+            isinstance(trainer.limit_test_batches, float) and trainer.limit_test_batches == 1,
+            "trainer.limit_test_batches and fast_dev_run would make other scores of the name: leave them out and set "
+            "scores.num_images instead",
         )
         pl_module.test_plan = self.plan(self.num_images, self.num_rounds)
 
     def on_test_start(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
         self.prepare(pl_module)
         plan, path = pl_module.test_plan, Path(trainer.default_root_dir) / FILE
-        self.rounds = Rounds(path, conditions(pl_module, self.weights, str(trainer.precision), self.scores))
+        names = [name for scores in self.scores for name in scores.names(self.num_images, spreads=True)]
+        same = conditions(pl_module, self.weights, str(trainer.precision), self.scores, self.num_images)
+        self.rounds = Rounds(path, same, [*names, NONFINITE])
         said = self.rounds.resume() if trainer.is_global_zero else ""
         # One decides, for all must agree.
         self.rounds.finished = trainer.strategy.broadcast(self.rounds.finished)
@@ -224,12 +237,22 @@ class ScoreSamples(Callback):
         plan = pl_module.test_plan
         if number in plan.done:
             return
-        values = self.compute()
+        values = self.compute(pl_module.device)
+        check(
+            self.count == self.num_images,
+            f"{self.count} of {self.num_images} images were sampled: leave out what cuts the Trainer's test short",
+        )
+        check(
+            values[NONFINITE] < self.count,
+            f"no image of seeds {plan.label(number)} is finite: use other weights than {self.weights}, another "
+            f"trainer.precision than {trainer.precision} or more steps of the sampler",
+        )
         if trainer.is_global_zero:
             self.rounds.add(plan.label(number), values)
             if self.num_rounds > 1:
-                first = "".join(f": {name} {value:.4g}" for name, value in list(values.items())[:1])
-                tqdm.write(f"Round {number + 1} of {self.num_rounds} (seeds {plan.label(number)}){first}")
+                first = next(name for name in values if name != NONFINITE)
+                seeds = plan.label(number)
+                tqdm.write(f"Round {number + 1} of {self.num_rounds} (seeds {seeds}): {first} {values[first]:.4g}")
 
     def on_test_end(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
         plan, count = pl_module.test_plan, self.num_images
@@ -238,12 +261,17 @@ class ScoreSamples(Callback):
             return
         names = [name for scores in self.scores for name in scores.names(count)]
         rounds = [self.rounds.finished[plan.label(r)] for r in range(self.num_rounds)]
+        nonfinite = [int(values[NONFINITE]) for values in rounds]
+        rounds = [{name: value for name, value in values.items() if name != NONFINITE} for values in rounds]
         values = {**summarise_rounds(rounds, names), **self.beside(count)}
         path, protocol = Path(trainer.default_root_dir) / RESULTS, self.describe(trainer, pl_module)
-        write_file(path, json.dumps({**values, "protocol": protocol}, indent=2).encode())
+        write_file(path, to_json({**values, "protocol": {**protocol, NONFINITE: nonfinite}}).encode())
         tables = [scores.table(values, count, self.num_rounds) for scores in self.scores]
         seeds = ", ".join(plan.label(r) for r in range(self.num_rounds))
         how = f"{self.weights} weights after {pl_module.images_seen:,} images, NFE {protocol['nfe']}, seeds {seeds}"
+        if any(nonfinite):
+            bad = ", ".join(f"{number:,}" for number in nonfinite)
+            how += f"\n\nWARNING: NaN OR INFINITE PIXELS IN {bad} OF {count:,} IMAGES (by round), scored all the same"
         print(*tables, how, f"written to {path}", sep="\n\n")
 
     def describe(self, trainer: Trainer, pl_module: DiffusionModule) -> dict[str, Any]:
@@ -255,6 +283,8 @@ class ScoreSamples(Callback):
             "rounds": self.num_rounds,
             "seeds": seeds[0] if self.num_rounds == 1 else seeds,
             "weights": self.weights,
+            "weights_sha256": self.rounds.conditions["weights (sha256)"],
+            "ckpt_path": None if trainer.ckpt_path is None else str(trainer.ckpt_path),
             "nfe": pl_module.model(self.weights).nfe(pl_module.sampler),
             "images_seen": pl_module.images_seen,
             "extractors": [scores.describe(self.num_images) for scores in self.scores],

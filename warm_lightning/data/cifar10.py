@@ -10,7 +10,6 @@ from warm_lightning.data.edm_format import DATASET_JSON
 from warm_lightning.data.folder import ImageFolder
 from warm_lightning.data.image_set import ImageSet, check_rgb
 from warm_lightning.data.readers import reason
-from warm_lightning.data.sources import open_reader
 from warm_lightning.errors import UserError
 
 
@@ -58,7 +57,7 @@ class CIFAR10(ImageDataModule):
         if self.files is None:
             return self._load_torchvision(split)
         found = self.files.load(split)
-        if found is None and DATASET_JSON not in open_reader(self.files.path).names():
+        if found is None and DATASET_JSON not in self.files.source.reader.names():
             raise UserError(f"{self.path} has no test images: it must hold the folders train and test")
         return check_rgb(found, f"{self.path}: CIFAR-10's images are RGB")
 

@@ -20,16 +20,37 @@ META = "batches.meta"
 MAX_BATCH = 64 * 2**20  # bytes of a member; the true ones have 31 million
 
 
-def _reconstruct(kind: type[np.ndarray], shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """The array of zero length that a pickled array begins as."""
-    return np.ndarray.__new__(kind, shape, dtype)
+class _ByteType:
+    """The array type u1, as it is pickled."""
+
+    def __init__(self, kind: object, *copying: object) -> None:
+        if kind != "u1":
+            raise pickle.UnpicklingError(f"it holds numbers of type {str(kind)[:20]!r} instead of bytes")
+
+    def __setstate__(self, state: object) -> None:
+        """Nothing: what comes here is the order of bytes in a number, of which they have one."""
+
+
+class _ByteArray:
+    """An array of bytes, as it is pickled: NumPy has no part in reading it."""
+
+    def __setstate__(self, state: tuple[int, tuple[int, ...], object, bool, bytes | str]) -> None:
+        _, shape, kind, by_columns, content = state
+        if not isinstance(kind, _ByteType):
+            raise pickle.UnpicklingError("it holds an array without a type")
+        content = content.encode("latin1") if isinstance(content, str) else content  # Python 2's
+        self.values = np.frombuffer(content, np.uint8).reshape(shape, order="F" if by_columns else "C")
+
+
+def _reconstruct(*empty: object) -> _ByteArray:
+    return _ByteArray()
 
 
 ALLOWED = {  # what a pickled array is made of, by NumPy's old and new names
     ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
     ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
+    ("numpy", "ndarray"): "ndarray",  # only an argument of the above: it cannot be called
+    ("numpy", "dtype"): _ByteType,
 }
 
 
@@ -57,18 +78,20 @@ class CIFARArchive(Reader):
         check(not missing, f"{path} is not CIFAR-10's archive for Python: {min(missing, default='')} is not in it")
         counts = dict.fromkeys(BATCHES.values(), 0)
         try:
-            self.class_names = tuple(map(str, found[META]["label_names"]))
+            self.class_names = tuple(found[META]["label_names"])
+            check(all(type(name) is str for name in self.class_names), f"{path} has a class whose name is no text")
             for batch, split in BATCHES.items():
-                images = found[batch]["data"].reshape(-1, 3, 32, 32)
-                check(images.dtype == np.uint8, f"{batch} in {path} holds {images.dtype} instead of bytes")
+                images = found[batch]["data"].values.reshape(-1, 3, 32, 32)
                 for image, label in zip(images, found[batch]["labels"], strict=True):
+                    known = type(label) is int and 0 <= label < len(self.class_names)
+                    check(known, f"{batch} in {path} has labels outside 0 to {len(self.class_names) - 1}")
                     name = f"{split}/{counts[split]:05}.bmp"
-                    self._images[name], self._labels[name] = image, int(label)
+                    self._images[name], self._labels[name] = image, label
                     counts[split] += 1
-        except (KeyError, AttributeError, TypeError, ValueError) as error:
+        except UserError:
+            raise
+        except Exception as error:  # hostile content raises nearly anything
             raise self._damaged(reason(error)) from error
-        known = range(len(self.class_names))
-        check(set(self._labels.values()) <= set(known), f"{path} has labels outside 0 to {len(known) - 1}")
 
     def names(self) -> list[str]:
         return sorted(self._images)

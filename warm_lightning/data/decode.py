@@ -2,13 +2,13 @@
 
 import io
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from warm_lightning.data.readers import Reader, reason
 from warm_lightning.errors import UserError, check
@@ -21,6 +21,7 @@ FORMATS = (
 )  # Pillow's other decoders are a risk for no use: one runs Ghostscript
 GREY_MODES = {"1", "L", "LA", "La"}
 DEEP_MODES = ("I", "F")  # how the names of modes with more than 8 bits a channel begin
+PNG_DEPTH = 24  # where a PNG has its bits a channel, always: Pillow silently reduces 16 bits of colours to 8
 BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 ADVICE = "make a data set of them with `warm dataset SRC DST.zip --resolution {size} --crop center`"
 
@@ -72,7 +73,7 @@ def find_size(reader: Reader, name: str, resolution: int | None = None, framing:
     return width
 
 
-def find_channels(reader: Reader, names: Sequence[str]) -> int:
+def find_channels(reader: Reader, names: Iterable[str]) -> int:
     """1 where all images are grey, otherwise 3: looks into the files until one is not grey."""
     return 1 if all(open_image(reader, name).mode in GREY_MODES for name in names) else 3
 
@@ -88,25 +89,26 @@ def decode(reader: Reader, name: str, size: int, first: str, framing: Framing = 
         framing: what is done to the image.
 
     Raises:
-        UserError: it cannot be read or decoded, has more than 8 bits a channel or another size.
+        UserError: see `open_image`; it cannot be decoded or has another size.
     """
     image = open_image(reader, name)
-    width, height = image.size  # from the header: an image of another size is never decoded
+    width, height = image.size  # mostly from the header: an image of another size is not decoded
     if framing.size(width, height) != (size, size):
         raise UserError(
             f"{reader.locate(name)} is {width}×{height} but {reader.locate(first)} makes it {size}×{size}: "
             + ADVICE.format(size=size)
         )
-    if image.mode.startswith(DEEP_MODES):
-        raise UserError(f"{reader.locate(name)} has more than 8 bits a pixel: convert it to 8 bits")
     try:
         if image.mode in GREY_MODES:
-            return framing(image.convert("L"))
-        # Pillow warns about a palette with transparency unless it goes by way of RGBA.
-        opaque = image.convert("RGBA") if "transparency" in image.info else image
-        return framing(opaque.convert("RGB"))
+            plain = image.convert("L")
+        else:  # Pillow warns about a palette with transparency unless it goes by way of RGBA
+            opaque = image.convert("RGBA") if "transparency" in image.info else image
+            plain = opaque.convert("RGB")
+    except MemoryError:
+        raise
     except Exception as error:
         raise _undecodable(reader, name, error) from error
+    return framing(plain)
 
 
 def as_array(image: Image.Image) -> np.ndarray:
@@ -124,15 +126,28 @@ def bombs_are_errors() -> Iterator[None]:
 
 
 def open_image(reader: Reader, name: str) -> Image.Image:
-    """An image of which only the header is decoded. Raises `UserError` where that cannot be read."""
-    content = io.BytesIO(reader.read(name))
+    """An image, upright. Only its header is decoded unless the camera was turned.
+
+    Raises:
+        UserError: it cannot be read, has more than 8 bits a channel, or is animated.
+    """
+    content = reader.read(name)
     try:
-        return Image.open(content, formats=FORMATS)
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
+        deep = image.mode.startswith(DEEP_MODES) or (image.format == "PNG" and content[PNG_DEPTH] > 8)
+        animated = image.format in ("PNG", "WEBP") and image.is_animated  # type: ignore[attr-defined]
+        if "exif" in image.info and not deep and not animated:  # Pillow looks for it behind the pixels of other PNGs
+            ImageOps.exif_transpose(image, in_place=True)
+    except MemoryError:
+        raise
     except BOMBS as error:
         message = f"{reader.locate(name)} claims to be a huge image ({reason(error)}): resize or remove it"
         raise UserError(message) from error
     except Exception as error:
         raise _undecodable(reader, name, error) from error
+    check(not deep, f"{reader.locate(name)} has more than 8 bits a channel: convert it to 8 bits")
+    check(not animated, f"{reader.locate(name)} is animated: extract the frames that you want as PNG files")
+    return image
 
 
 def _undecodable(reader: Reader, name: str, error: Exception) -> UserError:

@@ -34,7 +34,8 @@ def read_labels(reader: Reader, names: Sequence[str]) -> Tensor | None:
     """The classes of images, int64 [N], from `dataset.json`; None where it says that there are none.
 
     Raises:
-        UserError: the file is not what EDM's format says, or has no class for one of the images.
+        UserError: the file is not what EDM's format says, has no class for one of the images, two for one, or one
+            for an image that is not there.
     """
     where = reader.locate(DATASET_JSON)
     try:
@@ -50,14 +51,22 @@ def read_labels(reader: Reader, names: Sequence[str]) -> Tensor | None:
     if pairs is None:
         return None
     check(isinstance(pairs, list), f"{where}: `labels` must be null or a list of [file name, class]")
-    classes = {}
+    classes: dict[str, int] = {}
     for pair in pairs:
         if not (isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str) and type(pair[1]) is int):
             shown = json.dumps(pair)[:80]
             raise UserError(f"{where}: the label {shown} is not of the form [file name, class], class being an integer")
         name, label = pair
-        check(0 <= label <= MAX_CLASS, f"{where}: class {label} of {name} is not from 0 to {MAX_CLASS}")
-        classes[name] = label
+        if not 0 <= label <= MAX_CLASS:
+            raise UserError(f"{where}: class {str(label)[:20]} of {name[:80]} is not from 0 to {MAX_CLASS}")
+        other = classes.setdefault(name, label)
+        check(other == label, f"{where} gives {name[:80]} two classes, {other} and {label}: remove the wrong one")
     for name in names:
         check(name in classes, f"{where} has no class for {name}: add it, or make `labels` null")
+    absent = sorted(set(classes) - set(names))
+    if absent:
+        raise UserError(
+            f"{where} has classes for files that are not there, {len(absent)} of them, {absent[0][:80]} for instance: "
+            "copy the data set again, or remove these entries"
+        )
     return torch.tensor([classes[name] for name in names])

@@ -1,10 +1,10 @@
 """FFHQ (Karras et al. 2019): 70,000 photographs of faces, here 64×64."""
 
-from pathlib import Path
 from typing import Any
 
 from warm_lightning.data.folder import ImageFolder
 from warm_lightning.data.image_set import ImageSet, check_rgb
+from warm_lightning.data.sources import is_missing
 from warm_lightning.errors import check
 
 
@@ -24,7 +24,7 @@ class FFHQ(ImageFolder):
     def load(self, split: str) -> ImageSet | None:
         """Read a split, and only that."""
         check(
-            Path(self.path).expanduser().exists(),
+            not is_missing(self.path),
             f"{self.path}: no such file: download FFHQ's images1024x1024 and make it with "
             f"`warm dataset images1024x1024 {self.path} --resolution 64`",
         )

@@ -1,47 +1,59 @@
 """Any folder or zip of images."""
 
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
 from warm_lightning.data.base import ImageDataModule
 from warm_lightning.data.decode import AS_IT_IS, Framing
 from warm_lightning.data.image_set import ImageSet
-from warm_lightning.data.layout import list_images
+from warm_lightning.data.layout import Listing, list_images
 from warm_lightning.data.lmdb_reader import LMDBReader
+from warm_lightning.data.readers import Reader
 from warm_lightning.data.sources import open_reader
 from warm_lightning.data.stored import read_images, store_images
 from warm_lightning.errors import check
 
 
-def read_split(
-    path: str | Path,
-    split: str,
-    resolution: int | None = None,
-    classes: tuple[str, ...] | None = None,
-    *,
-    cache: bool = True,
-    lmdb_framing: Framing = AS_IT_IS,
-) -> ImageSet | None:
-    """Read a split of any source; None for a held-out split that does not exist.
+@dataclass(frozen=True)
+class Source:
+    """Somewhere that images are, and which: listing them may take long."""
 
-    Args:
-        path: the source.
-        split: "train" or "held_out".
-        resolution: height and width that the images must have; None for any.
-        classes: names of the classes; None for those of the training images.
-        cache: whether to read all images into memory, instead of each when it is asked for.
-        lmdb_framing: what is done to the images of an LMDB.
+    reader: Reader
+    splits: dict[str, Listing]
 
-    Raises:
-        UserError: see `open_reader`, `list_images` and `read_images`.
-    """
-    reader = open_reader(path)
-    listing = list_images(reader, classes).get(split)
-    if listing is None:
-        return None
-    framing = lmdb_framing if isinstance(reader, LMDBReader) else AS_IT_IS
-    read = read_images if cache else store_images
-    return ImageSet(read(reader, listing.names, resolution, framing), listing.labels, listing.class_names)
+    @classmethod
+    def open(cls, path: str | Path, classes: tuple[str, ...] | None = None) -> "Source":
+        """The source at a path, with the classes named or its own. Raises as `open_reader` and `list_images` do."""
+        reader = open_reader(path)
+        return cls(reader, list_images(reader, classes))
+
+    def read(
+        self, split: str, resolution: int | None = None, *, cache: bool = True, lmdb_framing: Framing = AS_IT_IS
+    ) -> ImageSet | None:
+        """Read a split; None for a held-out split that does not exist.
+
+        Args:
+            split: "train" or "held_out".
+            resolution: height and width that the images must have; None for any.
+            cache: whether to read all images into memory, instead of each when it is asked for.
+            lmdb_framing: what is done to the images of an LMDB.
+
+        Raises:
+            UserError: see `read_images`.
+        """
+        listing = self.splits.get(split)
+        if listing is None:
+            return None
+        framing = lmdb_framing if isinstance(self.reader, LMDBReader) else AS_IT_IS
+        read = read_images if cache else store_images
+        return ImageSet(read(self.reader, listing.names, resolution, framing), listing.labels, listing.class_names)
+
+
+def read_split(path: str | Path, split: str, *, cache: bool = True) -> ImageSet | None:
+    """Read a split of the source at a path. Raises as `Source.open` and `Source.read` do."""
+    return Source.open(path).read(split, cache=cache)
 
 
 class ImageFolder(ImageDataModule):
@@ -80,15 +92,16 @@ class ImageFolder(ImageDataModule):
         self.required_resolution = resolution
         self.cache = cache
 
+    @cached_property
+    def source(self) -> Source:
+        """What `path` leads to, listed once."""
+        return Source.open(self.path)
+
     def load(self, split: str) -> ImageSet | None:
         """Read a split, and only that."""
-        if split == "train" or self.held_out_path is None:
-            return self._read(self.path, split)
-        # The other source may be a plain folder, or have splits of its own.
-        classes = list_images(open_reader(self.path))["train"].class_names
-        held_out = self._read(self.held_out_path, "held_out", classes)
-        return held_out or self._read(self.held_out_path, "train", classes)
-
-    def _read(self, path: str, split: str, classes: tuple[str, ...] | None = None) -> ImageSet | None:
-        resolution, framing = self.required_resolution, self.lmdb_framing
-        return read_split(path, split, resolution, classes, cache=self.cache, lmdb_framing=framing)
+        source = self.source
+        if split == "held_out" and self.held_out_path is not None:
+            source = Source.open(self.held_out_path, source.splits["train"].class_names)
+            # The other source may be a plain folder, or have splits of its own.
+            split = "held_out" if "held_out" in source.splits else "train"
+        return source.read(split, self.required_resolution, cache=self.cache, lmdb_framing=self.lmdb_framing)

@@ -15,6 +15,9 @@ from warm_lightning.data.readers import Reader
 from warm_lightning.errors import UserError, check
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+OTHER_SUFFIXES = set(
+    ".apng .avif .gif .heic .heif .j2k .jfif .jp2 .jpe .jxl .pbm .pgm .pnm .ppm .svg .tga .tif .tiff".split()
+)
 HELD_OUT_FOLDERS = {"test", "val", "valid", "validation", "held_out"}
 
 
@@ -51,17 +54,27 @@ def list_images(reader: Reader, classes: tuple[str, ...] | None = None) -> dict[
         classes: names of the classes, where they are those of another source.
 
     Raises:
-        UserError: there are no images, or their splits or classes are ambiguous.
+        UserError: there are no images, or some of a format that is not read, or their splits or classes are ambiguous.
     """
     names = reader.names()
     if isinstance(reader, LMDBReader):
         check(bool(names), f"{reader.path} holds no images: it is an empty LMDB")
         return {"train": Listing(tuple(names), torch.zeros(len(names), dtype=torch.int64), ())}
     files = [ImageFile(name, PurePosixPath(name).parts) for name in names]
-    files = [file for file in files if _is_visible_image(file.parts)]
+    files = [file for file in files if _is_visible(file.parts)]
+    others = [file.name for file in files if _suffix(file) in OTHER_SUFFIXES]
+    if others:
+        raise UserError(
+            f"{reader.locate(others[0])} is of a format that is not read, as are {len(others) - 1} more files: convert "
+            "them to PNG, or remove them"
+        )
+    files = [file for file in files if _suffix(file) in SUFFIXES]
     packed = any(PurePosixPath(name).name == DATA_FILE.name for name in names)
     advice = "unpack the LMDB that is in it" if packed else "check the path"
     check(bool(files), f"{reader.path} holds no images ({', '.join(sorted(SUFFIXES))}): {advice}")
+    where = reader.locate(DATASET_JSON)
+    folder = (reader.path / DATASET_JSON).is_dir() or any(name.startswith(f"{DATASET_JSON}/") for name in names)
+    check(not folder, f"{where} is a folder, where EDM's format has a file: rename it")
     if DATASET_JSON in names:
         return {"train": _edm_listing(reader, files, classes)}
     splits = find_splits(reader, files)
@@ -146,10 +159,13 @@ def _listing(files: Sequence[ImageFile], labels: Tensor, classes: tuple[str, ...
     return Listing(tuple(file.name for file in files), labels, classes)
 
 
-def _is_visible_image(parts: tuple[str, ...]) -> bool:
+def _is_visible(parts: tuple[str, ...]) -> bool:
     # "__MACOSX/._cat.png" is what macOS adds to zips: image names that hold no images.
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
-    return not hidden and PurePosixPath(parts[-1]).suffix.lower() in SUFFIXES
+    return not any(part.startswith(".") or part == "__MACOSX" for part in parts)
+
+
+def _suffix(file: ImageFile) -> str:
+    return PurePosixPath(file.parts[-1]).suffix.lower()
 
 
 def _inside(files: list[ImageFile]) -> list[ImageFile]:

@@ -1,11 +1,11 @@
 """LSUN (Yu et al. 2015): 126,227 photographs of churches, here 128×128."""
 
-from pathlib import Path
 from typing import Any, ClassVar
 
 from warm_lightning.data.decode import Framing
 from warm_lightning.data.folder import ImageFolder
 from warm_lightning.data.image_set import ImageSet, check_rgb
+from warm_lightning.data.sources import is_missing
 from warm_lightning.errors import check
 
 
@@ -30,7 +30,7 @@ class LSUNChurch(ImageFolder):
     def load(self, split: str) -> ImageSet | None:
         """Read a split, and only that."""
         check(
-            Path(self.path).expanduser().exists(),
+            not is_missing(self.path),
             f"{self.path}: no such folder: download LSUN's church_outdoor_train_lmdb.zip, unpack it, and give the "
             "folder church_outdoor_train_lmdb",
         )

@@ -1,6 +1,7 @@
 """Where image files are stored, seen as a flat list of names."""
 
 import os
+import stat
 import threading
 import zipfile
 from abc import ABC, abstractmethod
@@ -51,14 +52,24 @@ class FolderReader(Reader):
             raise cannot_read(error.filename, error) from error
 
         names = []
-        for folder, _, files in os.walk(self.path, onerror=unreadable, followlinks=True):
+        around: dict[str, frozenset[tuple[int, int]]] = {str(self.path): frozenset()}  # folders that a folder is in
+        for folder, folders, files in os.walk(self.path, onerror=unreadable, followlinks=True):
+            try:
+                status = os.stat(folder)
+            except OSError as error:
+                unreadable(error)
+            above, this = around.pop(folder), (status.st_dev, status.st_ino)
+            check(this not in above, f"{folder} is a link to a folder that it is in: remove it")
+            around |= {os.path.join(folder, name): above | {this} for name in folders}
             below = Path(folder).relative_to(self.path)
             names += [(below / file).as_posix() for file in files]
         return sorted(names)
 
     def read(self, name: str) -> bytes:
         try:
-            with (self.path / name).open("rb") as file:
+            with open(self.path / name, "rb", opener=_open_at_once) as file:
+                regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+                check(regular, f"{self.locate(name)} is a pipe or device, no file: remove it")
                 content = file.read(MAX_FILE + 1)
         except OSError as error:
             raise cannot_read(self.locate(name), error) from error
@@ -73,7 +84,7 @@ class ZipReader(Reader):
     """Members of a zip, read in place.
 
     Raises:
-        UserError: it is no zip, is damaged, or has a member that points out of it.
+        UserError: it is no zip, is damaged, or has a member that points out of it or is there twice.
     """
 
     def __init__(self, path: Path) -> None:
@@ -81,13 +92,16 @@ class ZipReader(Reader):
         # ZipFile counts its open members without a lock: two reads at once could close the file.
         self._lock = threading.Lock()
         self._archive, self._owner = _open_zip(path), os.getpid()
+        known = set()
         for name in self._archive.namelist():
+            check(name not in known, f"{path} has two members {name!r}: leave only the right one")
+            known.add(name)
             parts = name.replace("\\", "/").split("/")
             if ".." in parts or parts[0] == "" or parts[0].endswith(":"):
                 raise UserError(f"{path} has a member {name!r}, which points out of the zip: do not trust this file")
 
     def names(self) -> list[str]:
-        return sorted({info.filename for info in self._archive.infolist() if not info.is_dir()})
+        return sorted(info.filename for info in self._archive.infolist() if not info.is_dir())
 
     def read(self, name: str) -> bytes:
         with self._lock:
@@ -104,6 +118,10 @@ class ZipReader(Reader):
             except Exception as error:  # bad CRC, bad stream, encryption, unknown compression, failing disk, …
                 message = f"{self.locate(name)} cannot be read ({reason(error)}): make or download the zip again"
                 raise UserError(message) from error
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # a pipe would wait for a writer
 
 
 def _open_zip(path: Path) -> zipfile.ZipFile:

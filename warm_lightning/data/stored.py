@@ -91,7 +91,9 @@ def store_images(
     """
     with bombs_are_errors():
         size = find_size(reader, names[0], resolution, framing)
-        return StoredImages(reader, tuple(names), size, find_channels(reader, names), framing)
+        with _progress(reader, "looking for colour in", names) as progress:
+            channels = find_channels(reader, progress)
+        return StoredImages(reader, tuple(names), size, channels, framing)
 
 
 def read_images(
@@ -105,18 +107,21 @@ def read_images(
     Raises:
         UserError: see `StoredImages.pictures`.
     """
-    silent = getattr(rank_zero_only, "rank", 0) != 0
     with bombs_are_errors():
         size = find_size(reader, names[0], resolution, framing)
         images = np.empty((len(names), 1, size, size), np.uint8)
-        description = f"reading {reader.path.name}"
-        with tqdm(total=len(names), desc=description, unit="img", delay=1, disable=silent) as progress:
+        with _progress(reader, "reading", names) as progress:
             for i, image in enumerate(_decode_all(reader, names, size, framing)):
                 if len(image) > images.shape[1]:
                     images = np.repeat(images, 3, axis=1)
                 images[i] = image
                 progress.update()
     return torch.from_numpy(images)
+
+
+def _progress(reader: Reader, doing: str, names: Sequence[str]) -> tqdm[str]:
+    silent = getattr(rank_zero_only, "rank", 0) != 0
+    return tqdm(names, desc=f"{doing} {reader.path.name}", unit="img", delay=1, disable=silent)
 
 
 def _decode_all(reader: Reader, names: Sequence[str], size: int, framing: Framing) -> Iterator[np.ndarray]:

@@ -58,6 +58,7 @@ def model_card(
     parameters: int,
     run: Mapping[str, Any] | None,
     scores: Mapping[str, Any] | None,
+    sha256: str,
 ) -> str:
     """Markdown that says what a model is, what it was trained on and how well it scored.
 
@@ -67,6 +68,7 @@ def model_card(
         parameters: how many the network has.
         run: the run's configuration, if there is one.
         scores: what `warm test` wrote, if anything: numbers by name, and "protocol".
+        sha256: of the weights; see `tensors_hash`.
     """
     config = section["config"]
     network, process = _short(config["network"]), _short(config["process"])
@@ -76,7 +78,7 @@ def model_card(
         summary=f"{network} with {parameters:,} parameters; process {process}, "
         f"parameterization {_short(config['parameterization'])}.",
         training=_list(_training(section, run)),
-        scores=_scores(scores, section["images_seen"], weights),
+        scores=_scores(scores, {"images_seen": section["images_seen"], "weights": weights, "weights_sha256": sha256}),
         version=section["package_version"],
         weights=WEIGHTS[weights],
         config=yaml.safe_dump(config, sort_keys=False, allow_unicode=True),
@@ -98,7 +100,7 @@ def _training(section: Mapping[str, Any], run: Mapping[str, Any] | None) -> Iter
     yield from (f"{name}: {_text(value)}" for name, value in data.get("init_args", {}).items() if value is not None)
 
 
-def _scores(scores: Mapping[str, Any] | None, images_seen: int, weights: str) -> str:
+def _scores(scores: Mapping[str, Any] | None, ours: Mapping[str, Any]) -> str:
     if not scores:
         return "None: `warm test` was not run."
     protocol = scores.get("protocol") or {}
@@ -106,9 +108,9 @@ def _scores(scores: Mapping[str, Any] | None, images_seen: int, weights: str) ->
     lines += [f"| {name} | {_text(value)} |" for name, value in scores.items() if name != "protocol"]
     said = (f"{name}: {_text(value)}" for name, value in protocol.items() if name != "config")  # that is below
     lines += ["", "Protocol:", "", _list(said)]
-    for name, ours in (("images_seen", images_seen), ("weights", weights)):
-        if protocol.get(name, ours) != ours:
-            lines += ["", f"These are scores of other weights: {name} was {protocol[name]}, and here it is {ours}."]
+    for name, here in ours.items():
+        if (there := protocol.get(name, "not noted")) != here:
+            lines += ["", f"These are scores of other weights: {name} was {there}, and here it is {here}."]
     return "\n".join(lines)
 
 

@@ -29,8 +29,10 @@ from warm_lightning.interop.pickles import (
 from warm_lightning.networks.blocks import EDM
 
 NUMBERS = ("f8", "f4", "i8", "i4", "b1")
+NAME = r"\w{1,64}"
 DEEPEST, MOST = 16, 10_000
-"""Modules within modules, of which EDM's networks have 5 levels, and modules in all: a file may refer to itself."""
+"""Modules within modules, of which EDM's networks have 5 levels, and modules or tensors in all, of which the largest
+has about a thousand: a file may refer to the same ones any number of times, and to itself."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,10 @@ class Snapshot:
 
 def persistent_object(meta: Any) -> Record:
     """The shell of EDM's persistent objects, without its source code."""
-    return Record(str(meta["class_name"]), dict(meta["state"]))
+    name, state = meta["class_name"], meta["state"]
+    if not isinstance(name, str) or not isinstance(state, dict):
+        raise TypeError("a persistent object without a name or a state")
+    return Record(name, state)
 
 
 def number(dtype: Any, data: Any) -> int | float | bool:
@@ -83,13 +88,13 @@ def read_snapshot(path: Path) -> Snapshot:
 
     Raises:
         UserError: for a file that cannot be read, that names what a snapshot does not need, whose network is not
-            EDM's DDPM++ or NCSN++, or is preconditioned otherwise.
+            EDM's DDPM++ or NCSN++, or is preconditioned otherwise, or whose tensors would be larger than the file.
     """
     contents = read_pickle(path, CONSTRUCTORS)
     ema = contents.get("ema") if isinstance(contents, dict) else None
     check(isinstance(ema, Record), f"{path}: not a snapshot of EDM's, which holds a network under 'ema'")
     try:
-        return _snapshot(ema)
+        return _snapshot(ema, path.stat().st_size)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     except Exception as error:  # a file that is something else fails in as many ways as there are things
@@ -97,9 +102,10 @@ def read_snapshot(path: Path) -> Snapshot:
         raise UserError(f"{path}: not a snapshot of EDM's DDPM++ or NCSN++ ({reason})") from error
 
 
-def _snapshot(ema: Any) -> Snapshot:
-    modules = dict(itertools.islice(_modules(ema), MOST))
-    check(len(modules) < MOST, "has too many modules for a network of EDM's")
+def _snapshot(ema: Any, size: int) -> Snapshot:
+    found = list(itertools.islice(_modules(ema), MOST))
+    check(len(found) < MOST, "has too many modules for a network of EDM's")
+    modules = {path: module for path, module in found if module is not None}
     check(
         ema.name == "EDMPrecond",
         f"is preconditioned by {ema.name!a}; only EDM's own EDMPrecond is the same model here",
@@ -110,13 +116,8 @@ def _snapshot(ema: Any) -> Snapshot:
         f"its network is {network.name!a}; only SongUNet, which is DDPM++ and NCSN++, is built here",
     )
     _check_details(modules)
-    state = {
-        f"{path}.{name}": tensor
-        for path, module in modules.items()
-        for part in ("_parameters", "_buffers")
-        for name, tensor in module.state.get(part, {}).items()
-        if isinstance(tensor, Tensor)  # None stands for what a layer does without
-    }
+    state = _tensors(modules)
+    check(sum(tensor.nbytes for tensor in state.values()) <= size, "its tensors together are larger than the file")
     family = "ncsnpp" if PREFIX + "map_noise.freqs" in state else "ddpmpp"
     settings = architecture(state) | _block_settings(modules)
     _check_names(family, settings, state)
@@ -129,13 +130,34 @@ def _snapshot(ema: Any) -> Snapshot:
     )
 
 
-def _modules(module: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, Record]]:
-    """Every module below `module` under its path; those that are None, such as an absent `skip`, are passed over."""
-    check(depth < DEEPEST and isinstance(module, Record), f"{path or 'ema'} is no module of a network")
+def _modules(module: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, Record | None]]:
+    """Every module below `module` under its path; None for one that is absent, such as a block's `skip`."""
     yield path, module
+    if module is None:
+        return
+    check(depth < DEEPEST and isinstance(module, Record), f"{path or 'ema'} is no module of a network")
     for name, child in module.state.get("_modules", {}).items():
-        if child is not None and re.fullmatch(r"\w{1,64}", name):
-            yield from _modules(child, f"{path}.{name}" if path else name, depth + 1)
+        check(re.fullmatch(NAME, name) is not None, f"has a module called {name[:64]!a}; EDM's have plain names")
+        yield from _modules(child, f"{path}.{name}" if path else name, depth + 1)
+
+
+def _tensors(modules: Mapping[str, Record]) -> dict[str, Tensor]:
+    """Every parameter and buffer under its name."""
+    entries = (
+        (path, name, tensor)
+        for path, module in modules.items()
+        for part in ("_parameters", "_buffers")
+        for name, tensor in module.state.get(part, {}).items()
+    )
+    found = list(itertools.islice(entries, MOST))
+    check(len(found) < MOST, "has too many tensors for a network of EDM's")
+    for path, name, tensor in found:
+        check(
+            re.fullmatch(NAME, name) is not None
+            and (tensor is None or (isinstance(tensor, Tensor) and tensor.is_floating_point())),
+            f"{path}.{name[:64]!a} is no tensor of a network",
+        )
+    return {f"{path}.{name}": tensor for path, name, tensor in found if tensor is not None}  # a layer does without it
 
 
 def architecture(state: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -167,6 +189,8 @@ def architecture(state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 def _check_names(family: str, settings: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
     """Raise UserError unless the network has these tensors and no others, before any memory is taken for it."""
+    blocks = settings["num_blocks"] * len(settings["channel_mult"])
+    check(blocks <= len(state), f"its network would have {blocks} blocks, and has {len(state)} tensors")
     with torch.device("meta"):
         ours = {PREFIX + name: tensor for name, tensor in FAMILIES[family](1, **settings).state_dict().items()}
     for name in [*ours, *state]:
@@ -180,6 +204,7 @@ def _check_names(family: str, settings: Mapping[str, Any], state: Mapping[str, T
 def _block_settings(modules: Mapping[str, Record]) -> dict[str, Any]:
     """What is no tensor: dropout and the width of attention heads."""
     blocks = [module.state for module in modules.values() if module.name == "UNetBlock"]
+    check(bool(blocks), "its network has no blocks called UNetBlock")
     dropouts = {float(block["dropout"]) for block in blocks}
     check(len(dropouts) == 1, f"its blocks have different dropout ({sorted(dropouts)})")
     heads = [(int(block["num_heads"]), int(block["out_channels"])) for block in blocks if block["num_heads"]]

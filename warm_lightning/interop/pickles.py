@@ -2,7 +2,8 @@
 
 Python's own unpickler imports and calls what a file names. This one looks names up in a table of constructors
 that the caller gives, and stops at any other name; there is no way from a file to an import, an attribute
-or a method. The instructions are decoded by the standard library (`pickletools`).
+or a method. The instructions are decoded by the standard library (`pickletools`). What is made of a file takes
+memory in proportion to its size: what an instruction builds of things the file refers to again is counted.
 """
 
 import io
@@ -39,7 +40,17 @@ CONSTANTS: Mapping[str, Callable[[], Any]] = {
 TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 SINGLE = {"APPEND": ("APPENDS", 1), "SETITEM": ("SETITEMS", 2)}
 """Instruction for one item → the one for many, and how many places an item takes."""
-STORAGES = (torch.storage.TypedStorage, torch.storage.UntypedStorage)
+IGNORED = frozenset({"PROTO", "FRAME"})
+MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
+"""What begins a storage in torch's format from before its archives (torch.serialization)."""
+DTYPES: Mapping[str, torch.dtype] = {
+    "torch.HalfStorage": torch.float16,
+    "torch.BFloat16Storage": torch.bfloat16,
+    "torch.FloatStorage": torch.float32,
+    "torch.DoubleStorage": torch.float64,
+    "torch.LongStorage": torch.int64,
+    "torch.IntStorage": torch.int32,
+}
 
 
 @dataclass
@@ -71,25 +82,34 @@ def read_pickle(path: Path, constructors: Mapping[str, Constructor]) -> Any:
 
     Raises:
         UserError: a missing or damaged file, a name that is not in `constructors`, an instruction that plain data
-            does not need, arguments that a constructor does not take.
+            does not need, arguments that a constructor does not take, more built than the file is large.
     """
     check(path.is_file(), f"{path}: no such file")
     try:
         with path.open("rb") as file:
-            return _Machine(path, constructors).run(file)
-    except UserError:
-        raise
+            return _Machine(constructors, path.stat().st_size).run(file)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     except Exception as error:  # a damaged file fails in as many ways as there are bytes
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"{path}: damaged or not a pickle of plain data ({reason}); use another file") from error
 
 
 class _Machine:
-    """The pickle machine without its dangerous instructions."""
+    """The pickle machine without its dangerous instructions.
 
-    def __init__(self, path: Path, constructors: Mapping[str, Constructor]) -> None:
-        self.path = path
+    Args:
+        constructors: dotted name → what to make of its arguments.
+        budget: how many items it may build of what it has on the stack: a file's size, in which each takes a byte.
+        ignored: instructions that do nothing here.
+    """
+
+    def __init__(
+        self, constructors: Mapping[str, Constructor], budget: int, ignored: frozenset[str] = IGNORED
+    ) -> None:
         self.constructors = constructors
+        self.budget = budget
+        self.ignored = ignored
         self.stack: list[Any] = []
         self.marked: list[list[Any]] = []  # the stacks below each mark
         self.memo: dict[int, Any] = {}
@@ -131,8 +151,13 @@ class _Machine:
         elif name in ("TUPLE", "APPENDS", "SETITEMS", "ADDITEMS"):
             self.stack = self.marked.pop()
             self.collect(name, stack)
-        elif name not in ("PROTO", "FRAME"):
-            raise UserError(f"{self.path}: uses the pickle instruction {name}, which plain data does not need")
+        elif name not in self.ignored:
+            raise UserError(f"uses the pickle instruction {name}, which plain data does not need")
+
+    def spend(self, *values: Any) -> None:
+        """Count the items of values that are about to be copied, for the file can name them any number of times."""
+        self.budget -= 1 + sum(len(value) for value in values if isinstance(value, bytes | tuple | list | dict))
+        check(self.budget >= 0, "builds more than a file of its size can hold: it may be hostile, and is not loaded")
 
     def collect(self, name: str, items: list[Any]) -> None:
         """Put items into the container on top of the stack, or make a tuple of them there."""
@@ -153,7 +178,7 @@ class _Machine:
         name = argument.replace(" ", ".", 1)
         check(
             name in self.constructors,
-            f"{self.path}: refers to {ascii(name)[1:-1][:200]}, which such a file does not need: "
+            f"refers to {ascii(name)[1:-1][:200]}, which such a file does not need: "
             "it may be hostile, and is not loaded",
         )
         self.stack.append(_Name(name))
@@ -162,13 +187,15 @@ class _Machine:
         """Give the record on top of the stack its state."""
         check(
             isinstance(self.stack[-1], Record) and isinstance(state, dict | tuple),
-            f"{self.path}: gives a state to what has none; it is not loaded",
+            "gives a state to what has none; it is not loaded",
         )
+        self.spend(state)
         self.stack[-1].state |= state if isinstance(state, dict) else {"state": state}
 
     def construct(self, function: Any, arguments: Any) -> Any:
         name = _expect(function, _Name).name
-        return self.constructors[name](*_expect(arguments, tuple))
+        self.spend(_expect(arguments, tuple), *arguments)
+        return self.constructors[name](*arguments)
 
 
 def _expect(value: Any, kind: type[T]) -> T:
@@ -193,22 +220,45 @@ def dictionary(items: Any = ()) -> dict[str | int, Any]:
 # ---------------------------------------------------------------------- tensors
 
 
-def storage_from_bytes(data: bytes) -> Any:
-    """What `torch.storage._load_from_bytes` makes, read with `weights_only=True`."""
-    storage = torch.load(io.BytesIO(_expect(data, bytes)), map_location="cpu", weights_only=True)
-    if type(storage) not in STORAGES:
-        raise TypeError(f"{type(storage).__name__} where a storage is due")
-    return storage
+@dataclass(frozen=True)
+class Storage:
+    """Memory that tensors are views of, as a flat tensor."""
+
+    items: Tensor
 
 
-def rebuild_tensor(storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
+def storage_from_bytes(data: bytes) -> Storage:
+    """What `torch.storage._load_from_bytes` makes.
+
+    Not by torch.load, which inflates archives, and leaves memory as it finds it for a storage that the data does not
+    hold. The format: five pickles (magic number, version, system, the storage's persistent id, list of the keys of
+    what follows), then the number of items as int64, and the items.
+    """
+    file = io.BytesIO(_expect(data, bytes))
+    names = dict.fromkeys(DTYPES, _uncallable)
+    # With the instruction ignored, a persistent id stands for its object.
+    machines = [_Machine(names, len(data), IGNORED | {"BINPERSID"}) for _ in range(5)]
+    magic, version, system, storage, keys = (machine.run(file) for machine in machines)
+    kind, dtype, key, _, count, *view = _expect(storage, tuple)
+    form = (magic, version, _expect(system, dict).get("little_endian"), kind, keys, view or [None])
+    if form != (MAGIC, PROTOCOL, True, "storage", [_expect(key, str)], [None]):
+        raise ValueError("not a storage as torch writes it")
+    dtype, content = DTYPES[_expect(dtype, _Name).name], memoryview(data)[file.tell() :]
+    if content[:8] != _expect(count, int).to_bytes(8, "little") or len(content) != 8 + count * dtype.itemsize:
+        raise ValueError("a storage is not as large as it says")
+    return Storage(torch.frombuffer(bytearray(content[8:]), dtype=dtype) if count else torch.empty(0, dtype=dtype))
+
+
+def _uncallable(*_: Any) -> None:
+    raise TypeError("a call of what is only named")
+
+
+def rebuild_tensor(storage: Storage, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
     """What `torch._utils._rebuild_tensor_v2` makes, after checking that the storage holds all of it."""
-    if type(storage) is not torch.storage.TypedStorage:
-        raise TypeError(f"{type(storage).__name__} where a typed storage is due")
+    whole = _expect(storage, Storage).items
     numbers = [offset, *_expect(size, tuple), *_expect(stride, tuple)]
     if not all(type(n) is int and n >= 0 for n in numbers) or len(size) != len(stride):
         raise ValueError("a tensor's shape is not made of whole numbers")
-    whole = torch.empty(0, dtype=storage.dtype).set_(storage)
     count, last = math.prod(size), offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if count > len(whole) or (count and last >= len(whole)):  # a stride of 0 would make much of little
         raise ValueError("a tensor is larger than its storage")

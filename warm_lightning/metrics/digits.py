@@ -31,12 +31,12 @@ class DigitsFeatures(FeatureExtractor):
     It is trained when first needed, which takes a few seconds, and cached in `cache_path()`.
     """
 
+    name = "digits"
+    counted = False
+
     def __init__(self) -> None:
         super().__init__()
         self.network: nn.Sequential | None = None
-
-    def label(self, num_images: int) -> str:
-        return "_digits"
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         found = tuple(images.shape[1:])

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from warm_lightning.errors import UserError, check
 from warm_lightning.images import dequantise
+from warm_lightning.metrics.records import tensors_hash
 
 MAX_PIXELS = 3 * 64 * 64
 
@@ -21,15 +22,18 @@ MAX_PIXELS = 3 * 64 * 64
 class FeatureExtractor(nn.Module, ABC):
     """A fixed map from images to features.
 
-    A subclass gives `forward`, `describe`, and a `name` or a `label` of its own.
+    A subclass gives `forward`, `describe` and a `name`.
 
     Attributes:
-        name: what to call it in the names of scores.
+        name: what to call it in the names of scores; nothing for scores with a number of images alone.
+        counted: whether names of scores always hold the number of images. Otherwise they do not where there are as
+            many samples as images of data.
         frechet_name: "fid" for Inception's own features, otherwise "fd".
         splits: over how many parts of the images the class score is averaged.
     """
 
     name: str
+    counted = True
     frechet_name: Literal["fd", "fid"] = "fd"
     splits = 1
 
@@ -54,15 +58,19 @@ class FeatureExtractor(nn.Module, ABC):
 
     def identity(self) -> dict[str, Any]:
         """What makes two extractors the same: `describe` without where it was found."""
-        return {name: value for name, value in self.describe().items() if name != "file"}
+        return identity(self.describe())
 
-    def label(self, num_images: int) -> str:
-        """What a score's name ends with: `10k_cifar10_features` for instance. See `short_count`."""
-        return f"{short_count(num_images)}_{self.name}" if self.name else short_count(num_images)
+    def score_name(self, score: str, num_images: int, reference_images: int | None = None) -> str:
+        """The name of a score on a number of images: `fd10k_cifar10_features`, `fid50k`, `fd_digits`.
 
-    def score_name(self, score: str, num_images: int) -> str:
-        """The name of "frechet", "is", "kid", "precision", "recall" or "memorisation" on a number of images."""
-        return (self.frechet_name if score == "frechet" else score) + self.label(num_images)
+        Args:
+            score: "frechet", "is", "kid", "precision", "recall" or "memorisation".
+            num_images: number of samples; see `short_count`.
+            reference_images: number of images of data, where known; see `counted`.
+        """
+        whole = not self.counted and num_images == reference_images
+        base = self.frechet_name if score == "frechet" else score
+        return base + ("" if whole else short_count(num_images)) + (f"_{self.name}" if self.name else "")
 
 
 class Pixels(FeatureExtractor):
@@ -72,9 +80,7 @@ class Pixels(FeatureExtractor):
     """
 
     name = "pixel"
-
-    def label(self, num_images: int) -> str:
-        return f"_{self.name}"
+    counted = False
 
     def forward(self, images: Tensor) -> tuple[Tensor, None]:
         features = dequantise(images).flatten(1)
@@ -205,7 +211,13 @@ class ImportedFeatures(ModuleFeatures):
         self.module = module
 
     def describe(self) -> dict[str, Any]:
-        return {"class": "ImportedFeatures", "module": self.module}
+        weights = tensors_hash(self.network.state_dict().items())
+        return {"class": "ImportedFeatures", "module": self.module, "sha256": weights[:16]}
+
+
+def identity(description: Mapping[str, Any]) -> dict[str, Any]:
+    """What in an extractor's description makes it the same as another."""
+    return {name: value for name, value in description.items() if name not in ("file", "published_weights")}
 
 
 def short_count(count: int) -> str:

@@ -22,14 +22,20 @@ class Normal:
     covariance: Tensor
 
     @cached_property
+    def spectrum(self) -> tuple[Tensor, Tensor]:
+        """Λ, ascending, float64 [F], and Q, float64 [F, F], of Σ = Q Λ Qᵀ."""
+        values, vectors = torch.linalg.eigh(self.covariance)
+        return values, vectors
+
+    @cached_property
     def root(self) -> Tensor:
-        """Q √Λ, float64 [F, F], for Σ = Q Λ Qᵀ.
+        """Q √Λ, float64 [F, F].
 
         Eigenvalues below the rounding error of the largest are set to 0. Where Σ has not full rank (fewer
         images than features, or features that never fire) they are rounding errors, and their square
         roots would be of the order of 10⁻⁸ each instead of 10⁻¹⁶.
         """
-        values, vectors = torch.linalg.eigh(self.covariance)
+        values, vectors = self.spectrum
         floor = values[-1] * len(values) * torch.finfo(values.dtype).eps
         return vectors * values.where(values > floor, 0).sqrt()
 

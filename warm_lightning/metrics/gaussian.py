@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from warm_lightning.images import dequantise
+from warm_lightning.images import dequantise, quantise
 from warm_lightning.metrics.extraction import Images
 from warm_lightning.metrics.progress import progress
 from warm_lightning.rng import key
@@ -12,11 +12,11 @@ CHUNK = 1024  # images at once
 
 
 def moment_matched(images: Images, count: int, seed: int = 0, device: torch.device | str = "cpu") -> Tensor:
-    """Draws from N(mean, covariance) of the pixels of some images, in [-1, 1] but not clamped to it.
+    """Draws from N(mean, covariance) of the pixels of some images, quantised.
 
     A draw is the mean plus a combination of the centred images with independent normal weights of variance
     1/(N − 1). That has exactly the covariance of the data, at any resolution: no D×D matrix is formed, which
-    for 128×128 RGB would take 19 GB.
+    for 128×128 RGB would take 19 GB. The draws themselves are held once as float32 and once as uint8.
 
     Args:
         images: N ≥ 2 of them, read twice.
@@ -25,7 +25,7 @@ def moment_matched(images: Images, count: int, seed: int = 0, device: torch.devi
         device: where to compute.
 
     Returns:
-        float32 [count, C, H, W].
+        uint8 [count, C, H, W], on the CPU.
     """
     generator = torch.Generator().manual_seed(key(seed, "gaussian"))  # on the CPU: the same on every device
     chunks = torch.arange(len(images)).split(CHUNK)
@@ -36,4 +36,4 @@ def moment_matched(images: Images, count: int, seed: int = 0, device: torch.devi
         weights = torch.randn(count, len(chunk), generator=generator).to(device)
         pixels = dequantise(images.take(chunk).flatten(1)).to(device)
         draws.addmm_(weights, pixels - mean, alpha=(len(images) - 1) ** -0.5)
-    return draws.unflatten(1, images.shape)
+    return torch.cat([quantise(part).cpu() for part in draws.split(CHUNK)]).unflatten(1, images.shape)

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from warm_lightning.errors import UserError, check
-from warm_lightning.metrics.extractors import FeatureExtractor, file_hash, short_count
+from warm_lightning.metrics.extractors import FeatureExtractor, file_hash
 from warm_lightning.metrics.parallel import place
 
 VARIABLE = "WARM_INCEPTION_WEIGHTS"
@@ -36,6 +36,7 @@ class InceptionFeatures(FeatureExtractor):
             something else.
     """
 
+    name = ""
     frechet_name = "fid"
     splits = 10
 
@@ -76,7 +77,7 @@ class InceptionFeatures(FeatureExtractor):
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             # To another name first, and moved when whole; the file's name ends with the start of its SHA-256.
-            torch.hub.download_url_to_file(url, str(self.path), hash_prefix=self.path.stem.rpartition("-")[2])
+            torch.hub.download_url_to_file(url, str(self.path), hash_prefix=self._hash_prefix)
         except (OSError, RuntimeError) as error:  # no network is an OSError, a wrong hash a RuntimeError
             raise UserError(
                 f"{self.path}: no Inception weights, and they cannot be downloaded ({error}): put {url} there, or set "
@@ -90,6 +91,10 @@ class InceptionFeatures(FeatureExtractor):
         from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
         return URL_INCEPTION_V3
+
+    @property
+    def _hash_prefix(self) -> str:
+        return Path(self._url).stem.rpartition("-")[2]
 
     def _load(self, device: torch.device) -> nn.Module:
         self._obtain()
@@ -110,9 +115,6 @@ class InceptionFeatures(FeatureExtractor):
         except Exception as error:
             raise UserError(f"{self.path} is not a readable file of plain tensors: copy the weights again") from error
 
-    def label(self, num_images: int) -> str:
-        return short_count(num_images)
-
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         if not hasattr(self, "network"):
             self.network = self._load(images.device)
@@ -120,9 +122,11 @@ class InceptionFeatures(FeatureExtractor):
         return features, features @ self.network.get_parameter("fc.weight").T
 
     def describe(self) -> dict[str, Any]:
+        digest = file_hash(self.path)
         return {
             "class": "InceptionFeatures",
             "file": self.path.name,
-            "sha256": file_hash(self.path),
+            "sha256": digest,
+            "published_weights": digest.startswith(self._hash_prefix),
             "resize": "299x299, bilinear as in TensorFlow 1, no antialiasing",
         }

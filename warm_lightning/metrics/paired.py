@@ -13,6 +13,7 @@ from warm_lightning.metrics.frechet import Moments, Normal, frechet_distance
 
 BLOCKS = 20
 CONFIDENCE = 0.95
+MEANING = "95 % for the difference of expected scores at this number of images, of these trained models and reference"
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,15 @@ def paired_frechet(a: Tensor, b: Tensor, reference: Normal, blocks: int = BLOCKS
     """Fréchet distances of two models' samples of the same seeds to a reference, and their difference.
 
     The interval is that of the delete-a-block jackknife (Shao & Wu 1989) over `blocks` blocks of seeds, with Student's
-    t for blocks − 1 degrees of freedom. What chance does to both models, who share their seeds' noise, cancels. It
-    is an interval for the difference of the expected scores at this number of images: a Fréchet distance is biased
-    upwards by about 1/N, much the same for both. (A bootstrap, whose replicates repeat images, would add that bias
-    once more, by different amounts.) The number of seeds should be several times that of the features.
+    t for blocks − 1 degrees of freedom. It is for the difference of the *expected* distances *at this number of
+    images*, given these two trained models and this reference: it says nothing of other trainings, nor of the
+    distances' limit for many images. A distance is biased upwards by the order of F/N, and that bias cancels only
+    between models with about the same covariance. What chance does to both models, who share their seeds' noise,
+    cancels in part.
+
+    It is conservative near the reference: where both models are nearly perfect, the distance has no first-order term,
+    and intervals are 1.3 to 1.5 times too wide. With N < 2F (see `too_few`) the bias rules. (A bootstrap, whose
+    replicates repeat images, would add that bias once more, by different amounts.)
 
     Args:
         a: features of A's samples, [N, F]; row i is of seed i.
@@ -64,6 +70,16 @@ def paired_frechet(a: Tensor, b: Tensor, reference: Normal, blocks: int = BLOCKS
     half = error * _quantile(blocks - 1)
     value = scores[0] - scores[1]
     return Difference(scores[0], scores[1], value - half, value + half)
+
+
+def too_few(images: int, features: int) -> str:
+    """What to say of a comparison of so many images with so many features; nothing where there are enough."""
+    if images >= 2 * features:
+        return ""
+    return (
+        f"{images:,} images are fewer than twice the {features:,} features: the distances are mostly bias, which need "
+        "not cancel in the difference."
+    )
 
 
 def paired_rounds(a: Sequence[float], b: Sequence[float]) -> Difference:

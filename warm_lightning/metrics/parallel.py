@@ -1,5 +1,6 @@
 """Where this process stands among those that score together."""
 
+import torch
 import torch.distributed as dist
 
 
@@ -8,3 +9,12 @@ def place() -> tuple[int, int]:
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
+
+
+def total(count: int, device: torch.device) -> int:
+    """The sum of a number over all processes, which must all call this; `device` is one they communicate from."""
+    if place()[1] == 1:
+        return count
+    everywhere = torch.tensor(count, device=device)
+    dist.all_reduce(everywhere)
+    return int(everywhere)

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from warm_lightning.errors import check
-from warm_lightning.images import quantise
 from warm_lightning.metrics.extraction import Images, InMemory, Observer
 from warm_lightning.metrics.frechet import Normal, frechet_distance
 from warm_lightning.metrics.gaussian import moment_matched
@@ -27,7 +26,8 @@ class ScoreProtocol:
     Attributes:
         max_neighbours: kernel distance, precision and recall compare the first so many samples with as many
             images of the reference, drawn at random; memorisation is of the first so many samples. The expectation
-            of a kernel distance does not depend on it.
+            of a kernel distance does not depend on it. That of precision and recall does, so that they compare as
+            many of either as the smaller set has.
         seed: of the order of the reference, of halves, Gaussian and subsets.
     """
 
@@ -57,6 +57,7 @@ class Reference:
         training: float32 [count, F], of all images; None where not known, which leaves out memorisation.
         unseen: mean distance to the nearest training image of images that were not trained on; as `training`.
         companions: the same scores of other things, by ending: "halves", "data" and "gaussian"; see `Scores`.
+        shape: C, H, W of the images; None where a file does not say.
     """
 
     normal: Normal
@@ -68,6 +69,7 @@ class Reference:
     training: Tensor | None = None
     unseen: float | None = None
     companions: dict[str, dict[str, float]] = field(default_factory=dict)
+    shape: tuple[int, ...] | None = None
 
     def describe(self) -> dict[str, Any]:
         """What one has to know to compare scores with others'; plain data."""
@@ -75,28 +77,33 @@ class Reference:
             "reference": self.source,
             "reference_images": self.count,
             "held_out_images": self.held_out_count,
-            "gaussian_images": self.gaussian_count,
+            **self.describe_companions(),
             "neighbours": NEIGHBOURS,
             "max_neighbours": self.protocol.max_neighbours,
             "seed": self.protocol.seed,
         }
 
-    @property
-    def gaussian_count(self) -> int:
-        """Number of images that were drawn from the Gaussian."""
-        return min(self.count or 0, self.protocol.max_neighbours) if self.companions else 0
+    def describe_companions(self) -> dict[str, Any]:
+        """How many images each half of the data has, and how many were drawn from the Gaussian."""
+        count = self.count or 0
+        if not self.companions:
+            return {"halves_images": None, "gaussian_images": 0}
+        gaussian = min(count, self.protocol.max_neighbours)
+        return {"halves_images": [count // 2, count - count // 2], "gaussian_images": gaussian}
 
 
 def evaluate(samples: Summary, reference: Reference) -> dict[str, float]:
     """Every score of a set against a reference, as far as that is known.
 
     "frechet", "is" with "is_split_std", "kid" with "kid_subset_std", "precision", "recall" and "memorisation".
+    Precision and recall, whose balls are the larger the fewer images there are, are of as many images of either set.
     """
     values = {"frechet": frechet_distance(samples.normal, reference.normal), **samples.class_scores}
     if reference.features is not None:
         kernel = kernel_distance(samples.features, reference.features, reference.protocol.seed)
         values |= dict(zip(("kid", "kid_subset_std"), kernel, strict=True))
-        coverage = precision_recall(samples.features, reference.features, NEIGHBOURS)
+        count = min(len(samples.features), len(reference.features))
+        coverage = precision_recall(samples.features[:count], reference.features[:count], NEIGHBOURS)
         values |= dict(zip(("precision", "recall"), coverage, strict=True))
     if reference.training is not None and reference.unseen is not None:
         values["memorisation"] = memorisation(samples.features, reference.training, reference.unseen)
@@ -137,13 +144,13 @@ def measure(
         unseen = observer.all(held_out, random_order(len(held_out), protocol.seed), "held-out features")[0]
     with full_precision(observer.device):
         summary = summarise(features, logits, splits, limit)
-        whole = _reference(features, summary, unseen, normal, source, protocol)
+        whole = _reference(features, summary, unseen, normal, source, protocol, images.shape)
         if not companions:
             return whole
         a, b = (summarise(half, None, splits, limit) for half in features.tensor_split([len(features) // 2]))
-        rest = _reference(features[len(features) // 2 :], b, unseen, None, source, protocol)
+        rest = _reference(features[len(features) // 2 :], b, unseen, None, source, protocol, images.shape)
         count = min(len(images), limit)
-        drawn = InMemory(quantise(moment_matched(images, count, protocol.seed, observer.device)).cpu())
+        drawn = InMemory(moment_matched(images, count, protocol.seed, observer.device))
         gaussian = summarise(*observer.all(drawn, torch.arange(count), "Gaussian's features"), splits, limit)
         whole.companions.update(halves=evaluate(a, rest), data=summary.class_scores, gaussian=evaluate(gaussian, whole))
     return whole
@@ -161,6 +168,7 @@ def _reference(
     normal: Normal | None,
     source: str,
     protocol: ScoreProtocol,
+    shape: tuple[int, int, int],
 ) -> Reference:
     return Reference(
         normal or summary.normal,
@@ -171,4 +179,5 @@ def _reference(
         summary.features,
         features,
         unseen_distance(features, unseen, len(summary.features)),
+        shape=shape,
     )

@@ -14,24 +14,29 @@ from warm_lightning.metrics.summary import Summariser
 from warm_lightning.metrics.table import table
 from warm_lightning.spectral import full_precision
 
+SPREAD = "_std"  # of scores' names: not a score by itself
+
 
 class Scores:
     """Scores of generated images against a reference, with one feature extractor.
 
-    `compute` gives, for the digits' extractor (see `FeatureExtractor.score_name` for the others' names):
+    `compute` gives, for the digits' extractor and as many samples as there are images of data (see
+    `FeatureExtractor.score_name` for other names):
 
     * `fd_digits`: Fréchet distance between the features of the samples and of the whole reference.
     * `is_digits`: Inception-style score of the samples; only where the extractor has classes. Over the extractor's
       number of splits, with the standard deviation over them as `is_digits_split_std` if there are several.
     * `kid_digits`: kernel distance, with its standard deviation over subsets as `kid_digits_subset_std`.
-    * `precision_digits`, `recall_digits`: with 3rd neighbours.
+    * `precision_digits`, `recall_digits`: with 3rd neighbours, in this extractor's features; published ones are often
+      in VGG-16's.
     * `memorisation_digits`: how near samples are to training images, relative to held-out images.
 
     And `companions` beside each, under the same name with an ending, the same score of two other things:
 
     * `_halves`: one random half of the reference as if it were the samples, with the other as the
-      reference: about what the best model can reach. For the Inception-style score, `_data`: that of the
-      whole reference.
+      reference. A Fréchet distance between finite sets is biased upwards by about 1/N for each of them: the halves'
+      is about twice that of a perfect model with as many samples as the reference has. For the Inception-style
+      score, `_data`: that of the whole reference.
     * `_gaussian`: images drawn from the normal distribution that has the reference's pixel mean and
       covariance, as many as the reference has and at most `max_neighbours`, against the whole reference.
 
@@ -51,6 +56,7 @@ class Scores:
         self.extractor = observer.extractor
         self.reference = reference
         self.shape = tuple(shape)
+        self._check_shape(reference.shape or self.shape, self.shape)
         features, logits = observer(torch.zeros(1, *shape, dtype=torch.uint8))
         ours, theirs = features.shape[1], len(reference.normal.mean)
         check(
@@ -73,10 +79,13 @@ class Scores:
 
         Of several devices, device r of W is expected to have samples r, r + W, r + 2W, …
         """
-        found = tuple(images.shape[1:])
-        check(found == self.shape, f"images of {found} cannot be scored against data of {self.shape}")
+        self._check_shape(self.shape, tuple(images.shape[1:]))
         for batch in images.split(self.observer.batch_size):
             self._samples.update(*self.observer(batch))
+
+    @staticmethod
+    def _check_shape(expected: tuple[int, ...], found: tuple[int, ...]) -> None:
+        check(found == expected, f"images of {found} cannot be scored against data of {expected}")
 
     def reset(self) -> None:
         """Forget the samples and keep the reference."""
@@ -99,12 +108,23 @@ class Scores:
         """What is beside the scores of `count` samples."""
         ends = self.reference.companions.items()
         return {
-            f"{name}_{end}": of[score] for score, name in self._names(count).items() for end, of in ends if score in of
+            f"{self._name(score, count)}_{end}": of[score]
+            for score in self._scores()
+            for end, of in ends
+            if score in of and not score.endswith(SPREAD)
         }
 
-    def names(self, count: int) -> list[str]:
-        """The names of the scores of `count` samples."""
-        return list(self._names(count).values())
+    def names(self, count: int, spreads: bool = False) -> list[str]:
+        """The names of the scores of `count` samples; with `spreads`, of all that `compute` gives."""
+        return [self._name(score, count) for score in self._scores() if spreads or not score.endswith(SPREAD)]
+
+    def _scores(self) -> list[str]:
+        scores = ["frechet"]
+        if self.num_classes:
+            scores += ["is"] if self.extractor.splits == 1 else ["is", f"is_split{SPREAD}"]
+        if self.reference.features is not None:
+            scores += ["kid", f"kid_subset{SPREAD}", "precision", "recall"]
+        return scores + (["memorisation"] if self.reference.training is not None else [])
 
     def table(self, values: Mapping[str, float], count: int, rounds: int = 1) -> str:
         """Those of `values` that are of this extractor, for people to read.
@@ -117,8 +137,12 @@ class Scores:
         reference, limit = self.reference, self.reference.protocol.max_neighbours
         times = f" in each of {rounds} rounds" if rounds > 1 else ""
         size = "an unknown number of" if reference.count is None else f"{reference.count:,}"
-        sizes = f"{count:,} samples{times}, {size} images of data, {reference.gaussian_count:,} of the Gaussian."
-        notes = [sizes]
+        beside = reference.describe_companions()
+        notes = [f"{count:,} samples{times}, {size} images of data, {beside['gaussian_images']:,} of the Gaussian."]
+        if beside["halves_images"]:
+            notes += ["halves: of the data, against each other; a Fréchet distance about twice a perfect model's bias."]
+        if self.extractor.describe().get("published_weights") is False:
+            notes += ["NOT COMPARABLE WITH PUBLISHED SCORES: the Inception weights are not the published file."]
         if self.num_classes and "data" in reference.companions:
             notes += ["is: of all the data instead of halves."]
         if self.num_classes and self.extractor.splits > 1:
@@ -133,27 +157,27 @@ class Scores:
 
     def describe(self, count: int) -> dict[str, Any]:
         """By what protocol `count` samples are scored; plain data."""
-        kept = min(count, self.reference.protocol.max_neighbours)
         reference = self.reference.features
-        size = None if reference is None else subset_size(kept, len(reference))
+        subsets = pairs = None
+        if reference is not None:
+            kept = min(count, self.reference.protocol.max_neighbours)
+            size = subset_size(kept, len(reference))
+            subsets = {"subsets": SUBSETS, "subset_size": size, "kernel": "(x·y/F + 1)^3"}
+            pairs = {"images_of_each": min(kept, len(reference)), "features": "the extractor's, not VGG-16's"}
         return {
             "extractor": self.extractor.describe(),
             "samples": count,
             **self.reference.describe(),
             "inception_score_splits": self.extractor.splits if self.num_classes else None,
-            "kernel_distance": {"subsets": SUBSETS, "subset_size": size, "kernel": "(x·y/F + 1)^3"},
+            "kernel_distance": subsets,
+            "precision_recall": pairs,
         }
-
-    def _names(self, count: int) -> dict[str, str]:
-        scores = ["frechet"]
-        scores += ["is"] if self.num_classes else []
-        scores += ["kid", "precision", "recall"] if self.reference.features is not None else []
-        scores += ["memorisation"] if self.reference.training is not None else []
-        return {score: self._name(score, count) for score in scores}
 
     def _name(self, score: str, count: int) -> str:
         base, _, rest = score.partition("_")
-        over_all = base in ("frechet", "is")
-        limit = self.reference.protocol.max_neighbours
-        name = self.extractor.score_name(base, count if over_all else min(count, limit))
+        if base not in ("frechet", "is"):
+            count = min(count, self.reference.protocol.max_neighbours)
+        if base in ("precision", "recall") and self.reference.features is not None:
+            count = min(count, len(self.reference.features))
+        name = self.extractor.score_name(base, count, self.reference.count)
         return f"{name}_{rest}" if rest else name

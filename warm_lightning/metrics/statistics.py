@@ -10,10 +10,15 @@ and one that `warm reference-stats` wrote has also
     features  float32 [n, F]   of n images in random order: for kernel distance, precision and recall
     training  float32 [N, F]   of all images, if asked for: for memorisation
     facts     JSON: what the images, the extractor and the protocol were, and what halves and Gaussian get
+
+Other arrays are not looked at.
 """
 
 import io
 import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,10 +32,13 @@ from warm_lightning.errors import UserError, check
 from warm_lightning.metrics.extraction import Observer
 from warm_lightning.metrics.extractors import file_hash
 from warm_lightning.metrics.frechet import Normal
+from warm_lightning.metrics.records import to_json
 from warm_lightning.metrics.reference import DEFAULT, Reference, ScoreProtocol
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 had no shape of the images
 SUFFIX = ".npz"
+ARRAYS = ("mu", "sigma", "features", "training", "facts")
+SMALLEST_EIGENVALUE = -1e-6  # of a covariance, relative to the largest: float32 files round theirs
 
 
 def to_bytes(reference: Reference, observer: Observer, memorisation: bool = False) -> bytes:
@@ -46,6 +54,7 @@ def to_bytes(reference: Reference, observer: Observer, memorisation: bool = Fals
         "format_version": FORMAT_VERSION,
         "source": reference.source,
         "num_images": reference.count,
+        "shape": reference.shape,
         "held_out_images": reference.held_out_count,
         "extractor": observer.extractor.describe(),
         "identity": observer.extractor.identity(),
@@ -61,17 +70,20 @@ def to_bytes(reference: Reference, observer: Observer, memorisation: bool = Fals
     }
     content = io.BytesIO()
     kept = {name: tensor.cpu().numpy() for name, tensor in arrays.items() if tensor is not None}
-    np.savez(content, facts=np.array(json.dumps(facts)), **kept)  # type: ignore[arg-type]
+    np.savez(content, facts=np.array(to_json(facts, indent=None)), **kept)  # type: ignore[arg-type]
     return content.getvalue()
 
 
-def read_statistics(path: str | Path, observer: Observer, protocol: ScoreProtocol = DEFAULT) -> Reference:
+def read_statistics(
+    path: str | Path, observer: Observer, protocol: ScoreProtocol = DEFAULT, companions: bool = True
+) -> Reference:
     """The reference that a file holds: only mean and covariance if another program wrote it.
 
     Args:
         path: the file.
         observer: what the samples will be seen with.
         protocol: for a file of another program; ours bring their own.
+        companions: whether to take over what halves and Gaussian get.
 
     Raises:
         UserError: the file is not there, damaged, not as above, or of another extractor.
@@ -81,8 +93,6 @@ def read_statistics(path: str | Path, observer: Observer, protocol: ScoreProtoco
         path.is_file(), f"{path}: no such file: make it with `warm reference-stats`, or name an .npz with mu and sigma"
     )
     arrays = _read(path)
-    for name in ("mu", "sigma"):
-        check(name in arrays, f"{path} has no {name!r}, but {', '.join(sorted(arrays)) or 'nothing'}: use another file")
     normal = _normal(path, arrays["mu"], arrays["sigma"], observer)
     source = f"{path.name} (sha256 {file_hash(path)})"
     if "facts" not in arrays:
@@ -96,48 +106,67 @@ def read_statistics(path: str | Path, observer: Observer, protocol: ScoreProtoco
         f"{[theirs.get(name) for name in different]}, here {[ours.get(name) for name in different]}: make it again",
     )
     features, training = (_matrix(path, name, arrays, len(normal.mean), observer) for name in ("features", "training"))
-    return Reference(
-        normal,
-        f"{facts['source']}, from {source}",
-        ScoreProtocol(**facts["protocol"]),
-        facts["num_images"],
-        facts["held_out_images"],
-        features,
-        training,
-        facts["unseen"],
-        facts["companions"],
-    )
+    with _ours(path):
+        return Reference(
+            normal,
+            f"{facts['source']}, from {source}",
+            ScoreProtocol(**facts["protocol"]),
+            int(facts["num_images"]),
+            facts["held_out_images"],
+            features,
+            training,
+            facts["unseen"],
+            {end: _numbers(of) for end, of in facts["companions"].items()} if companions else {},
+            tuple(map(int, facts["shape"])),
+        )
+
+
+def _numbers(values: dict[str, float | None]) -> dict[str, float]:
+    return {name: math.nan if value is None else float(value) for name, value in values.items()}
+
+
+@contextmanager
+def _ours(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{path} has facts that are not ours: make it again with `warm reference-stats`") from error
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
     check(is_zipfile(path), f"{path} is damaged or no .npz file: make or copy it again")
     try:
         with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
+            found = {name: file[name] for name in ARRAYS if name in file.files}
+            others = sorted(set(file.files) - set(ARRAYS))
     except Exception as error:  # a damaged zip fails in as many ways as there are bytes
         pickled = "allow_pickle" in str(error)
         what = "holds pickled objects, which are not loaded" if pickled else f"is damaged ({type(error).__name__})"
         raise UserError(f"{path} {what}: use an .npz of plain arrays, such as `warm reference-stats` makes") from error
+    for name in ("mu", "sigma"):
+        held = ", ".join(sorted([*found, *others])) or "nothing"
+        check(name in found, f"{path} has no {name!r}, but {held}: use another file")
+    return found
 
 
 def _facts(path: Path, array: np.ndarray) -> dict[str, Any]:
-    try:
+    with _ours(path):
         facts = json.loads(array.item())
         version = facts["format_version"]
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path} has facts that are not ours: make it again with `warm reference-stats`") from error
     check(
         version == FORMAT_VERSION,
         f"{path} has format {version}, this version reads {FORMAT_VERSION}: make it again with `warm reference-stats`",
     )
+    with _ours(path):
+        dict(facts["identity"])
     return facts
 
 
 def _normal(path: Path, mu: np.ndarray, sigma: np.ndarray, observer: Observer) -> Normal:
     check(
-        mu.ndim == 1 and sigma.shape == 2 * mu.shape and all(array.dtype.kind == "f" for array in (mu, sigma)),
+        mu.ndim == 1 and mu.size > 0 and sigma.shape == 2 * mu.shape and mu.dtype.kind == sigma.dtype.kind == "f",
         f"{path} has mu {mu.dtype} {list(mu.shape)} and sigma {sigma.dtype} {list(sigma.shape)}: they must be floats "
-        "[F] and [F, F]",
+        "[F] and [F, F], F being 1 or more",
     )
     check(
         bool(np.isfinite(mu).all() and np.isfinite(sigma).all()),
@@ -146,7 +175,13 @@ def _normal(path: Path, mu: np.ndarray, sigma: np.ndarray, observer: Observer) -
     mean, covariance = (torch.from_numpy(array.astype(np.float64)).to(observer.home) for array in (mu, sigma))
     symmetric = torch.allclose(covariance, covariance.T, rtol=1e-6, atol=1e-6 * covariance.abs().max().item())
     check(symmetric, f"{path}: sigma is no covariance, for it is not symmetric: make it again")
-    return Normal(mean, covariance)
+    normal = Normal(mean, covariance)
+    values = normal.spectrum[0]  # which the distance needs, too
+    check(
+        bool(values[0] >= SMALLEST_EIGENVALUE * values.abs().max()),
+        f"{path}: sigma is no covariance, for it has the eigenvalue {values[0]:.3g}: make it again",
+    )
+    return normal
 
 
 def _matrix(

@@ -12,6 +12,7 @@ from warm_lightning.config import load_checkpoint
 from warm_lightning.errors import UserError, check
 from warm_lightning.interop.card import model_card
 from warm_lightning.interop.exported import write_folder
+from warm_lightning.metrics.records import tensors_hash
 from warm_lightning.model import Weights
 
 
@@ -32,8 +33,8 @@ def export(ckpt: Path, dst: Path, weights: Weights = "ema") -> None:
     run = ckpt.resolve().parent.parent
     settings, scores = _plain(run / "config.yaml"), _plain(run / RESULTS)
     parameters = sum(p.numel() for p in module.network.parameters())
-    card = model_card(section, weights, parameters, settings, scores)
     tensors = part(checkpoint["state_dict"], EMA if weights == "ema" else RAW)
+    card = model_card(section, weights, parameters, settings, scores, tensors_hash(tensors.items()))
     write_folder(dst, tensors, {**section, "weights": weights}, card)
     print(f"{dst}: {weights} weights of {parameters:,} parameters, configuration and model card")
 

@@ -1,5 +1,7 @@
 """What the commands that look at images share."""
 
+from pathlib import Path
+
 import torch
 from torch.backends import mps
 
@@ -8,6 +10,7 @@ from warm_lightning.data.folder import read_split
 from warm_lightning.errors import UserError, check
 from warm_lightning.metrics import FeatureExtractor, Observer
 from warm_lightning.metrics.statistics import SUFFIX
+from warm_lightning.pictures import writable_folder
 
 
 def make_observer(extractor: FeatureExtractor, device: str, batch_size: int) -> Observer:
@@ -37,3 +40,10 @@ def open_images(path: str) -> ImageSet:
     images = read_split(path, "train", cache=False)
     assert images is not None
     return images
+
+
+def check_out(path: str | None) -> None:
+    """Raise UserError unless a result can be written to a path, if one is given; before the work that leads to it."""
+    if path:
+        check(not Path(path).is_dir(), f"--out {path}: is a folder: name a file")
+        writable_folder(Path(path).parent)

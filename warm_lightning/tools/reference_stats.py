@@ -9,7 +9,7 @@ from warm_lightning.lightning_cli import WarmCLI
 from warm_lightning.metrics import FeatureExtractor, InceptionFeatures, ScoreProtocol, measure
 from warm_lightning.metrics.statistics import SUFFIX, to_bytes
 from warm_lightning.pictures import write_file
-from warm_lightning.tools.observing import make_observer, open_images
+from warm_lightning.tools.observing import check_out, make_observer, open_images
 
 
 def reference_stats(
@@ -42,6 +42,7 @@ def reference_stats(
         override: other settings of a YAML file, such as --override+=data.path=images.zip.
     """
     check(out.endswith(SUFFIX), f"{out}: call the file *{SUFFIX}")
+    check_out(out)
     unseen: ImageSet | None = open_images(held_out) if held_out else None
     data: ImageSet
     if source.endswith((".yaml", ".yml")):

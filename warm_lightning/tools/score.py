@@ -1,6 +1,5 @@
 """`warm score`: any images against others, or against reference statistics."""
 
-import json
 from pathlib import Path
 
 import torch
@@ -16,9 +15,10 @@ from warm_lightning.metrics import (
     read_statistics,
 )
 from warm_lightning.metrics.progress import progress
+from warm_lightning.metrics.records import to_json
 from warm_lightning.metrics.statistics import SUFFIX
 from warm_lightning.pictures import write_file
-from warm_lightning.tools.observing import make_observer, open_images
+from warm_lightning.tools.observing import check_out, make_observer, open_images
 
 
 def score(
@@ -44,11 +44,12 @@ def score(
         max_neighbours: number of images of each side that kernel distance, precision and recall compare.
         out: JSON file for the scores and their protocol.
     """
+    check_out(out)
     samples = open_images(images)
     protocol = ScoreProtocol(max_neighbours)
     observer = make_observer(extractor, device, batch_size)
     if reference.endswith(SUFFIX):
-        against = read_statistics(reference, observer, protocol)
+        against = read_statistics(reference, observer, protocol, companions)
     else:
         data = open_images(reference)
         against = measure(observer, data, source=reference, protocol=protocol, companions=companions)
@@ -60,5 +61,5 @@ def score(
     print(scores.table(values, count))
     if out:
         about = {"images": images, **scores.describe(count), "device": device, "package_version": __version__}
-        write_file(Path(out), json.dumps({**values, "protocol": about}, indent=2).encode())
+        write_file(Path(out), to_json({**values, "protocol": about}).encode())
         print(f"\nwritten to {out}")
