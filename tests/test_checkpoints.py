@@ -10,8 +10,9 @@ import yaml
 from small import DIGITS, REPOSITORY, SMALL, here
 
 from warm_lightning import load_checkpoint, load_config
-from warm_lightning.checkpoints import EMA, FORMAT_VERSION, RAW, SECTION, part, read
+from warm_lightning.checkpoints import EMA, FORMAT_VERSION, RAW, SECTION, part, read, write
 from warm_lightning.cli import main
+from warm_lightning.config import build_module
 from warm_lightning.errors import UserError
 from warm_lightning.module import DiffusionModule
 
@@ -35,7 +36,7 @@ def altered(checkpoint: Path, folder: Path, **section: Any) -> Path:
     """A copy of a checkpoint with other entries in its own section; None removes one."""
     contents = torch.load(checkpoint, weights_only=True)
     own = {**contents[SECTION], **section}
-    contents[SECTION] = {name: value for name, value in own.items() if value is not None}
+    contents[SECTION] = {name: value for name, value in own.items() if value is not None or name not in section}
     torch.save(contents, folder / "altered.ckpt")
     return folder / "altered.ckpt"
 
@@ -111,6 +112,51 @@ def test_other_networks_are_refused(changes: dict[str, Any], words: str, hot: Pa
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model.network.channels_per_head": 4}, r"channels_per_head is None there and 4 here"),
+        (
+            {"model.preconditioning.sigma_data": 0.9},
+            r"preconditioning\.init_args\.sigma_data is .* there and 0\.9 here",
+        ),
+    ],
+)
+@pytest.mark.parametrize("branches", [1, 2])
+def test_weights_that_mean_something_else_are_refused(
+    changes: dict[str, Any], words: str, branches: int, hot: Path
+) -> None:
+    """Networks of the same shapes, in which the weights would be taken for what they are not."""
+    files = [DIGITS, Path(HOT.removeprefix("--config="))][: 3 - branches]
+    with pytest.raises(UserError, match=words) as raised:
+        load_config(files, {**NETWORK, "model.init_from": str(last(hot)), **changes})
+    assert "\n" not in str(raised.value)
+
+
+def test_outputs_that_mean_something_else_are_refused(hot: Path, tmp_path: Path) -> None:
+    """One branch there and one here, but another parameterization; of two branches the first may be what it was."""
+    config = read(last(hot))[SECTION]["config"]
+    other = altered(last(hot), tmp_path, config=config | {"parameterization": {"class_path": "elsewhere.Noise"}})
+    with pytest.raises(
+        UserError, match=r"model\.parameterization\.class_path is elsewhere\.Noise there and .*Denoiser"
+    ):
+        load_config([DIGITS, Path(HOT.removeprefix("--config="))], {**NETWORK, "model.init_from": str(other)})
+    load_config(DIGITS, {**NETWORK, "model.init_from": str(other)})
+    with pytest.raises(UserError, match=r"sigma_data is 0\.9 there"):
+        build_module(
+            config | {"init_from": str(altered(last(hot), tmp_path, config=config | {"preconditioning": SIGMA}))}
+        )
+
+
+SIGMA = {"class_path": "warm_lightning.preconditioning.EDMPreconditioning", "init_args": {"sigma_data": 0.9}}
+
+
+def test_what_means_nothing_may_differ(hot: Path) -> None:
+    changes = {"dropout": 0.3, "activation_checkpointing": True, "attn_resolutions": [4, 64]}
+    start = {f"model.network.{name}": value for name, value in changes.items()}
+    load_config(DIGITS, {**NETWORK, **start, "model.init_from": str(last(hot))})
+
+
 def test_two_branches_do_not_fit_into_one(hot: Path, tmp_path: Path) -> None:
     here("fit", *SMALL, "--model.duration=32", f"--trainer.default_root_dir={tmp_path}")
     with pytest.raises(UserError, match=r"aux_conv\.weight"):
@@ -135,6 +181,35 @@ def test_a_started_run_goes_on_without_the_file(hot: Path, tmp_path: Path) -> No
 
 def config_of(folder: Path) -> str:
     return yaml.safe_load((folder / "config.yaml").read_text())["model"]["init_from"]
+
+
+@pytest.mark.parametrize("name", ["there.ckpt", "folder", "link.ckpt", "model.yaml", "model.yml"])
+def test_only_new_files_are_written(name: str, tmp_path: Path) -> None:
+    """Nothing that is there is lost, and nothing is left beside it; what is written can be read by its name."""
+    (tmp_path / "there.ckpt").write_text("precious")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link.ckpt").symlink_to("nowhere")
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(UserError, match=re.escape(name)) as raised:
+        write(tmp_path / name, {}, {})
+    assert "\n" not in str(raised.value)
+    assert sorted(tmp_path.iterdir()) == before
+    assert (tmp_path / "there.ckpt").read_text() == "precious"
+
+
+@pytest.mark.parametrize("error", [OSError, RuntimeError, KeyboardInterrupt])
+def test_nothing_unfinished_is_left(
+    error: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: Any, path: Path) -> None:
+        path.write_text("half")
+        raise error(f"File {path} cannot be written to.")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises((UserError, KeyboardInterrupt)) as raised:
+        write(tmp_path / "new.ckpt", {}, {})
+    assert isinstance(raised.value, KeyboardInterrupt) or ".new.ckpt.unfinished" not in str(raised.value)
+    assert not list(tmp_path.iterdir())
 
 
 def test_weights_alone_cannot_be_resumed(hot: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

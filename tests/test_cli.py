@@ -187,7 +187,7 @@ def test_another_runs_checkpoint_does_not_replace_this_ones(
 def test_a_monitor_that_is_no_score_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     monitor = ["--checkpoints.monitor=fd_digit", "--scores.every=32", "--scores.every_num_images=16"]
     line = refusal(capsys, "fit", *SMALL, "--model.duration=64", *monitor, f"--trainer.default_root_dir={tmp_path}")
-    assert "fd_pixel" in line
+    assert "fd16_pixel" in line
 
 
 def test_labels_are_checked_before_sampling(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

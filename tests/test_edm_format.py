@@ -35,7 +35,7 @@ def test_without_classes(tmp_path, kind):
 def test_folders_called_train_and_test_are_no_splits_here(tmp_path, kind):
     files = {f"{split}/{i}.png": encode(pixels()) for split in ("train", "test") for i in range(2)}
     labels = [[name, i] for i, name in enumerate(sorted(files, reverse=True))]
-    content = json.dumps({"labels": [*labels, ["not there.png", 9]], "more": 1}).encode()
+    content = json.dumps({"labels": labels, "more": 1}).encode()
     found = ImageFolder(store(tmp_path, files | {"dataset.json": content}, kind))
     assert found.train_images().labels.tolist() == [3, 2, 1, 0]
     assert found.held_out_images() is None
@@ -95,6 +95,8 @@ FIRST = "00000/img00000000.png"
         (lambda labels: json.dumps({"labels": [[FIRST, True], *labels[1:]]}).encode(), "true"),
         (lambda labels: json.dumps({"labels": [[FIRST, [0, 1]], *labels[1:]]}).encode(), "not of the form"),
         (lambda labels: json.dumps({"labels": [FIRST, *labels[1:]]}).encode(), "not of the form"),
+        (lambda labels: json.dumps({"labels": [*labels, [FIRST, 1]]}).encode(), f"{FIRST} two classes, 0 and 1"),
+        (lambda labels: json.dumps({"labels": [*labels, ["gone.png", 1]]}).encode(), "not there, 1 of them, gone.png"),
     ],
 )
 def test_files_that_are_not_edms(tmp_path, *, kind, content: Callable[[list], bytes], words: str):
@@ -102,3 +104,8 @@ def test_files_that_are_not_edms(tmp_path, *, kind, content: Callable[[list], by
     files = {name: encode(pixels()) for name in names}
     path = store(tmp_path, files | {"dataset.json": content([[name, 0] for name in names])}, kind)
     refused(ImageFolder(path), path, "dataset.json", words)
+
+
+def test_a_folder_called_as_the_file_is_refused(tmp_path, kind):
+    path = store(tmp_path, {FIRST: encode(pixels()), "dataset.json/1.png": encode(pixels())}, kind)
+    refused(ImageFolder(path), path, "dataset.json", "is a folder")

@@ -1,6 +1,7 @@
 """`warm convert-edm`: EDM's snapshots become checkpoints, against EDM's own numbers."""
 
 import hashlib
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small import here
+import yaml
+from small import REPOSITORY, here
 from snapshots import Persistent, blocks, reference_state, tree, write
 
 from warm_lightning import load_checkpoint
@@ -19,6 +21,7 @@ from warm_lightning.interop.edm_snapshot import architecture, read_snapshot
 from warm_lightning.module import DiffusionModule
 from warm_lightning.parameterizations import Denoiser
 from warm_lightning.processes import Hot
+from warm_lightning.tools.convert_edm import convert_edm
 from warm_lightning.types import Level
 
 
@@ -79,6 +82,31 @@ def test_every_tensor_of_the_full_size_networks_is_mapped(name: str, reference_d
     assert sum(p.numel() for p in network.parameters()) == facts["trainable_parameters"]
 
 
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("cifar10-32x32-uncond", "cifar10"),
+        ("cifar10-32x32-cond", "cifar10_cond"),
+        ("ffhq-64x64-uncond", "ffhq64"),
+    ],
+)
+def test_the_papers_configurations_can_start_from_published_weights(
+    name: str, config: str, reference_dir: Path
+) -> None:
+    """`checkpoints.check_start` compares these settings one by one: they must be written alike."""
+    facts = json.loads((reference_dir / "edm_parameters.json").read_text())[name]
+    shapes = facts["parameters"] | facts["buffers"]
+    found = architecture({tensor: torch.empty(shape, device="meta") for tensor, shape in shapes.items()})
+    model = yaml.safe_load((REPOSITORY / "configs" / f"{config}.yaml").read_text())["model"]
+    network = FAMILIES[facts["network"]]
+    assert model["network"]["class_path"] == network.__name__
+    defaults = {p.name: p.default for p in inspect.signature(network).parameters.values()}
+    stated = defaults | model["network"]["init_args"]
+    assert {n: list(v) if isinstance(v, tuple) else v for n, v in stated.items() if n in found} == found
+    assert stated["channels_per_head"] is None
+    assert "preconditioning" not in model  # σ_d is 0.5, as EDM's
+
+
 def vast(ema: Persistent) -> None:
     """Convolutions that claim a million channels, none of which are in the file: 36 TB if they were built."""
     conv = ema.state["_modules"]["model"].state["_modules"]["enc"].state["_modules"]["16x16_conv"]
@@ -112,6 +140,7 @@ def ema_of(reference_dir: Path) -> Persistent:
         (lambda e: blocks(e)[0].state.update(dropout=0.5), ["dropout", "0.5"]),
         (lambda e: blocks(e)[0].state["_modules"].pop("norm1"), ["norm1.weight", "absent"]),
         (vast, ["none of those built here"]),
+        (lambda e: [setattr(b, "class_name", "Block") for b in blocks(e)], ["no blocks called UNetBlock"]),
         (lambda e: e.state.pop("sigma_data"), ["sigma_data"]),
         (lambda e: e.state["_modules"].pop("model"), ["model"]),
         (lambda e: e.state["_modules"]["model"].state["_modules"].pop("enc"), ["encoder"]),
@@ -127,3 +156,33 @@ def test_other_networks_are_refused_by_name(change: Any, words: list[str], refer
     assert "\n" not in str(raised.value)
     for word in ["odd.pkl", *words]:
         assert word in str(raised.value)
+
+
+def wrong_filter(ema: Persistent) -> None:
+    network = ema.state["_modules"]["model"].state["_modules"]
+    network["enc"].state["_modules"]["8x8_down"].state["_modules"]["conv0"].state["_buffers"]["resample_filter"] *= 2
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [(wrong_filter, "8x8_down.conv0.resample_filter"), (lambda e: e.state.update(sigma_data=-1.0), "sigma_data")],
+)
+def test_settings_that_make_no_model_are_refused_with_the_files_name(
+    change: Any, words: str, reference_dir: Path, tmp_path: Path
+) -> None:
+    ema = ema_of(reference_dir)
+    change(ema)
+    with pytest.raises(UserError, match=rf"odd\.pkl: .*{words}"):
+        convert_edm(write(tmp_path / "odd.pkl", ema), tmp_path / "out.ckpt")
+
+
+def test_what_is_there_is_left_alone(reference_dir: Path, tmp_path: Path) -> None:
+    """The snapshot itself above all; and a folder, which must not be left with a file beside it."""
+    source, folder = tmp_path / "snapshot.pkl", tmp_path / "folder.ckpt"
+    source.write_bytes((reference_dir / "edm_snapshot.pkl").read_bytes())
+    folder.mkdir()
+    for target in (source, folder):
+        with pytest.raises(UserError, match=rf"{target.name}: already exists"):
+            convert_edm(source, target)
+    assert source.read_bytes() == (reference_dir / "edm_snapshot.pkl").read_bytes()
+    assert sorted(tmp_path.iterdir()) == [folder, source]

@@ -180,6 +180,8 @@ def test_what_cannot_be_rebuilt(run: Path, tmp_path: Path, capsys: pytest.Captur
     out = str(tmp_path / "out.ckpt")
     assert "--posthoc_ema.sigma_rel" in refusal(capsys, "ema", str(tmp_path), out, "0.1")
     assert "--images 100" in refusal(capsys, "ema", str(run), out, "0.1", "--images=100")
+    assert "--images 100.5:" in refusal(capsys, "ema", str(run), out, "0.1", "--images=100.5")
+    assert "--images 1280.5:" in refusal(capsys, "ema", str(run), out, "0.1", "--images=1280.5")
     assert "sigma_rel is 0.9" in refusal(capsys, "ema", str(run), out, "0.9")
     (tmp_path / "posthoc").mkdir()
     odd = tmp_path / "posthoc" / snapshot(run, 128, 0.1).name
@@ -190,6 +192,13 @@ def test_what_cannot_be_rebuilt(run: Path, tmp_path: Path, capsys: pytest.Captur
     last(tmp_path).write_bytes(last(run).read_bytes())
     assert "another network" in refusal(capsys, "ema", str(tmp_path), out, "0.1")
     assert not Path(out).exists()
+
+
+def test_a_runs_own_checkpoint_is_not_replaced(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = last(run).read_bytes()
+    assert "already exists" in refusal(capsys, "ema", str(run), str(last(run)), "0.1")
+    assert last(run).read_bytes() == before
+    assert ".ckpt" in refusal(capsys, "ema", str(run), str(tmp_path / "out.yaml"), "0.1")
 
 
 @pytest.mark.parametrize("widths", ["[]", "[0.05]", "[0.05,0.2]"])

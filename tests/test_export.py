@@ -11,7 +11,7 @@ from small import DIGITS, SMALL, here
 from test_checkpoints import NETWORK, last, samples
 
 from warm_lightning import load_checkpoint, load_config
-from warm_lightning.checkpoints import EMA, RAW, part, read
+from warm_lightning.checkpoints import EMA, RAW, SECTION, part, read
 from warm_lightning.cli import main
 from warm_lightning.errors import UserError
 
@@ -50,6 +50,7 @@ def test_samples_are_those_of_the_checkpoint(run: Path, exported: Path, tmp_path
 def test_scores_are_those_of_the_checkpoint(run: Path, exported: Path, tmp_path: Path) -> None:
     here("test", *SMALL, f"--ckpt_path={exported}", f"--trainer.default_root_dir={tmp_path}")
     ours, theirs = (json.loads((folder / "scores.json").read_text()) for folder in (tmp_path, run))
+    assert ours["protocol"].pop("ckpt_path") != theirs["protocol"].pop("ckpt_path")
     assert ours == theirs
 
 
@@ -120,6 +121,69 @@ def test_scores_of_other_weights_are_called_so(run: Path, tmp_path: Path) -> Non
     assert (
         "scores of other weights: weights was ema, and here it is raw" in (tmp_path / "raw" / "README.md").read_text()
     )
+
+
+def test_a_folder_of_raw_weights_is_never_taken_for_averaged_ones(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raw = tmp_path / "raw"
+    here("export", str(last(run)), str(raw), "--weights=raw")
+    module = load_checkpoint(raw)
+    with pytest.raises(UserError, match="ask for weights raw"):
+        module.model()
+    assert torch.equal(samples(module, "raw"), samples(load_checkpoint(last(run)), "raw"))
+    with pytest.raises(UserError, match="needs the ema weights"):
+        load_config(DIGITS, {**NETWORK, "model.init_from": str(raw)})
+    capsys.readouterr()
+    assert main(["validate", *SMALL, f"--ckpt_path={raw}", f"--trainer.default_root_dir={tmp_path}"]) == 2
+    assert main(["export", str(raw), str(tmp_path / "ema")]) == 2
+    validate, export = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warm")]
+    assert "needs the ema weights" in validate  # which it has no option for
+    assert "ask for weights raw" in export
+    here("export", str(raw), str(tmp_path / "again"), "--weights=raw")
+    assert contents(raw)["model.safetensors"] == contents(tmp_path / "again")["model.safetensors"]
+
+
+def unlike(run: Path, tmp_path: Path, folder: str, **model: object) -> str:
+    """The card of a run's checkpoint, copied into a folder of another run's whose settings differ in some."""
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["model"] |= model
+    (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    (tmp_path / "scores.json").write_bytes((run / "scores.json").read_bytes())
+    copy = tmp_path / folder / "copy.ckpt"
+    copy.write_bytes(last(run).read_bytes())
+    here("export", str(copy), str(tmp_path / "exported"))
+    return (tmp_path / "exported" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("folder", "model", "known"),
+    [
+        ("checkpoints", {}, True),
+        ("checkpoints", {"duration": 1e6, "guidance": 2.0, "compile": True}, True),
+        ("checkpoints", {"lr": 0.5}, False),
+        ("checkpoints", {"process": {"class_path": "warm_lightning.processes.Hot"}}, False),
+        ("downloads", {}, False),
+    ],
+)
+def test_the_card_does_not_speak_of_another_run(
+    folder: str, model: dict[str, object], known: bool, run: Path, tmp_path: Path
+) -> None:
+    card = unlike(run, tmp_path, folder, **model)
+    assert ("Data: Digits" in card) == known
+    assert ("Data: unknown" in card) != known
+    assert ("`warm test` was not run" in card) != known
+
+
+def test_the_card_of_edms_weights_speaks_of_no_run(run: Path, tmp_path: Path, reference_dir: Path) -> None:
+    """Even in the folder of a run with the very same settings."""
+    path = tmp_path / "checkpoints" / "edm.ckpt"
+    here("convert-edm", str(reference_dir / "edm_snapshot.pkl"), str(path))
+    settings = {"model": read(path)[SECTION]["config"], "data": {"class_path": "Digits"}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
+    here("export", str(path), str(tmp_path / "edm"))
+    assert "Data: unknown" in (tmp_path / "edm" / "README.md").read_text()
 
 
 def test_an_exported_model_can_be_started_from(exported: Path) -> None:

@@ -10,13 +10,7 @@ from torch import Tensor, nn
 
 from warm_lightning.data import Digits
 from warm_lightning.errors import UserError
-from warm_lightning.metrics import (
-    DigitsFeatures,
-    ImportedFeatures,
-    InceptionFeatures,
-    Pixels,
-    TorchScriptFeatures,
-)
+from warm_lightning.metrics import DigitsFeatures, ImportedFeatures, InceptionFeatures, Pixels, TorchScriptFeatures
 from warm_lightning.metrics import digits as digits_module
 from warm_lightning.metrics.digits import cache_path, load_classifier, train_classifier
 
@@ -82,10 +76,12 @@ def test_scores_are_named_by_extractor_and_number_of_images(count, short):
     assert imported.score_name("frechet", count) == f"fd{short}_cifar10_features"
     assert imported.score_name("precision", count) == f"precision{short}_cifar10_features"
     for extractor, name in ((DigitsFeatures(), "digits"), (Pixels(), "pixel")):
-        assert extractor.score_name("frechet", count) == f"fd_{name}"
-        assert extractor.score_name("is", count) == f"is_{name}"
+        assert extractor.score_name("frechet", count, count) == f"fd_{name}"
+        for reference in (None, count + 1):
+            assert extractor.score_name("is", count, reference) == f"is{short}_{name}"
+    assert imported.score_name("frechet", count, count) == f"fd{short}_cifar10_features"
     inception = InceptionFeatures.__new__(InceptionFeatures)  # without its weights
-    assert inception.score_name("frechet", count) == f"fid{short}"
+    assert inception.score_name("frechet", count, count) == f"fid{short}"
     assert inception.score_name("is", count) == f"is{short}"
 
 
@@ -144,7 +140,6 @@ def test_digits_classifier_is_trained_once(trained, cache, monkeypatch):
     assert same(load_classifier().state_dict(), trained)
     assert len(calls) == 1
     assert [file.name for file in (cache / "warm_lightning").iterdir()] == [cache_path().name]
-    assert DigitsFeatures().describe() == DigitsFeatures().describe()
 
 
 @pytest.mark.parametrize("content", [b"", b"not a file of tensors", "code"])
@@ -267,6 +262,17 @@ def test_imported_features_of_a_module_a_class_and_a_function(what):
     assert features.dtype == torch.float32
     assert torch.equal(features, INSTANCE(images).float())
     assert logits is None
+
+
+def weighted() -> nn.Module:
+    return nn.Linear(2, 2)
+
+
+def test_imported_modules_of_other_weights_are_other_extractors():
+    a, b = (ImportedFeatures(f"{__name__}:weighted", "x") for _ in range(2))
+    assert a.identity() != b.identity()
+    b.load_state_dict(a.state_dict())
+    assert a.identity() == b.identity()
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,12 @@ from urllib.error import URLError
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from processes import spawn
 from torch import nn
 
 from warm_lightning.errors import UserError
-from warm_lightning.metrics import InceptionFeatures
+from warm_lightning.metrics import InceptionFeatures, Observer, Reference, Scores
+from warm_lightning.metrics.frechet import Normal
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,16 @@ def test_inception_features_are_torch_fidelitys(inception, tmp_path):
     assert torch.allclose(logits, expected[1], rtol=1e-4, atol=1e-4)
     grey = images[:, :1]
     assert torch.equal(extractor(grey)[0], extractor(grey.repeat(1, 3, 1, 1))[0])
-    assert extractor.describe()["file"] == "weights.pth"
+    # Of other weights the scores are no FIDs to compare, and the table says so; where they lie is no matter.
+    described = extractor.describe()
+    assert (described["file"], described["published_weights"]) == ("weights.pth", False)
+    assert extractor.identity().keys() == described.keys() - {"file", "published_weights"}
+    reference = Reference(Normal(torch.zeros(2048).double(), torch.eye(2048).double()), "")
+    assert "NOT COMPARABLE" in Scores(Observer(extractor), reference, (3, 20, 20)).table({}, 50_000)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    with patch.object(InceptionFeatures, "_url", f"https://host/weights-inception-{digest[:8]}.pth"):
+        assert extractor.describe()["published_weights"]
+        assert "NOT COMPARABLE" not in Scores(Observer(extractor), reference, (3, 20, 20)).table({}, 50_000)
 
 
 @pytest.fixture
@@ -112,15 +122,15 @@ def test_weights_are_downloaded_once_and_only_whole(inception, tmp_path, monkeyp
     assert [file.name for file in extractor.path.parent.iterdir()] == [source.name]
 
 
-def in_process(rank: int, world_size: int, folder: Path) -> None:
+def in_process(rank: int, folder: Path) -> None:
     os.environ["LOCAL_RANK"] = str(rank)
     os.environ.pop("WARM_INCEPTION_WEIGHTS", None)
-    dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=world_size)
+    dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
     found = []
     for network in (False, True):
 
         def download(url: str, path: str, hash_prefix: str, network: bool = network) -> None:
-            time.sleep(0.5)  # the others must wait
+            time.sleep(0.3)  # the others must wait
             if not network:
                 raise URLError("no route")
             Path(path).write_text(f"from {rank}")
@@ -138,7 +148,7 @@ def in_process(rank: int, world_size: int, folder: Path) -> None:
 
 
 def test_the_first_process_downloads_and_all_hear_of_it(tmp_path):
-    mp.spawn(in_process, (2, tmp_path), nprocs=2)
+    spawn(in_process, tmp_path)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert first == second
     assert "no route" in first[0]

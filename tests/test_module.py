@@ -152,7 +152,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "fit", *SMALL, "--model.duration=320", "--model.lr=0.01", "--model.lr_ramp=640",
         f"--trainer.default_root_dir={folder}", "--trainer.log_every_n_steps=5", "--samples.every=160",
         "--samples.trajectory=2", "--scores.every=160", "--scores.every_num_images=16", "--checkpoints.every=160",
-        "--checkpoints.keep_every=160", "--checkpoints.monitor=fd_pixel",
+        "--checkpoints.keep_every=160", "--checkpoints.monitor=fd16_pixel",
     )  # fmt: skip
     here("test", *SMALL, f"--trainer.default_root_dir={folder}")
     here("validate", *SMALL, f"--trainer.default_root_dir={folder}")
@@ -173,7 +173,7 @@ def test_the_log_counts_in_images(run: Path) -> None:
     assert events.Scalars("train/images_per_second")[0].value > 0
     assert events.Scalars("train/nonfinite_gradients")[0].value == 0
     assert events.Scalars("train/lr")[-1].value == pytest.approx(0.01 * 320 / 640)  # half-way up the ramp
-    assert [event.step for event in events.Scalars("score/fd_pixel")] == [160, 320]
+    assert [event.step for event in events.Scalars("score/fd16_pixel")] == [160, 320]
     assert events.Scalars("val/loss")[-1].step == 320
     assert {"samples/ema", "trajectory/ema"} <= set(events.Tags()["images"])
 
@@ -184,7 +184,7 @@ def test_pictures_and_checkpoints_are_named_by_images(run: Path) -> None:
     ]
     assert read_png(run / "samples" / "samples-000000320.png").float().std() > 1
     names = {p.name for p in (run / "checkpoints").iterdir()}
-    assert names == {"last.ckpt", "images-000000160.ckpt", "images-000000320.ckpt", "best-fd_pixel.ckpt"}
+    assert names == {"last.ckpt", "images-000000160.ckpt", "images-000000320.ckpt", "best-fd16_pixel.ckpt"}
     for name in names:
         section = read(run / "checkpoints" / name)["warm_lightning"]
         assert section["format_version"] == 2
@@ -203,7 +203,7 @@ def test_a_checkpoint_makes_its_model_again(run: Path) -> None:
 
 def test_the_scores_file_says_what_was_measured(run: Path) -> None:
     scores = json.loads((run / "scores.json").read_text())
-    assert {"fd_pixel", "fd_pixel_halves", "fd_pixel_gaussian", "precision_pixel", "memorisation_pixel"} <= set(scores)
+    assert {"fd16_pixel", "fd16_pixel_halves", "fd16_pixel_gaussian", "precision16_pixel"} <= set(scores)
     protocol = scores["protocol"]
     assert (protocol["num_images"], protocol["seeds"], protocol["nfe"]) == (16, "0-15", 35)
     assert protocol["weights"] == "ema"

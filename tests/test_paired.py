@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from warm_lightning.metrics.frechet import Normal, frechet_distance
-from warm_lightning.metrics.paired import paired_frechet, paired_rounds
+from warm_lightning.metrics.paired import paired_frechet, paired_rounds, too_few
 
 F = 4
 REFERENCE = Normal(torch.zeros(F).double(), torch.eye(F).double())
@@ -33,6 +33,23 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say():
     # And they are as wide as the values' own spread asks for: 4.2 standard deviations with 19 degrees of freedom.
     widths = torch.tensor([d.high - d.low for d in found])
     assert widths.mean() / values.std() == pytest.approx(4.2, rel=0.25)
+
+
+def test_near_the_reference_intervals_are_too_wide_rather_than_too_narrow():
+    # Two perfect models: the difference of their expected distances is 0.
+    found = []
+    for seed in range(60):
+        z, small = torch.randn(2, 300, F, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        found.append(paired_frechet(z, 0.9 * z + (1 - 0.9**2) ** 0.5 * small, REFERENCE))
+    assert sum(d.low <= 0 <= d.high for d in found) >= 55  # 57 expected of exact intervals, more of wider ones
+    values, widths = (torch.tensor(v) for v in ([d.value for d in found], [d.high - d.low for d in found]))
+    # 1.3 to 1.5 times the 4.2 standard deviations of exact ones; the spread of 60 values is known to 10 %.
+    assert 4.2 * 1.1 < widths.mean() / values.std() < 4.2 * 1.7
+
+
+def test_too_few_images_for_the_features_are_called_so():
+    assert too_few(200, 100) == ""
+    assert "199 images are fewer than twice the 100 features" in too_few(199, 100)
 
 
 def test_pairing_makes_the_interval_narrower():

@@ -22,14 +22,15 @@ DICT = b"ccollections\nOrderedDict\n"
 SHELL = b"ctorch_utils.persistence\n_reconstruct_persistent_obj\n"
 
 
-def stored(storage: torch.TypedStorage) -> bytes:
-    """As in a snapshot: what the storage pickles as, by torch's own hand."""
-    _, (data,) = storage.__reduce__()
-    return data
+def storage(tensor: torch.Tensor) -> torch.TypedStorage:
+    """As torch itself makes one to pickle a tensor; asked by the public way it warns."""
+    return torch.storage.TypedStorage(wrap_storage=tensor.untyped_storage(), dtype=tensor.dtype, _internal=True)
 
 
 def storage_of(*values: float, dtype: torch.dtype = torch.float32) -> bytes:
-    return stored(torch.tensor(values, dtype=dtype).storage())
+    """What the storage of a tensor pickles as, by torch's own hand, as it stands in a snapshot."""
+    _, (data,) = storage(torch.tensor(values, dtype=dtype)).__reduce__()
+    return data
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64])
@@ -102,7 +103,7 @@ def test_memory_that_is_not_the_files_does_not_come_out(reference_dir: Path, tmp
 def test_archives_are_not_inflated(tmp_path: Path) -> None:
     """A storage as torch.save writes it today, deflated: 64 MB in 64 kB."""
     whole, deflated = io.BytesIO(), io.BytesIO()
-    torch.save(torch.zeros(16 << 20).storage(), whole)
+    torch.save(storage(torch.zeros(16 << 20)), whole)
     with zipfile.ZipFile(whole) as source, zipfile.ZipFile(deflated, "w", zipfile.ZIP_DEFLATED) as target:
         for name in source.namelist():
             target.writestr(name, source.read(name))
@@ -110,7 +111,7 @@ def test_archives_are_not_inflated(tmp_path: Path) -> None:
     assert len(data) < 1 << 17
     path = tmp_path / "hostile.pkl"
     path.write_bytes(HEAD + b"ctorch.storage\n_load_from_bytes\n" + binary(data) + b"\x85R.")
-    refused(path)
+    refused(path, "archive")
 
 
 PAIRS = b"](" + b"".join(b"J" + struct.pack("<i", i) + b"N\x86" for i in range(3000)) + b"e"
@@ -121,7 +122,11 @@ CONTENTS = {
     "dictionaries of one list": b"(" + PAIRS + b"q\x00" + (DICT + b"h\x00\x85R") * TIMES + b"t.",
     "one state for many": b"(" + ITEMS + b"q\x00" + (b"cnumpy\ndtype\n)Rh\x00b") * TIMES + b"t.",
     "one list of arguments": b"((" + b"N" * 3000 + b"tq\x00" + b"cnumpy\ndtype\nh\x00R" * TIMES + b"t.",
-    "one storage's bytes": b"(" + THOUSANDS + b"q\x00" + b"ctorch.storage\n_load_from_bytes\nh\x00\x85R" * TIMES + b"t.",
+    "one storage's bytes": b"("
+    + THOUSANDS
+    + b"q\x00"
+    + b"ctorch.storage\n_load_from_bytes\nh\x00\x85R" * TIMES
+    + b"t.",
 }
 
 
@@ -157,22 +162,22 @@ def test_a_name_is_a_string(tmp_path: Path) -> None:
 class View:
     """Pickles as a tensor whose storage is another's too; torch itself writes every tensor's own."""
 
-    def __init__(self, storage: torch.TypedStorage, shape: torch.Size) -> None:
+    def __init__(self, memory: torch.TypedStorage, shape: torch.Size) -> None:
         stride = torch.empty(shape, device="meta").stride()
-        self.call = (torch._utils._rebuild_tensor_v2, (storage, 0, tuple(shape), stride, False, OrderedDict()))
+        self.call = (torch._utils._rebuild_tensor_v2, (memory, 0, tuple(shape), stride, False, OrderedDict()))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return self.call
 
 
-def shared(module: Persistent, storage: torch.TypedStorage | None = None) -> None:
+def shared(module: Persistent, memory: torch.TypedStorage | None = None) -> None:
     """All weights are views of the same memory."""
-    storage = storage or torch.zeros(10_000).storage()
+    memory = memory or storage(torch.zeros(10_000))
     weights = module.state["_parameters"]
-    weights |= {name: View(storage, weight.shape) for name, weight in weights.items() if weight.numel() < 10_000}
+    weights |= {name: View(memory, weight.shape) for name, weight in weights.items() if weight.numel() < 10_000}
     for child in module.state["_modules"].values():
         if child is not None:
-            shared(child, storage)
+            shared(child, memory)
 
 
 def hollow(ema: Persistent) -> None:

@@ -1,8 +1,9 @@
 """`warm test` in rounds: seeds, summary, going on after a kill, and two processes as one."""
 
 import json
+import math
+import re
 import signal
-import socket
 import subprocess
 import time
 from pathlib import Path
@@ -10,16 +11,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from processes import warm_on_two
 from small import DIGITS, PLAIN, SMALL, command, environment, here
 
 from warm_lightning.callbacks import ScoreSamples
+from warm_lightning.callbacks import rounds as rounds_module
 from warm_lightning.callbacks import scores as scores_module
-from warm_lightning.callbacks.rounds import FILE
+from warm_lightning.callbacks.rounds import FILE, Rounds
 from warm_lightning.errors import UserError
 from warm_lightning.metrics import Pixels
 from warm_lightning.model import TestPlan as Plan  # not a test, whatever pytest thinks of its name
 
-QUICK = ["--model.sampler.grid.steps=2", "--scores.companions=false"]
+QUICK = ["--model.sampler.grid.steps=2", "--scores.companions=false", "--scores.max_neighbours=100"]
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +39,11 @@ def options(trained: Path, folder: Path, *more: str) -> list[str]:
 
 def scores(folder: Path) -> dict:
     return json.loads((folder / "scores.json").read_text())
+
+
+def stored(folder: Path) -> list[dict]:
+    """The entries of rounds.json, one for each set of conditions."""
+    return list(json.loads((folder / FILE).read_text()).values())
 
 
 @pytest.mark.parametrize(
@@ -57,20 +65,20 @@ def test_three_rounds_have_their_seeds_names_and_summary(trained, tmp_path, caps
     protocol = three.pop("protocol")
     assert protocol["seeds"] == ["100-115", "116-131", "132-147"]
     assert (protocol["num_images"], protocol["rounds"], protocol["nfe"], protocol["weights"]) == (16, 3, 3, "ema")
-    over = torch.tensor([three[f"fd_pixel_round{k}"] for k in (1, 2, 3)])
-    assert three["fd_pixel_min"] == pytest.approx(over.min().item(), rel=1e-6)
-    assert three["fd_pixel_std"] == pytest.approx(over.std().item(), rel=1e-4)
-    assert "fd_pixel" not in three
+    over = torch.tensor([three[f"fd16_pixel_round{k}"] for k in (1, 2, 3)])
+    assert three["fd16_pixel_min"] == pytest.approx(over.min().item(), rel=1e-6)
+    assert three["fd16_pixel_std"] == pytest.approx(over.std().item(), rel=1e-4)
+    assert "fd16_pixel" not in three
     assert "best of 3" in capsys.readouterr().out
     # A round alone is the same round.
     here(*options(trained, tmp_path / "one", "--scores.first_seed=116"))
     one = scores(tmp_path / "one")
     assert one["protocol"]["seeds"] == "116-131"
-    assert one["fd_pixel"] == three["fd_pixel_round2"]
-    assert one["kid_pixel"] == three["kid_pixel_round2"]
+    assert one["fd16_pixel"] == three["fd16_pixel_round2"]
+    assert one["kid16_pixel"] == three["kid16_pixel_round2"]
 
 
-def test_only_the_same_is_taken_over_and_what_differs_is_said(trained, tmp_path, capsys) -> None:
+def test_only_the_same_is_taken_over_and_what_differs_is_said(trained, tmp_path, capsys, monkeypatch) -> None:
     here(*options(trained, tmp_path))
     first = scores(tmp_path)
     capsys.readouterr()
@@ -78,51 +86,100 @@ def test_only_the_same_is_taken_over_and_what_differs_is_said(trained, tmp_path,
     assert "Scored before, and kept in" in (output := capsys.readouterr().out)
     assert "round 1 (seeds 0-15)" in output
     two = scores(tmp_path)
-    assert two["fd_pixel_round1"] == first["fd_pixel"]
-    assert set(json.loads((tmp_path / FILE).read_text())["rounds"]) == {"0-15", "16-31"}
+    assert two["fd16_pixel_round1"] == first["fd16_pixel"]
+    assert [set(entry["rounds"]) for entry in stored(tmp_path)] == [{"0-15", "16-31"}]
 
+    # What is printed beside the scores does not matter to them.
+    here(*options(trained, tmp_path, "--scores.companions=true"))
+    assert "round 1 (seeds 0-15)" in capsys.readouterr().out
+    # What the network computes with the same tensors does, and so does this package's version.
     for change, name in (
         ("--scores.weights=raw", "weights, weights (sha256)"),
         ("--model.sampler.grid.rho=8", "sampler"),
-        ("--scores.max_neighbours=10", "reference"),
-        ("--scores.extractors=[{class_path: DigitsFeatures}]", "extractors, reference"),
+        ("--model.network.channels_per_head=4", "network"),
+        ("--scores.max_neighbours=10", "scores, reference"),
     ):
         here(*options(trained, tmp_path, change))
         assert f"is of other {name}: all rounds are sampled" in capsys.readouterr().out
-        here(*options(trained, tmp_path))
-        capsys.readouterr()
+    monkeypatch.setattr(rounds_module, "__version__", "0")
+    here(*options(trained, tmp_path))
+    assert "is of other package_version: all rounds are sampled" in capsys.readouterr().out
+    monkeypatch.undo()
+    # And all of these have left the first rounds where they were.
+    assert len(stored(tmp_path)) == 6
+    here(*options(trained, tmp_path))
+    assert "round 1 (seeds 0-15)" in capsys.readouterr().out
     (tmp_path / FILE).write_text("{")
     here(*options(trained, tmp_path))
     assert "cannot be read: all rounds are sampled" in capsys.readouterr().out
     assert scores(tmp_path) == first
 
 
-def test_killed_after_round_one_the_protocol_on_all_digits_goes_on_with_rounds_two_and_three(tmp_path) -> None:
+def test_a_renamed_extractor_or_a_damaged_round_is_scored_again(trained, tmp_path, capsys) -> None:
+    """Or the table would have dashes where numbers have other names."""
+    for name in ("a", "b"):
+        extractor = f"{{class_path: ImportedFeatures, init_args: {{module: 'test_rounds:Mean', name: {name}}}}}"
+        here(*options(trained, tmp_path, f"--scores.extractors=[{extractor}]"))
+        output = capsys.readouterr().out
+        assert re.search(rf"^fd16_{name} +\d", output, re.MULTILINE)
+    assert "is of other scores: all rounds are sampled" in output
+    for damage in ({}, {"fd16_b": None}, {"fd16_b": "1"}, {"more": 1.0}):
+        content = json.loads((tmp_path / FILE).read_text())
+        values = list(content.values())[-1]["rounds"]["0-15"]
+        list(content.values())[-1]["rounds"]["0-15"] = {**values, **damage} if damage else {}
+        (tmp_path / FILE).write_text(json.dumps(content))
+        here(*options(trained, tmp_path, f"--scores.extractors=[{extractor}]"))
+        assert "damaged rounds, which are sampled again: seeds 0-15" in capsys.readouterr().out
+        assert stored(tmp_path)[-1]["rounds"]["0-15"] == values
+
+
+class Mean(torch.nn.Module):
+    """The mean grey level as the only feature."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.flatten(1).float().mean(1, keepdim=True)
+
+
+def test_two_tests_in_one_folder_keep_each_others_rounds(tmp_path) -> None:
+    first, second, other = (Rounds(tmp_path / FILE, {"a": a}, ["x", "memorisation"]) for a in (1, 1, 2))
+    first.add("0-9", {"x": 1.0, "memorisation": math.nan})
+    second.add("10-19", {"x": 2.0, "memorisation": 1.0})
+    other.add("0-9", {"x": 3.0, "memorisation": 1.0})
+    again = Rounds(tmp_path / FILE, {"a": 1}, ["x", "memorisation"])
+    assert again.resume() == ""
+    assert {seeds: values["x"] for seeds, values in again.finished.items()} == {"0-9": 1, "10-19": 2}
+    assert math.isnan(again.finished["0-9"]["memorisation"])
+    json.loads((tmp_path / FILE).read_text(), parse_constant=pytest.fail)  # NaN is no JSON
+
+
+def test_killed_after_round_one_the_protocol_on_all_digits_goes_on_with_rounds_two_and_three(tmp_path, capsys) -> None:
     """The whole digits model and 1,797 images a round, as a user would: the kill is a SIGKILL of the program."""
     here("fit", *PLAIN, "--model.duration=64", f"--trainer.default_root_dir={tmp_path}")
-    arguments = command(
+    arguments = [
         "test",
         *PLAIN,
         *QUICK,
         f"--trainer.default_root_dir={tmp_path}",
         "--scores.num_images=1797",
         "--scores.rounds=3",
-    )
-    with subprocess.Popen(arguments, cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL) as process:
+    ]
+    with subprocess.Popen(command(*arguments), cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL) as process:
         while not (tmp_path / FILE).exists():
             assert process.poll() is None, "ended before the kill"
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
-    kept = json.loads((tmp_path / FILE).read_text())["rounds"]
+    kept = stored(tmp_path)[0]["rounds"]
     assert list(kept) == ["0-1796"]
     assert not (tmp_path / "scores.json").exists()
 
     before = (tmp_path / FILE).stat().st_mtime
-    done = subprocess.run(arguments, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=True)
-    assert "round 1 (seeds 0-1796)" in done.stdout
-    assert [line for line in done.stdout.splitlines() if line.startswith("Round 1 of 3 (")] == []
+    capsys.readouterr()
+    here(*arguments)
+    output = capsys.readouterr().out
+    assert "round 1 (seeds 0-1796)" in output
+    assert [line for line in output.splitlines() if line.startswith("Round 1 of 3 (")] == []
     found = scores(tmp_path)
-    assert found["fd_pixel_round1"] == kept["0-1796"]["fd_pixel"]
+    assert found["fd_pixel_round1"] == kept["0-1796"]["fd_pixel"]  # as many samples as digits: no number in the name
     assert len({found[f"fd_pixel_round{k}"] for k in (1, 2, 3)}) == 3
     assert (tmp_path / FILE).stat().st_mtime > before
 
@@ -133,32 +190,16 @@ def test_two_processes_score_as_one(trained, tmp_path) -> None:
     here(*options(trained, tmp_path / "one", *more))
     two = tmp_path / "two"
     two.mkdir()
-    (two / FILE).write_text((tmp_path / "one" / FILE).read_text())
-    stored = json.loads((two / FILE).read_text())
-    stored["rounds"] = {"0-16": stored["rounds"]["0-16"]}
-    (two / FILE).write_text(json.dumps(stored))
-    spread = [*more, "--trainer.devices=2", "--trainer.accelerator=cpu", "--trainer.strategy=ddp"]
-    done = subprocess.run(
-        command(*options(trained, two, *spread)),
-        cwd=tmp_path,
-        env=environment(MASTER_PORT=str(free_port())),
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "round 1 (seeds 0-16)" in done.stdout
+    content = json.loads((tmp_path / "one" / FILE).read_text())
+    entry = next(iter(content.values()))
+    entry["rounds"] = {"0-16": entry["rounds"]["0-16"]}
+    (two / FILE).write_text(json.dumps(content))
+    output, _ = warm_on_two(two, *options(trained, two, *more))
+    assert "round 1 (seeds 0-16)" in output
     ours, expected = scores(two), scores(tmp_path / "one")
-    for name in ("fd_pixel_round2", "fd_pixel_round3", "kid_pixel_round2", "memorisation_pixel_round3", "fd_pixel_min"):
+    for name in ("fd17_pixel_round2", "fd17_pixel_round3", "kid17_pixel_round2", "fd17_pixel_min"):
         # Float64 sums in another order, and square roots of what should be 0, with fewer images than features.
         assert ours[name] == pytest.approx(expected[name], rel=1e-7, abs=1e-12)
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 @pytest.mark.parametrize(
@@ -166,7 +207,7 @@ def free_port() -> int:
     [
         ({"rounds": 0}, "rounds is 0"),
         ({"max_neighbours": 3}, "max_neighbours is 3"),
-        ({"extractors": [Pixels(), Pixels()]}, "the same names, fd_pixel, fd_pixel"),
+        ({"extractors": [Pixels(), Pixels()]}, "the same names, fd10k_pixel, fd10k_pixel"),
         ({"reference_stats": ["a.npz", "b.npz"]}, "2 files for 1 extractors"),
     ],
 )
@@ -180,7 +221,15 @@ def test_statistics_take_the_place_of_the_data(trained, tmp_path, monkeypatch) -
     expected = scores(tmp_path / "data")
     names = [name for name in expected if name != "protocol"]
     path, moments = tmp_path / "stats.npz", tmp_path / "moments.npz"
-    here("reference-stats", str(DIGITS), str(path), "--extractor=Pixels", "--device=cpu", "--memorisation=true")
+    here(
+        "reference-stats",
+        str(DIGITS),
+        str(path),
+        "--extractor=Pixels",
+        "--device=cpu",
+        "--memorisation=true",
+        "--max_neighbours=100",
+    )
     with np.load(path) as file:
         np.savez(moments, mu=file["mu"], sigma=file["sigma"])
     with monkeypatch.context() as patch:
@@ -189,12 +238,13 @@ def test_statistics_take_the_place_of_the_data(trained, tmp_path, monkeypatch) -
         here(*options(trained, tmp_path / "moments", f"--scores.reference_stats={moments}"))
     found = scores(tmp_path / "file")
     assert found["protocol"]["reference"][0].startswith("Digits: 1797 training images, from stats.npz")
+    assert set(found) == set(expected)  # without the companions that are in the file
     assert {name: found[name] for name in names} == {name: expected[name] for name in names}
     found = scores(tmp_path / "moments")
-    assert set(found) == {"fd_pixel", "protocol"}
-    assert found["fd_pixel"] == expected["fd_pixel"]
+    assert set(found) == {"fd16_pixel", "protocol"}
+    assert found["fd16_pixel"] == expected["fd16_pixel"]
     # With companions, the data give what the moments do not.
     here(*options(trained, tmp_path / "both", f"--scores.reference_stats=[{moments}]", "--scores.companions=true"))
     found = scores(tmp_path / "both")
-    assert {"fd_pixel_gaussian", "recall_pixel_halves"} <= set(found)
+    assert {"fd16_pixel_gaussian", "recall16_pixel_halves"} <= set(found)
     assert {name: found[name] for name in names} == {name: expected[name] for name in names}

@@ -61,7 +61,7 @@ def test_score_of_a_zip_against_a_folder(warm, folders, digits, capsys) -> None:
     # Only the order of float64 sums differs.
     assert scores == pytest.approx({**values, **direct.companions(count)}, rel=1e-9, abs=1e-12)
     assert (protocol["images"], protocol["samples"], protocol["reference_images"]) == ("noisy.zip", 60, 300)
-    assert "fd_pixel" in capsys.readouterr().out
+    assert "fd60_pixel" in capsys.readouterr().out
 
 
 def test_statistics_in_place_of_images_give_the_same_scores(warm, folders, capsys) -> None:
@@ -73,6 +73,11 @@ def test_statistics_in_place_of_images_give_the_same_scores(warm, folders, capsy
     assert scores[0].pop("protocol")["reference"] == "data"
     assert scores[1].pop("protocol")["reference"].startswith("data, from stats.npz (sha256 ")
     assert scores[0] == scores[1]
+    warm("score", "good", "stats.npz", *PIXELS, "--companions=false", "--out=alone.json")
+    alone = json.loads((folders / "alone.json").read_text())
+    assert alone.keys() == {name for name in scores[0] if "halves" not in name and "gaussian" not in name} | {
+        "protocol"
+    }
 
 
 def test_statistics_of_a_configuration_are_those_of_its_training_images(warm, folders, digits) -> None:
@@ -87,24 +92,64 @@ def test_statistics_of_a_configuration_are_those_of_its_training_images(warm, fo
 
 def test_comparison_of_images_of_the_same_seeds(warm, folders, digits, capsys) -> None:
     warm("compare", "noisy.zip", "good", "--reference=data", *PIXELS, "--out=compare.json")
-    found = json.loads((folders / "compare.json").read_text())["fd_pixel"]
+    whole = json.loads((folders / "compare.json").read_text())
+    found, protocol = whole["fd60_pixel"], whole["protocol"]
+    assert (protocol["num_images"], protocol["blocks"], protocol["extractor"]["class"]) == (60, 20, "Pixels")
+    assert protocol["images"] == ["000000.png", "000059.png"]
+    assert "package_version" in protocol
+    assert "60 images are fewer than twice the 64 features" in protocol["note"]
     pixels = digits.flatten(1).double() / 127.5 - 1
     expected = frechet_distance(*(Normal(p.mean(0), p.T.cov()) for p in (pixels[400:460], pixels[:300])))
     assert found["b"] == pytest.approx(expected, rel=1e-5)  # of float32 features
     assert found["difference"] == pytest.approx(found["a"] - found["b"])
     assert found["interval"][0] < found["difference"] < found["interval"][1]
     assert found["difference"] > 0
-    assert "95 % confidence interval" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "95 % confidence interval" in output
+    assert protocol["note"] in output
+
+
+PROTOCOL = {
+    "seeds": ["0-9", "10-19", "20-29"],
+    "num_images": 10,
+    "reference": ["data"],
+    "extractors": [{"extractor": {"class": "X", "file": "a.pt", "sha256": "1"}, "max_neighbours": 9}],
+}
+
+
+def write_scores(path: Path, values: list[float | None], **protocol: object) -> None:
+    rounds = {f"fid_round{k}": value for k, value in enumerate(values, start=1)}
+    scores = {**rounds, "fid_mean": 0, "m_round1": None, "m_mean": None, "is_split_std_round1": 1}
+    path.write_text(json.dumps({**scores, "protocol": {**PROTOCOL, **protocol}}))
 
 
 def test_comparison_of_rounds(warm, folders, capsys) -> None:
-    protocol = {"seeds": ["0-9", "10-19", "20-29"]}
-    for name, values in (("a", [3, 5, 7]), ("b", [2, 3, 4])):
-        rounds = {f"fid_round{k}": value for k, value in enumerate(values, start=1)}
-        scores = {**rounds, "fid_mean": 0, "is_split_std_round1": 1, "protocol": protocol}
-        (folders / f"{name}.json").write_text(json.dumps(scores))
-    warm("compare", "a.json", "b.json")
+    moved = [{**PROTOCOL["extractors"][0], "extractor": {"class": "X", "file": "b.pt", "sha256": "1"}}]
+    write_scores(folders / "a.json", [3, 5, 7], weights_sha256="a")
+    write_scores(folders / "b.json", [2, 3, 4], weights_sha256="b", extractors=moved)
+    warm("compare", "a.json", "b.json", "--out=ab.json")
     assert capsys.readouterr().out.splitlines()[1].split()[:4] == ["fid", "5", "3", "2"]
+    protocol = json.loads((folders / "ab.json").read_text())["protocol"]
+    assert (protocol["seeds"], protocol["num_images"]) == (PROTOCOL["seeds"], 10)
+    assert protocol["weights_sha256"] == ["a", "b"]
+    assert protocol["extractors"] == [{"class": "X", "sha256": "1"}]
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"num_images": 20}, "differ in num_images ([10] and [20])"),
+        ({"reference": ["other"]}, "differ in reference"),
+        ({"extractors": [{**PROTOCOL["extractors"][0], "max_neighbours": 5}]}, "differ in max_neighbours"),
+        ({"extractors": [{"extractor": {"class": "Y"}, "max_neighbours": 9}]}, "differ in extractors"),
+    ],
+)
+def test_scores_by_different_protocols_are_not_compared(folders, monkeypatch, capsys, change, named) -> None:
+    monkeypatch.chdir(folders)
+    write_scores(folders / "a.json", [3, 5, 7])
+    write_scores(folders / "b.json", [2, 3, 4], **change)
+    assert main(["compare", "a.json", "b.json"]) == 2
+    assert named in capsys.readouterr().err
 
 
 def refusals() -> list[tuple[list[str], str]]:
@@ -114,22 +159,33 @@ def refusals() -> list[tuple[list[str], str]]:
         (["score", "good", "nowhere.npz", *PIXELS], "nowhere.npz: no such file"),
         (["score", "good", "data", "--extractor=Pixels", "--device=abc"], "--device abc"),
         (["score", "good", "data", *PIXELS, "--batch_size=0"], "--batch_size is 0"),
+        (["score", "nowhere", "data", *PIXELS, "--out=one.json/x.json"], "one.json: cannot be written"),
+        (["score", "nowhere", "data", *PIXELS, "--out=data"], "data: is a folder"),
         (["compare", "good", "noisy", *PIXELS], "images need --reference"),
+        (["compare", "nowhere", "noisy", *PIXELS, "--out=one.json/x.json"], "one.json: cannot be written"),
         (["compare", "good", "data", "--reference=data", *PIXELS], "good lacks ['000060.png'] and 239 more"),
+        (["compare", "good", "noisy", "--reference=five.npz", *PIXELS], "has 5 features an image"),
         (["compare", "one.json", "one.json"], "one round"),
         (["compare", "one.json", "other.json"], "score the same seeds"),
         (["compare", "one.json", "bad.json"], "bad.json is no scores.json"),
+        (["compare", "short.json", "short.json"], "no score in common in each of 3 rounds"),
+        (["compare", "one.json", "good"], "one.json'] is a file of scores and the other is not"),
         (["reference-stats", "data", "out.txt"], "call the file *.npz"),
         (["reference-stats", "nowhere.yaml", "out.npz"], "nowhere.yaml"),
+        (["reference-stats", "nowhere", "one.json/out.npz"], "one.json: cannot be written"),
     ]
 
 
 @pytest.mark.parametrize(("arguments", "message"), refusals())
 def test_what_cannot_be_done_is_said_on_one_line(folders, monkeypatch, capsys, arguments, message) -> None:
+    """And before any work: no image passes an extractor."""
     monkeypatch.chdir(folders)
-    (folders / "one.json").write_text(json.dumps({"protocol": {"seeds": "0-9"}}))
-    (folders / "other.json").write_text(json.dumps({"protocol": {"seeds": "10-19"}}))
+    monkeypatch.setattr(Observer, "all", None)
+    write_scores(folders / "one.json", [], seeds="0-9")
+    write_scores(folders / "other.json", [], seeds="10-19")
+    write_scores(folders / "short.json", [1, 2])
     (folders / "bad.json").write_text("[]")
+    np.savez(folders / "five.npz", mu=np.zeros(5), sigma=np.eye(5))
     assert main(arguments) == 2
     error = capsys.readouterr().err.strip().splitlines()
     assert message in error[-1]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from processes import spawn
 from torch import Tensor
 
 from warm_lightning.data import CIFAR10, Digits
@@ -16,6 +16,7 @@ from warm_lightning.errors import UserError
 from warm_lightning.metrics import (
     DigitsFeatures,
     FeatureExtractor,
+    ImportedFeatures,
     InMemory,
     Observer,
     Pixels,
@@ -47,13 +48,14 @@ def against(
     """Scores against some images."""
     observer = Observer(extractor, batch_size)
     unseen = None if held_out is None else InMemory(held_out)
+    protocol = {"max_neighbours": 500, **protocol}
     reference = measure(observer, InMemory(data), unseen, protocol=ScoreProtocol(**protocol))
     return Scores(observer, reference, InMemory(data).shape)
 
 
 @pytest.fixture(scope="module")
 def digit_scores(digits) -> Scores:
-    return against(DigitsFeatures(), digits)
+    return against(DigitsFeatures(), digits, max_neighbours=1797)
 
 
 def noise_images(*shape: int, seed: int = 0) -> Tensor:
@@ -75,11 +77,11 @@ class InSplits(DigitsFeatures):
 
 
 # The first test of the file: both processes find the cache empty and train the digits' classifier.
-def in_process(rank: int, world_size: int, folder: Path) -> None:
+def in_process(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "WARM_CACHE": str(folder)}
-    dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=world_size)
-    torch.save(in_all_ways(rank, world_size), folder / f"{rank}.pt")
+    dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
+    torch.save(in_all_ways(rank, 2), folder / f"{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -98,7 +100,7 @@ def in_all_ways(rank: int, world_size: int) -> list[dict[str, float]]:
 
 
 def test_two_processes_give_the_scores_of_one(cache):
-    mp.spawn(in_process, (2, cache), nprocs=2)
+    spawn(in_process, cache)
     first, second = (torch.load(cache / f"{rank}.pt") for rank in range(2))
     assert first == second
     assert [file.name for file in cache_path().parent.iterdir()] == [cache_path().name]
@@ -132,21 +134,22 @@ def test_scores_of_digits_rank_data_above_the_gaussian_above_noise(digits, digit
 
 
 def test_scores_with_held_out_images(digits):
-    training, held_out, samples = digits[:1000], digits[1000:1400], digits[1400:]
-    scores = against(Pixels(), training, held_out)
-    assert score(scores, held_out)["memorisation_pixel"] == 1
+    training, held_out, samples = digits[:1100], digits[1100:1400], digits[1400:]
+    scores = against(Pixels(), training, held_out, max_neighbours=1100)
+    assert score(scores, held_out)["memorisation300_pixel"] == 1
     assert score(scores, training)["memorisation_pixel"] == 0
-    assert score(scores, samples)["memorisation_pixel"] == pytest.approx(1, abs=0.1)
+    assert score(scores, samples)["memorisation397_pixel"] == pytest.approx(1, abs=0.1)
 
 
 def test_one_half_of_the_data_as_samples_and_the_other_as_data_score_as_the_halves(digits):
     generator = torch.Generator().manual_seed(5)
     parts = [digits[i] for i in torch.randperm(1797, generator=generator).tensor_split(2)]
-    values = score(against(Pixels(), parts[1]), parts[0])
-    halves = against(Pixels(), digits).reference.companions["halves"]
+    values = score(against(Pixels(), parts[1], max_neighbours=1797), parts[0])
+    halves = against(Pixels(), digits, max_neighbours=1797).reference.companions["halves"]
     # Another split of the same images: 20 % is several times the spread between splits.
-    for name in ("fd", "precision", "recall", "memorisation"):
-        assert halves["frechet" if name == "fd" else name] == pytest.approx(values[f"{name}_pixel"], rel=0.2)
+    names = ("fd899_pixel", "precision_pixel", "recall_pixel", "memorisation899_pixel")  # 899 samples, 898 of data
+    for kind, name in zip(("frechet", "precision", "recall", "memorisation"), names, strict=True):
+        assert halves[kind] == pytest.approx(values[name], rel=0.2)
 
 
 def test_neighbours_of_many_images_are_those_of_a_random_part_of_the_data():
@@ -156,8 +159,43 @@ def test_neighbours_of_many_images_are_those_of_a_random_part_of_the_data():
     samples = noise_images(100, 1, 4, 4, seed=1) // 8
     samples[::2] += 200
     values = score(against(Pixels(), reference, max_neighbours=100), samples)
-    assert values["precision_pixel"] > 0.8
-    assert values["recall_pixel"] > 0.8
+    assert values["precision100_pixel"] > 0.8
+    assert values["recall100_pixel"] > 0.8
+
+
+def test_precision_and_recall_are_of_as_many_images_of_either_set(digits):
+    """Balls to the 3rd neighbour of 1,000 images are smaller than those of 100: unequal sets would favour recall."""
+    order = torch.randperm(1797, generator=torch.Generator().manual_seed(0))
+    few, many = digits[order[:100]], digits[order[100:1100]]
+    scores = against(Pixels(), many, max_neighbours=1000)
+    values = score(scores, few)
+    assert values["precision100_pixel"] == pytest.approx(values["recall100_pixel"], abs=0.2)  # chance: 0.05 each
+    assert scores.describe(100)["precision_recall"]["images_of_each"] == 100
+    assert "not VGG-16's" in scores.describe(100)["precision_recall"]["features"]
+    # Of fewer images of data than samples the names say so, too.
+    values = score(against(Pixels(), few, max_neighbours=1000), many)
+    assert {"precision_pixel", "recall_pixel", "kid1k_pixel", "fd1k_pixel"} <= set(values)  # 100 of 100
+    assert values["precision_pixel"] == pytest.approx(values["recall_pixel"], abs=0.2)
+
+
+def test_names_say_how_many_samples_but_for_as_many_as_images_of_data(digits):
+    scores = against(Pixels(), digits[:60])
+    assert "fd_pixel" in score(scores, digits[60:120])
+    assert "fd50_pixel" in (values := score(scores, digits[60:110]))
+    assert {"kid50_pixel", "precision50_pixel_halves", "memorisation50_pixel"} <= set(values)
+    assert scores.names(50, spreads=True) == [name for name in values if "halves" not in name and "gaus" not in name]
+
+
+def test_images_of_another_size_than_the_references_are_refused(digits):
+    observer = Observer(ImportedFeatures(f"{__name__}:Mean", "mean"))
+    reference = measure(observer, InMemory(digits[:50]))
+    with pytest.raises(UserError, match=r"images of \(1, 16, 4\) cannot be scored against data of \(1, 8, 8\)"):
+        Scores(observer, reference, (1, 16, 4))
+
+
+class Mean(torch.nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return images.flatten(1).float()
 
 
 def test_scores_do_not_depend_on_what_surrounds_them_and_leave_it_alone(digits):
@@ -184,7 +222,7 @@ def test_reset_forgets_the_samples_and_keeps_the_reference(digits):
     scores = against(Pixels(), digits[:200])
     first = score(scores, digits[200:300])
     scores.update(noise_images(30, 1, 8, 8))
-    assert scores.compute()[1]["fd_pixel"] != first["fd_pixel"]
+    assert scores.compute()[1]["fd130_pixel"] != first["fd100_pixel"]
     assert score(scores, digits[200:300]) == first
 
 
@@ -196,15 +234,18 @@ def test_table_has_a_row_for_each_score_and_states_its_limits(digits):
     assert "halves of the data" in lines[0]
     for line, name in zip(lines[2:8], ("fd", "is", "kid", "precision", "recall", "memorisation"), strict=True):
         cells = line.split()
-        assert cells[0] == f"{name}_digits"
+        count = 64 if name in ("kid", "precision", "recall", "memorisation") else 100
+        assert cells[0] == f"{name}{count}_digits"
         ends = ("", "_data" if name == "is" else "_halves", "_gaussian")
-        expected = [values[f"{name}_digits{end}"] for end in ends]
+        expected = [values[f"{name}{count}_digits{end}"] for end in ends]
         assert [float(cell) for cell in cells[1:4]] == pytest.approx(expected, rel=1e-3)
     assert lines[8] == "100 samples, 200 images of data, 64 of the Gaussian."
+    assert "twice a perfect model's bias" in lines[9]
     assert lines[-1] == "kid, precision, recall, memorisation: of 64 images at most."
     description = scores.describe(100)
     assert [description[name] for name in ("samples", "reference_images", "max_neighbours")] == [100, 200, 64]
     assert description["kernel_distance"]["subset_size"] == 64
+    assert (description["halves_images"], description["gaussian_images"]) == ([100, 100], 64)
 
 
 def test_rounds_are_summarised_with_the_best_named_by_its_direction():
@@ -245,7 +286,8 @@ def test_too_little_data_gets_a_clear_message(digits):
 
 
 def test_cifar10_features_tell_photographs_from_noise(cifar10_zip, cifar10_features):
-    photographs = CIFAR10(path=str(cifar10_zip)).load("held_out").all()[::20]
+    held_out = CIFAR10(path=str(cifar10_zip), cache=False).load("held_out")
+    photographs = held_out.take(torch.arange(0, len(held_out), 20))
     scores = against(TorchScriptFeatures(str(cifar10_features)), photographs[::2])
     values = score(scores, photographs[1::2])
     noise = score(scores, noise_images(250, 3, 32, 32))

@@ -2,6 +2,8 @@
 
 import io
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +83,25 @@ def test_a_file_has_what_other_programs_read(observer, measured, tmp_path):
         np.testing.assert_allclose(file["sigma"], np.cov(features.T), rtol=1e-9, atol=1e-9)
 
 
+def test_only_what_is_known_is_read_and_companions_only_if_wanted(observer, measured, tmp_path):
+    path = write(tmp_path / "stats.npz", to_bytes(measured, observer))
+    with np.load(path) as file:
+        arrays = dict(file)
+    np.savez(path, **arrays, other=np.array([Trap()], dtype=object))  # as large and as hostile as it likes
+    found = read_statistics(path, observer, companions=False)
+    assert found.shape == (1, 8, 8)
+    assert score(observer, found)[1] == {}
+    assert score(observer, read_statistics(path, observer))[1]
+
+
+def test_a_memorisation_that_is_no_number_survives_as_null(observer, measured, tmp_path):
+    measured = replace(measured, companions={"halves": {"memorisation": math.nan, "frechet": 1.0}})
+    path = write(tmp_path / "stats.npz", to_bytes(measured, observer, memorisation=True))
+    with np.load(path) as file:
+        assert json.loads(file["facts"].item(), parse_constant=pytest.fail)["companions"]["halves"]["frechet"] == 1
+    assert math.isnan(read_statistics(path, observer).companions["halves"]["memorisation"])
+
+
 def test_a_file_of_another_program_gives_the_frechet_distance_alone(observer, measured, tmp_path):
     path = tmp_path / "stats.npz"
     np.savez(path, mu=measured.normal.mean.numpy(), sigma=measured.normal.covariance.numpy())
@@ -121,10 +142,14 @@ def good(**changes: object) -> dict[str, object]:
         (good(mu=np.full(4, np.nan)), "not finite"),
         (good(sigma=np.eye(3)), r"\[4\] and sigma float64 \[3, 3\]"),
         (good(mu=np.zeros(4, dtype=np.int64)), "must be floats"),
+        (good(mu=np.zeros(0), sigma=np.zeros((0, 0))), "F being 1 or more"),
+        (good(sigma=np.diag([1, 1, 1, -1e-5])), "sigma is no covariance, for it has the eigenvalue -1e-05"),
         (good(sigma=np.triu(np.ones((4, 4)))), "not symmetric"),
         (good(mu=np.zeros(5), sigma=np.eye(5)), "has 5 features an image, but the extractor gives 4"),
         (good(facts=np.array("hello")), "facts that are not ours"),
-        (good(facts=np.array(json.dumps({"format_version": 99}))), "has format 99, this version reads 1"),
+        (good(facts=np.array(json.dumps({"format_version": 99}))), "has format 99, this version reads 2"),
+        (good(facts=np.array(json.dumps({"format_version": 2}))), "facts that are not ours"),
+        (good(facts=np.array(json.dumps([2]))), "facts that are not ours"),
     ],
 )
 def test_what_is_no_file_of_statistics_is_named_on_one_line(observer, tmp_path, content, message):
@@ -151,6 +176,12 @@ def test_statistics_of_another_extractor_or_with_damaged_features_are_refused(ob
         read_statistics(path, Observer(Pixels()))
     with np.load(path) as file:
         arrays = dict(file)
+    facts = json.loads(arrays["facts"].item())
+    for name in ("protocol", "companions", "shape", "num_images", "unseen"):
+        less = json.dumps({key: value for key, value in facts.items() if key != name})
+        np.savez(path, **{**arrays, "facts": np.array(less)})
+        with pytest.raises(UserError, match="facts that are not ours"):
+            read_statistics(path, observer)
     np.savez(path, **{**arrays, "features": arrays["features"][:, :3]})
     with pytest.raises(UserError, match="features is damaged"):
         read_statistics(path, observer)

@@ -7,7 +7,7 @@ format and holds the configuration the model is made from. `state_dict` has the 
 
 import pickle
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,8 @@ def read(path: str | Path) -> dict[str, Any]:
     """The contents of a checkpoint, on the CPU; nothing in the file is executed.
 
     Args:
-        path: a `.ckpt` file, or a folder that `warm export` wrote, whose one set of weights then stands for both.
+        path: a `.ckpt` file, or a folder that `warm export` wrote, whose one set of weights then stands in both places;
+            `check_weights` says which it is.
 
     Raises:
         UserError: if the file is missing, truncated, not plain data, not a checkpoint of this package, or in a
@@ -89,25 +90,36 @@ def _migrated(path: Path, section: dict[str, Any]) -> dict[str, Any]:
     return section | {"format_version": FORMAT_VERSION}
 
 
+def check_new(path: Path) -> None:
+    """Raise UserError where `write` would: something is there, or the name is that of an exported model."""
+    check(not path.exists() and not path.is_symlink(), f"{path}: already exists; give another name, or remove it")
+    check(not is_exported(path), f"{path}: {path.suffix} is how exported models are named; give a name in .ckpt")
+
+
 def write(path: Path, state_dict: Mapping[str, Tensor], section: Mapping[str, Any]) -> None:
     """Write a checkpoint of weights that cannot be trained on, but sampled, scored and started from.
 
     Args:
-        path: the file, which appears under its name only when it is whole.
+        path: the file, a new one, which appears under its name only when it is whole.
         state_dict: of a DiffusionModule.
         section: `config`, `images_seen` and `source` of the checkpoint's own section.
 
     Raises:
-        UserError: if the file cannot be written.
+        UserError: see `check_new`; or the file cannot be written.
     """
+    check_new(path)
     own = {"format_version": FORMAT_VERSION, "package_version": __version__, "nonfinite_gradients": 0}
     unfinished = path.with_name(f".{path.name}.unfinished")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.save(_checkpoint(state_dict, own | dict(section)), unfinished)
         unfinished.replace(path)
-    except (OSError, RuntimeError) as error:  # torch's writer has no errors of its own
-        raise UserError(f"{path}: cannot be written ({_first_line(error)}); choose a path that can") from error
+    except BaseException as error:
+        unfinished.unlink(missing_ok=True)
+        if not isinstance(error, OSError | RuntimeError):  # torch's writer has no errors of its own
+            raise
+        reason = _first_line(error).replace(unfinished.name, path.name)
+        raise UserError(f"{path}: cannot be written ({reason}); choose a path that can") from error
 
 
 def _checkpoint(state_dict: Mapping[str, Tensor], section: Mapping[str, Any]) -> dict[str, Any]:
@@ -126,10 +138,11 @@ def part(state_dict: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in state_dict.items() if name.startswith(prefix)}
 
 
-def check_weights(path: str | Path, checkpoint: Mapping[str, Any], weights: str) -> None:
-    """Raise UserError for weights that an exported folder does not hold."""
+def check_weights(path: str | Path, checkpoint: Mapping[str, Any], weights: str, choice: bool = True) -> None:
+    """Raise UserError for weights that an exported folder does not hold; `choice` is whether others would do."""
     held = checkpoint[SECTION].get("weights", weights)
-    check(held == weights, f"{path}: was exported with its {held} weights only; ask for weights {held}")
+    way = f"ask for weights {held}" if choice else f"this needs the {weights} weights: export those"
+    check(held == weights, f"{path}: was exported with its {held} weights only; {way}")
 
 
 def check_same_model(saved: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> None:
@@ -152,9 +165,12 @@ def start_from(path: str | Path, network: Network) -> None:
         network: changed in place.
 
     Raises:
-        UserError: see `read`; or the two networks differ in more than that, naming the first tensor that does.
+        UserError: see `read`; the file holds no averaged weights; or the two networks differ in more than that, naming
+            the first tensor that does. What leaves no trace in tensors is for `check_start`.
     """
-    saved, ours = part(read(path)["state_dict"], EMA), network.state_dict()
+    checkpoint = read(path)
+    check_weights(path, checkpoint, "ema", choice=False)
+    saved, ours = part(checkpoint["state_dict"], EMA), network.state_dict()
     channels = network.image_channels
     for name in ours.keys() & saved.keys():
         first = saved[name]
@@ -169,6 +185,48 @@ def start_from(path: str | Path, network: Network) -> None:
     except UserError as error:
         raise UserError(f"init_from {path}: {error}") from error
     network.load_state_dict(saved)
+
+
+INDIFFERENT = ("dropout", "activation_checkpointing", "attn_resolutions")
+"""Arguments of networks that leave the meaning of weights alone, or that the names of tensors tell."""
+
+
+def check_start(config: Mapping[str, Any], network: Network) -> None:
+    """Raise UserError, naming the first difference, where init_from's weights mean something else in a model.
+
+    That is what shapes do not tell: settings of the network, its preconditioning, and, where `start_from` copied all
+    weights as they were, the parameterization.
+
+    Args:
+        config: of the model; nothing is checked where it has no init_from.
+        network: of the model.
+    """
+    path = config["init_from"]
+    if not path:
+        return
+    checkpoint = read(path)
+    there = checkpoint[SECTION]["config"]
+    check(there is not None, f"init_from {path}: has no configuration, which says what its weights mean; use another")
+    saved, ours = part(checkpoint["state_dict"], EMA), network.state_dict()
+    copied = all(saved[name].shape == tensor.shape for name, tensor in ours.items())
+    for section in ("network", "preconditioning", *(["parameterization"] if copied else [])):
+        theirs, own = (dict(_settings(c[section], f"model.{section}")) for c in (there, config))
+        for name in {**own, **theirs}:
+            values = [d.get(name, "absent") for d in (theirs, own)]
+            check(
+                values[0] == values[1] or name.rpartition(".")[2] in INDIFFERENT,
+                f"init_from {path}: {name} is {values[0]} there and {values[1]} here, so its weights mean something "
+                "else: make them the same",
+            )
+
+
+def _settings(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """Dotted names and plain values."""
+    if isinstance(value, Mapping):
+        for key, below in value.items():
+            yield from _settings(below, f"{name}.{key}")
+    else:
+        yield name, value
 
 
 def _first_line(error: Exception) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from warm_lightning.checkpoints import SECTION, check_same_model, read
+from warm_lightning.checkpoints import SECTION, check_same_model, check_start, read
 from warm_lightning.data import ImageDataModule
 from warm_lightning.errors import check
 from warm_lightning.lightning_cli import WarmCLI, user_errors
@@ -56,13 +56,15 @@ def build_module(config: Mapping[str, Any], overrides: Mapping[str, Any] | None 
         parsed = parser.parse_args(arguments, namespace=parser.parse_object({"model": dict(config)}))
         module = parser.instantiate(parsed).model
     module.config = json.loads(parser.dump(parsed, format="json", skip_none=False))["model"]
+    check_start(module.config, module.network)
     return module
 
 
 def load_checkpoint(path: str | Path, overrides: Mapping[str, Any] | None = None) -> DiffusionModule:
     """A trained module from its checkpoint or exported folder alone, on the CPU, in evaluation mode.
 
-    `.model()` of it is the diffusion model with averaged weights, whose `.sample(...)` makes images.
+    `.model()` of it is the diffusion model with averaged weights, whose `.sample(...)` makes images. Of a folder with
+    the last ones only, it is `.model("raw")`, and `.model()` is refused.
 
     Args:
         path: a `.ckpt` file that `warm fit` wrote, or a folder that `warm export` did.

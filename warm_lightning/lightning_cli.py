@@ -26,7 +26,7 @@ from warm_lightning.callbacks import (
     TrainingLog,
 )
 from warm_lightning.callbacks.checkpoints import FOLDER, LAST
-from warm_lightning.checkpoints import check_same_model, check_weights, read
+from warm_lightning.checkpoints import check_same_model, check_start, check_weights, read
 from warm_lightning.data import ImageDataModule
 from warm_lightning.errors import UserError, check
 from warm_lightning.module import DiffusionModule
@@ -151,8 +151,11 @@ class WarmCLI(LightningCLI):
         if self.config.get("subcommand") and self.settings.ckpt_path:
             checkpoint = read(self.settings.ckpt_path)
             check_same_model(checkpoint["state_dict"], self.model.state_dict())
-            weights = self.settings.scores.weights if self.config["subcommand"] == "test" else "ema"
-            check_weights(self.settings.ckpt_path, checkpoint, weights)
+            test = self.config["subcommand"] == "test"
+            weights = self.settings.scores.weights if test else "ema"
+            check_weights(self.settings.ckpt_path, checkpoint, weights, choice=test)
+        else:
+            check_start(self.model.config, self.model.network)
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         return super()._prepare_subcommand_kwargs(subcommand) | {"weights_only": True}

@@ -116,6 +116,7 @@ class DiffusionModule(LightningModule):
         self.stepped = False  # whether the batch that has just ended was the last of an optimizer step
         self.nonfinite_gradients = 0
         self.source: dict[str, Any] | None = None  # of weights that were not trained here
+        self.exported: Weights | None = None  # which weights there are, where these came from an exported model
         self.config: dict[str, Any] | None = None  # plain data that makes this module again; see config.py
         self.test_plan = TestPlan(rounds=())
         self.scored: dict[str, tuple[int, float]] = {}  # the latest scores, and the images seen by then
@@ -124,6 +125,8 @@ class DiffusionModule(LightningModule):
 
     def model(self, weights: Weights = "ema") -> DiffusionModel:
         """The diffusion model with the averaged weights ("ema") or with those being trained ("raw")."""
+        held = self.exported or weights
+        check(held == weights, f"the model was exported with its {held} weights only: ask for weights {held}")
         network = self.ema_network if weights == "ema" else self.network
         return DiffusionModel(network, self.process, self.parameterization, self.preconditioning, self.guidance)
 
@@ -288,3 +291,4 @@ class DiffusionModule(LightningModule):
         self.images_seen = checkpoint[SECTION]["images_seen"]
         self.nonfinite_gradients = checkpoint[SECTION]["nonfinite_gradients"]
         self.source = checkpoint[SECTION].get("source")
+        self.exported = checkpoint[SECTION].get("weights")

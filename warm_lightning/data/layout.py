@@ -15,9 +15,9 @@ from warm_lightning.data.readers import Reader
 from warm_lightning.errors import UserError, check
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
-OTHER_SUFFIXES = set(
-    ".apng .avif .gif .heic .heif .j2k .jfif .jp2 .jpe .jxl .pbm .pgm .pnm .ppm .svg .tga .tif .tiff".split()
-)
+OTHER_SUFFIXES = {".apng", ".avif", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jxl"} | {
+    *(".pbm", ".pgm", ".pnm", ".ppm", ".tga", ".tif", ".tiff")
+}
 HELD_OUT_FOLDERS = {"test", "val", "valid", "validation", "held_out"}
 
 

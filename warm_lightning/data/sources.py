@@ -41,8 +41,8 @@ def expand(path: str | Path) -> Path:
     """A path without `~`. Raises UserError where it can be none."""
     try:
         return Path(path).expanduser()
-    except RuntimeError as error:
-        raise UserError(f"{path}: {reason(error)} give the whole path of a folder or zip of images") from error
+    except RuntimeError as error:  # no such user
+        raise UserError(f"{path}: {reason(error)} Give the whole path of a folder or zip of images") from error
 
 
 def is_missing(path: str | Path) -> bool:

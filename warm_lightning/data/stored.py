@@ -119,7 +119,7 @@ def read_images(
     return torch.from_numpy(images)
 
 
-def _progress(reader: Reader, doing: str, names: Sequence[str]) -> tqdm[str]:
+def _progress(reader: Reader, doing: str, names: Sequence[str]) -> "tqdm[str]":
     silent = getattr(rank_zero_only, "rank", 0) != 0
     return tqdm(names, desc=f"{doing} {reader.path.name}", unit="img", delay=1, disable=silent)
 

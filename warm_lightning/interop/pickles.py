@@ -104,9 +104,7 @@ class _Machine:
         ignored: instructions that do nothing here.
     """
 
-    def __init__(
-        self, constructors: Mapping[str, Constructor], budget: int, ignored: frozenset[str] = IGNORED
-    ) -> None:
+    def __init__(self, constructors: Mapping[str, Constructor], budget: int, ignored: frozenset[str] = IGNORED) -> None:
         self.constructors = constructors
         self.budget = budget
         self.ignored = ignored
@@ -234,7 +232,9 @@ def storage_from_bytes(data: bytes) -> Storage:
     hold. The format: five pickles (magic number, version, system, the storage's persistent id, list of the keys of
     what follows), then the number of items as int64, and the items.
     """
-    file = io.BytesIO(_expect(data, bytes))
+    if _expect(data, bytes).startswith(b"PK"):
+        raise ValueError("a storage in an archive, which may be larger than the file")
+    file = io.BytesIO(data)
     names = dict.fromkeys(DTYPES, _uncallable)
     # With the instruction ignored, a persistent id stands for its object.
     machines = [_Machine(names, len(data), IGNORED | {"BINPERSID"}) for _ in range(5)]

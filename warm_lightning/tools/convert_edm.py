@@ -4,10 +4,12 @@ import hashlib
 from pathlib import Path
 from typing import cast
 
-from warm_lightning.checkpoints import write
+from warm_lightning.checkpoints import check_new, write
 from warm_lightning.config import build_module
+from warm_lightning.errors import UserError
 from warm_lightning.interop.edm import FAMILIES, load_edm_state
-from warm_lightning.interop.edm_snapshot import read_snapshot
+from warm_lightning.interop.edm_snapshot import Snapshot, read_snapshot
+from warm_lightning.module import DiffusionModule
 from warm_lightning.networks.unet import UNet
 
 
@@ -19,9 +21,30 @@ def convert_edm(src: Path, dst: Path) -> None:
 
     Args:
         src: the snapshot.
-        dst: the checkpoint to write, such as edm.ckpt.
+        dst: the checkpoint to write, a new file, such as edm.ckpt.
     """
+    check_new(dst)
     snapshot = read_snapshot(src)
+    try:
+        module = hot_model(snapshot)
+    except UserError as error:
+        raise UserError(f"{src}: {error}") from error
+    with src.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    weights = module.network.state_dict()
+    state_dict = {prefix + name: tensor for prefix in ("network.", "ema_network.") for name, tensor in weights.items()}
+    source = {"kind": "EDM snapshot", "file": src.name, "sha256": digest, "images_seen": None}
+    write(dst, state_dict, {"config": module.config, "images_seen": 0, "source": source})
+    count = sum(p.numel() for p in module.network.parameters())
+    print(f"{dst}: {type(module.network).__name__} with {count:,} parameters, {module.network.resolution} pixels")
+
+
+def hot_model(snapshot: Snapshot) -> DiffusionModule:
+    """The model that a snapshot is.
+
+    Raises:
+        UserError: if its settings make no network, or its tensors are of another one.
+    """
     module = build_module(
         {
             "network": {"class_path": FAMILIES[snapshot.family].__name__, "init_args": dict(snapshot.network)},
@@ -35,11 +58,4 @@ def convert_edm(src: Path, dst: Path) -> None:
         }
     )
     load_edm_state(cast(UNet, module.network), snapshot.state)
-    with src.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    weights = module.network.state_dict()
-    state_dict = {prefix + name: tensor for prefix in ("network.", "ema_network.") for name, tensor in weights.items()}
-    source = {"kind": "EDM snapshot", "file": src.name, "sha256": digest, "images_seen": None}
-    write(dst, state_dict, {"config": module.config, "images_seen": 0, "source": source})
-    count = sum(p.numel() for p in module.network.parameters())
-    print(f"{dst}: {type(module.network).__name__} with {count:,} parameters, {module.network.resolution} pixels")
+    return module

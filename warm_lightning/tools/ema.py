@@ -11,10 +11,11 @@ from tqdm import tqdm
 from warm_lightning.callbacks.checkpoints import FOLDER as CHECKPOINTS
 from warm_lightning.callbacks.checkpoints import LAST
 from warm_lightning.callbacks.posthoc import FOLDER, KEY
-from warm_lightning.checkpoints import EMA, RAW, SECTION, part, read, write
+from warm_lightning.checkpoints import EMA, RAW, SECTION, check_new, part, read, write
 from warm_lightning.ema import PowerEMA, Profile, combination
 from warm_lightning.errors import UserError, check
 
+KIND = "post-hoc EMA"
 Snapshots = list[tuple[Path, Profile]]
 
 
@@ -23,16 +24,18 @@ def ema(run: Path, dst: Path, sigma_rel: float, images: float | None = None) -> 
 
     Args:
         run: folder of a run with --posthoc_ema.sigma_rel.
-        dst: the checkpoint to write, whose raw weights are the averaged ones too; in the run's folder of checkpoints,
-            `warm export` finds what else there is to know of it.
+        dst: the checkpoint to write, a new file, whose raw weights are the averaged ones too; in the run's folder of
+            checkpoints, `warm export` finds what else there is to know of it.
         sigma_rel: standard deviation of the average in time, relative to the training so far, such as 0.08.
         images: end the average where training had seen so many images: one of the snapshots'. The last if not given.
     """
+    check_new(dst)
     wanted = PowerEMA(sigma_rel)
     snapshots = find_snapshots(run / FOLDER)
     times = sorted({int(profile.images) for _, profile in snapshots})
-    end = times[-1] if images is None else int(images)
-    check(end in times, f"--images {end}: no snapshot was taken there, but at {', '.join(map(str, times))}")
+    end = times[-1] if images is None else images
+    check(end in times, f"--images {end:.15g}: no snapshot was taken there, but at {', '.join(map(str, times))}")
+    end = int(end)
     snapshots = [(path, profile) for path, profile in snapshots if profile.images <= end]
     shares, left = combination([profile for _, profile in snapshots], Profile(wanted.gamma, end))
 
@@ -42,7 +45,7 @@ def ema(run: Path, dst: Path, sigma_rel: float, images: float | None = None) -> 
     weights = part(checkpoint["state_dict"], EMA)
     weights |= weighted_sum(snapshots, shares, weights)
     source = {
-        "kind": "post-hoc EMA",
+        "kind": KIND,
         "sigma_rel": sigma_rel,
         "snapshots": len(snapshots),
         "distance_from_profile": left,

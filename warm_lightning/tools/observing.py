@@ -45,5 +45,5 @@ def open_images(path: str) -> ImageSet:
 def check_out(path: str | None) -> None:
     """Raise UserError unless a result can be written to a path, if one is given; before the work that leads to it."""
     if path:
-        check(not Path(path).is_dir(), f"--out {path}: is a folder: name a file")
+        check(not Path(path).is_dir(), f"{path}: is a folder: name a file")
         writable_folder(Path(path).parent)
