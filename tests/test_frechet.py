@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from warm_lightning.metrics.frechet import Moments, Normal, frechet_distance
+from warm_lightning.metrics.parallel import total
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -108,6 +109,7 @@ def in_process(rank: int, folder: Path) -> None:
     moments = Moments(30)
     for part in (draw(501, 30).abs() + 3)[rank::2].split(64):
         moments.update(part)
+    assert total(rank + 1, torch.device("cpu")) == 3
     torch.save(moments.compute(), folder / f"{rank}.pt")
     dist.destroy_process_group()
 

@@ -85,8 +85,16 @@ def test_training_augments_and_tells_the_network_and_nothing_else_does(monkeypat
     monkeypatch.setattr(DiffusionModel, "outputs", note)
     monkeypatch.setattr(DenoiseDeblur, "targets", lambda self, u0, g: seen.append(u0) or targets(self, u0, g))
     module = DiffusionModule(told_network, parameterization=DenoiseDeblur(), augment=Shift(), duration=32)
-    trainer = Trainer(accelerator="cpu", max_steps=1, limit_val_batches=1, num_sanity_val_steps=0, logger=False,
-                      use_distributed_sampler=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)  # fmt: skip
+    trainer = Trainer(
+        accelerator="cpu",
+        max_steps=1,
+        limit_val_batches=1,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+    )
     data = Digits(batch_size=32)
     trainer.fit(module, datamodule=data)  # a step, and a validation batch at its end
     assert len(seen) == len(told) == 2

@@ -27,6 +27,7 @@ from warm_lightning.metrics import (
     summarise_rounds,
 )
 from warm_lightning.metrics.digits import cache_path
+from warm_lightning.metrics.neighbours import precision_recall
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -164,18 +165,20 @@ def test_neighbours_of_many_images_are_those_of_a_random_part_of_the_data():
 
 
 def test_precision_and_recall_are_of_as_many_images_of_either_set(digits):
-    """Balls to the 3rd neighbour of 1,000 images are smaller than those of 100: unequal sets would favour recall."""
     order = torch.randperm(1797, generator=torch.Generator().manual_seed(0))
     few, many = digits[order[:100]], digits[order[100:1100]]
-    scores = against(Pixels(), many, max_neighbours=1000)
-    values = score(scores, few)
-    assert values["precision100_pixel"] == pytest.approx(values["recall100_pixel"], abs=0.2)  # chance: 0.05 each
+    pixels = Pixels()
+    scores = against(pixels, many, max_neighbours=1000)
+    values, features = score(scores, few), scores.reference.features
+    found = values["precision100_pixel"], values["recall100_pixel"]
+    assert found == precision_recall(pixels(few)[0], features[:100])
+    assert found != precision_recall(pixels(few)[0], features)
     assert scores.describe(100)["precision_recall"]["images_of_each"] == 100
-    assert "not VGG-16's" in scores.describe(100)["precision_recall"]["features"]
-    # Of fewer images of data than samples the names say so, too.
-    values = score(against(Pixels(), few, max_neighbours=1000), many)
-    assert {"precision_pixel", "recall_pixel", "kid1k_pixel", "fd1k_pixel"} <= set(values)  # 100 of 100
-    assert values["precision_pixel"] == pytest.approx(values["recall_pixel"], abs=0.2)
+    # With fewer images of data than samples it is the samples that are cut, and the names say so: 100 of all 100.
+    scores = against(pixels, few, max_neighbours=1000)
+    values, features = score(scores, many), scores.reference.features
+    assert {"kid1k_pixel", "fd1k_pixel"} <= set(values)
+    assert (values["precision_pixel"], values["recall_pixel"]) == precision_recall(pixels(many[:100])[0], features)
 
 
 def test_names_say_how_many_samples_but_for_as_many_as_images_of_data(digits):
