@@ -8,6 +8,7 @@ DEMO ?= runs/demo
 MINUTES ?= 5
 DATA ?= data
 OUT ?= docs/measurements
+JOBS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint format bench gpu-check clean
@@ -34,8 +35,8 @@ demo: setup  ## train on digits, sample and score: about 5 minutes on two CPU co
 	@echo '  checkpoints/last.ckpt   warm generate --ckpt_path $(DEMO)/checkpoints/last.ckpt --seeds 64-127 --outdir more'
 	@echo '  events.out.tfevents…    $(BIN)/tensorboard --logdir $(DEMO)'
 
-test: setup  ## run all tests that need no GPU (under 12 minutes on two cores)
-	$(BIN)/python -m pytest -m 'not gpu' $(ARGS)
+test: setup  ## run all tests that need no GPU, JOBS at a time (under 12 minutes on two cores)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m 'not gpu' $(ARGS)
 
 lint: setup  ## ruff and mypy
 	$(BIN)/ruff check .
