@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning import Trainer
 from small import SMALL, here
 from test_rounds import options, scores, trained  # noqa: F401  (a fixture)
 
@@ -15,6 +16,7 @@ from warm_lightning.callbacks.rounds import FILE, reference_identity
 from warm_lightning.checkpoints import EMA, part, read
 from warm_lightning.cli import main
 from warm_lightning.data import Digits
+from warm_lightning.errors import UserError
 from warm_lightning.metrics import Observer, Pixels, Reference, Scores
 from warm_lightning.metrics.frechet import Normal
 from warm_lightning.metrics.records import tensors_hash
@@ -27,12 +29,21 @@ def ckpt(trained: Path) -> Path:  # noqa: F811
     return trained
 
 
-@pytest.mark.parametrize("option", ["limit_test_batches=1", "limit_test_batches=0.5", "fast_dev_run=true"])
+@pytest.mark.parametrize("option", ["limit_test_batches=0.5", "fast_dev_run=true"])
 def test_a_part_of_a_round_is_not_scored_as_one(ckpt, tmp_path, capsys, option) -> None:
     capsys.readouterr()
     assert main(options(ckpt, tmp_path, "--scores.batch_size=4", f"--trainer.{option}")) == 2
     assert "leave them out and set scores.num_images" in capsys.readouterr().err
     assert not (tmp_path / FILE).exists()
+
+
+def test_one_batch_is_not_all_batches() -> None:
+    # Lightning's 1 is one batch and its 1.0 is all of them; from the command line, either can become of a 1.
+    callback = ScoreSamples([Pixels()])
+    settings = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    callback.setup(Trainer(**settings, limit_test_batches=1.0), SimpleNamespace(), "test")
+    with pytest.raises(UserError, match="limit_test_batches"):
+        callback.setup(Trainer(**settings, limit_test_batches=1), SimpleNamespace(), "test")
 
 
 def test_a_round_of_too_few_images_is_not_kept(ckpt, tmp_path, capsys, monkeypatch) -> None:
