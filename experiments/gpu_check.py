@@ -23,7 +23,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from experiments.gpu_speed import MODES, measure_inception, measure_sampling, measure_training
 from experiments.machine import describe, peak_memory

@@ -199,7 +199,7 @@ def measure_inception(device: str, limit: float, batch_size: int = 256, size: in
         observe = Observer(extractor, batch_size, device)
         times = rounds({"features": lambda: observe(images)}, "Inception", limit)["features"]
     rate = batch_size / statistics.median(times)
-    weights = "published" if known else "random"
+    weights = ("published" if extractor.describe()["published_weights"] else "other") if known else "random"
     memory = peak_memory(device)
     return {"batch_size": batch_size, "weights": weights, "images_per_second": rate, "peak_memory_bytes": memory}
 

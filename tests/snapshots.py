@@ -40,7 +40,7 @@ def torch_utils() -> Iterator[None]:
     module = types.ModuleType("torch_utils.persistence")
     _reconstruct_persistent_obj.__module__ = module.__name__
     _reconstruct_persistent_obj.__qualname__ = _reconstruct_persistent_obj.__name__
-    module._reconstruct_persistent_obj = _reconstruct_persistent_obj  # type: ignore[attr-defined]
+    module._reconstruct_persistent_obj = _reconstruct_persistent_obj
     names = {"torch_utils": types.ModuleType("torch_utils"), module.__name__: module}
     sys.modules.update(names)
     try:

@@ -1,7 +1,9 @@
 """`warm export`: the folder gives the same samples as the checkpoint, and says what it is."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -100,6 +102,20 @@ def test_card_says_what_there_is_to_know(run: Path, exported: Path) -> None:
     for name in scores:
         assert name == "protocol" or name in card
     assert yaml.safe_load(card.split("```yaml\n")[1].split("```")[0]) == load_checkpoint(last(run)).config
+
+
+@pytest.mark.parametrize("weights", ["ema", "raw"])
+def test_the_cards_instructions_work(weights: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "model"
+    here("export", str(last(run)), str(folder), f"--weights={weights}")
+    card = (folder / "README.md").read_text().replace("path/of/this/folder", str(folder))
+    names: dict[str, Any] = {}
+    exec(card.split("```python\n")[1].split("```")[0], names)
+    assert names["images"].shape == (4, 1, 8, 8)
+    (command,) = (line.split() for line in card.splitlines() if line.startswith("    warm generate"))
+    here(*command[1:])
+    assert len(list((tmp_path / "samples").iterdir())) == 64
 
 
 def test_without_a_run_the_card_says_so(run: Path, tmp_path: Path, reference_dir: Path) -> None:
@@ -205,12 +221,12 @@ def test_an_exported_model_can_be_started_from(exported: Path) -> None:
         (lambda f: age(f / "config.yaml"), "format 99"),
     ],
 )
-def test_damaged_folders_get_one_line(harm: object, words: str, exported: Path, tmp_path: Path) -> None:
+def test_damaged_folders_get_one_line(harm: Callable[[Path], None], words: str, exported: Path, tmp_path: Path) -> None:
     folder = tmp_path / "copy"
     folder.mkdir()
     for name, content in contents(exported).items():
         (folder / name).write_bytes(content)
-    harm(folder)  # type: ignore[operator]
+    harm(folder)
     with pytest.raises(UserError, match=words) as raised:
         load_checkpoint(folder)
     assert "\n" not in str(raised.value)

@@ -119,7 +119,7 @@ def test_extractors_get_batches_that_the_sampler_gets() -> None:
     module = SimpleNamespace(device=torch.device("cpu"), data=Digits())
     for batch_size, expected in ((32, 32), (1000, 250)):
         callback = ScoreSamples([Pixels()], batch_size=batch_size, companions=False, max_neighbours=50)
-        callback.prepare(module)  # type: ignore[arg-type]
+        callback.prepare(module)
         assert callback.scores[0].observer.batch_size == expected
 
 

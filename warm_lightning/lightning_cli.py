@@ -220,6 +220,7 @@ def quieten() -> None:
         "in eval mode",
         "LeafSpec",
         "returned a view",
+        "Grad strides do not match",  # DDP's, of 1×1 kernels, whose strides mean nothing
     ):
         warnings.filterwarnings("ignore", message=f".*{hint}.*")
 

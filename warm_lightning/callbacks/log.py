@@ -1,10 +1,11 @@
 """What goes to TensorBoard while training, against images seen."""
 
 import time
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning import Callback, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 
 from warm_lightning.module import DiffusionModule
 from warm_lightning.types import Batch
@@ -39,7 +40,7 @@ class TrainingLog(Callback):
         quartile = torch.bucketize(outputs["clock"], self.edges.to(outputs["clock"]))
         rows = torch.cat([losses, torch.ones_like(losses[:, :1])], dim=1)
         self.sums = self.sums.index_add(0, quartile, rows.to(self.sums))
-        if pl_module.stepped and trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        if pl_module.stepped and trainer.global_step % cast(Any, trainer).log_every_n_steps == 0:
             self.write(trainer, pl_module)
 
     def write(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
@@ -64,6 +65,8 @@ class TrainingLog(Callback):
         values = {name: float(v) for name, v in trainer.callback_metrics.items() if name.startswith("val/")}
         for logger in trainer.loggers:
             logger.log_metrics(values, step=pl_module.images_seen)
+        if trainer.state.fn == TrainerFn.VALIDATING and trainer.is_global_zero:
+            print(*(f"{name:<20} {value:.5g}" for name, value in values.items()), sep="\n")
 
     def losses(self, sums: torch.Tensor, name: str) -> dict[str, float]:
         """Mean losses [branches] and their sum, from sums whose last entry is the number of images."""

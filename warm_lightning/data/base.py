@@ -21,7 +21,7 @@ class _Learner(Protocol):
     seed: int
     images_seen: int
 
-    def seed_loader(self) -> DataLoader: ...
+    def seed_loader(self) -> list[DataLoader]: ...
 
 
 class ImageDataModule(LightningDataModule, ABC):
@@ -47,7 +47,7 @@ class ImageDataModule(LightningDataModule, ABC):
 
     @abstractmethod
     def load(self, split: str) -> ImageSet | None:
-        """Read the split "train" or "held_out" into memory; None for a held-out split that does not exist.
+        """The split "train" or "held_out"; None for a held-out split that does not exist.
 
         Raises:
             UserError: the data are not there or not as they should be.
@@ -118,7 +118,7 @@ class ImageDataModule(LightningDataModule, ABC):
         micro_batch = max(1, self.batch_size // world_size)
         return self._loader(StoredOrder(images), strided_batches(len(images), micro_batch, rank, world_size))
 
-    def test_dataloader(self) -> DataLoader:
+    def test_dataloader(self) -> list[DataLoader]:
         """Seeds to sample, which the LightningModule knows: Lightning asks the data module alone."""
         return cast(_Learner, self._attached_trainer().lightning_module).seed_loader()
 

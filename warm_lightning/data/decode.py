@@ -135,7 +135,7 @@ def open_image(reader: Reader, name: str) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(content), formats=FORMATS)
         deep = image.mode.startswith(DEEP_MODES) or (image.format == "PNG" and content[PNG_DEPTH] > 8)
-        animated = image.format in ("PNG", "WEBP") and image.is_animated  # type: ignore[attr-defined]
+        animated = image.format in ("PNG", "WEBP") and getattr(image, "is_animated", False)
         if "exif" in image.info and not deep and not animated:  # Pillow looks for it behind the pixels of other PNGs
             ImageOps.exif_transpose(image, in_place=True)
     except MemoryError:

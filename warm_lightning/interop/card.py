@@ -30,12 +30,12 @@ license: other  # to be filled in
 from warm_lightning import load_checkpoint
 
 module = load_checkpoint("path/of/this/folder")
-images = module.model().sample(module.sampler, seeds=[0, 1, 2, 3])  # [4, C, H, W], about -1 to 1
+images = module.model({choice}).sample(module.sampler, seeds=[0, 1, 2, 3])  # [4, C, H, W], about -1 to 1
 ```
 
-or, with `pip install warm-lightning=={version}`:
+or, with warm_lightning {version} installed:
 
-    warm generate --ckpt_path path/of/this/folder --seeds 0-63 --outdir samples
+    warm generate --ckpt_path path/of/this/folder --seeds 0-63 --outdir samples{option}
 
 `model.safetensors` holds the {weights} weights, `config.yaml` what the model is made from.
 
@@ -80,6 +80,8 @@ def model_card(
         training=_list(_training(section, run)),
         scores=_scores(scores, {"images_seen": section["images_seen"], "weights": weights, "weights_sha256": sha256}),
         version=section["package_version"],
+        choice="" if weights == "ema" else f'"{weights}"',
+        option="" if weights == "ema" else f" --weights {weights}",
         weights=WEIGHTS[weights],
         config=yaml.safe_dump(config, sort_keys=False, allow_unicode=True),
     )

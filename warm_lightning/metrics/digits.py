@@ -98,7 +98,7 @@ def train_classifier() -> dict[str, Tensor]:
         for layer in network:
             if isinstance(layer, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_uniform_(layer.weight, generator=generator)
-                nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+                nn.init.zeros_(layer.get_parameter("bias"))
         steps = len(images) // BATCH
         optimizer = torch.optim.AdamW(network.parameters(), LEARNING_RATE)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, EPOCHS * steps)

@@ -69,8 +69,8 @@ def to_bytes(reference: Reference, observer: Observer, memorisation: bool = Fals
         "training": reference.training if memorisation else None,
     }
     content = io.BytesIO()
-    kept = {name: tensor.cpu().numpy() for name, tensor in arrays.items() if tensor is not None}
-    np.savez(content, facts=np.array(to_json(facts, indent=None)), **kept)  # type: ignore[arg-type]
+    kept: dict[str, Any] = {name: tensor.cpu().numpy() for name, tensor in arrays.items() if tensor is not None}
+    np.savez(content, facts=np.array(to_json(facts, indent=None)), **kept)
     return content.getvalue()
 
 

@@ -4,7 +4,7 @@ import hashlib
 from pathlib import Path
 from typing import cast
 
-from warm_lightning.checkpoints import check_new, write
+from warm_lightning.checkpoints import EMA, RAW, check_new, write
 from warm_lightning.config import build_module
 from warm_lightning.errors import UserError
 from warm_lightning.interop.edm import FAMILIES, load_edm_state
@@ -32,7 +32,7 @@ def convert_edm(src: Path, dst: Path) -> None:
     with src.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     weights = module.network.state_dict()
-    state_dict = {prefix + name: tensor for prefix in ("network.", "ema_network.") for name, tensor in weights.items()}
+    state_dict = {prefix + name: tensor for prefix in (RAW, EMA) for name, tensor in weights.items()}
     source = {"kind": "EDM snapshot", "file": src.name, "sha256": digest, "images_seen": None}
     write(dst, state_dict, {"config": module.config, "images_seen": 0, "source": source})
     count = sum(p.numel() for p in module.network.parameters())
