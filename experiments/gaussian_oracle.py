@@ -1,4 +1,4 @@
-"""What blurring and few steps cost the sampler alone, without any training (DESIGN, section 4).
+"""What blurring and few steps cost the sampler alone, without any training.
 
     python -m experiments.gaussian_oracle --data cifar10.zip --out gaussian_oracle.json
 

@@ -141,7 +141,7 @@ def random_images(count: int, channels: int, size: int) -> ImageSet:
     """Images of noise in memory, without classes."""
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (count, channels, size, size), dtype=torch.uint8, generator=generator)
-    return ImageSet(pixels, torch.zeros(count, dtype=torch.int64), ())
+    return ImageSet.without_classes(pixels)
 
 
 def loaded(images: ImageSet, batch_size: int, device: str) -> Iterator[Batch]:

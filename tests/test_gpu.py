@@ -16,8 +16,9 @@ from small import DIGITS
 from torch import Tensor
 
 from warm_lightning import load_config
+from warm_lightning.data import ImageSet
 from warm_lightning.images import quantise
-from warm_lightning.metrics import InMemory, Observer, Pixels, Scores, measure
+from warm_lightning.metrics import Observer, Pixels, Scores, measure
 from warm_lightning.module import DiffusionModule
 from warm_lightning.networks import DDPMpp
 from warm_lightning.rng import BatchDraws, SeedStreams
@@ -258,7 +259,11 @@ def test_scores_are_those_of_the_cpu() -> None:
     values = []
     for device in ("cpu", DEVICE):
         observer = Observer(Pixels(), 64, device)
-        scores = Scores(observer, measure(observer, InMemory(images[:300]), InMemory(images[300:350])), (3, 8, 8))
+        scores = Scores(
+            observer,
+            measure(observer, *map(ImageSet.without_classes, (images[:300], images[300:350]))),
+            (3, 8, 8),
+        )
         scores.update(images[350:].to(device))
         count, found = scores.compute()
         values.append({**found, **scores.companions(count)})

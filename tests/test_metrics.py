@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torchmetrics.image.inception import InceptionScore as TorchmetricsInceptionScore
 from torchmetrics.image.kid import KernelInceptionDistance
 
-from warm_lightning.data import Digits
+from warm_lightning.data import Digits, ImageSet
 from warm_lightning.images import quantise
-from warm_lightning.metrics import InMemory, gaussian, neighbours
+from warm_lightning.metrics import gaussian, neighbours
 from warm_lightning.metrics import kernel_distance as kernel_distance_module
 from warm_lightning.metrics.gaussian import moment_matched
 from warm_lightning.metrics.inception_score import InceptionScore
@@ -161,7 +161,7 @@ def test_the_hash_of_tensors_is_of_names_shapes_and_values_whatever_their_order_
 
 def test_gaussian_has_the_datas_mean_and_covariance():
     images = Digits().train_images().all() // 4 + 96  # far from black and white, where draws would be cut off
-    draws = moment_matched(InMemory(images), 20_000).flatten(1).double()
+    draws = moment_matched(ImageSet.without_classes(images), 20_000).flatten(1).double()
     pixels = images.flatten(1).double()
     covariance = pixels.T.cov()
     error = draws.mean(0) - pixels.mean(0)
@@ -174,7 +174,7 @@ def test_gaussian_has_the_datas_mean_and_covariance():
 
 def test_gaussian_of_few_images_stays_in_their_span_and_depends_on_the_seed_alone(monkeypatch):
     images = noise_images(5, 3, 8, 8) // 8 + 112  # far from black and white, where draws would be cut off
-    draws = moment_matched(InMemory(images), 20, seed=3)
+    draws = moment_matched(ImageSet.without_classes(images), 20, seed=3)
     pixels = images.flatten(1).double()
     basis = torch.linalg.qr((pixels - pixels.mean(0)).T).Q[:, :4]
     centred = draws.flatten(1).double() - pixels.mean(0)
@@ -183,7 +183,7 @@ def test_gaussian_of_few_images_stays_in_their_span_and_depends_on_the_seed_alon
     torch.rand(1)
     sizes = []
     monkeypatch.setattr(gaussian, "quantise", lambda x: sizes.append(len(x)) or quantise(x))
-    moment_matched(InMemory(images), gaussian.CHUNK + 5)
+    moment_matched(ImageSet.without_classes(images), gaussian.CHUNK + 5)
     assert sizes == [gaussian.CHUNK, 5]  # never a second copy of all draws in float32
-    assert torch.equal(draws, moment_matched(InMemory(images), 20, seed=3))
-    assert not torch.equal(draws, moment_matched(InMemory(images), 20, seed=4))
+    assert torch.equal(draws, moment_matched(ImageSet.without_classes(images), 20, seed=3))
+    assert not torch.equal(draws, moment_matched(ImageSet.without_classes(images), 20, seed=4))

@@ -144,6 +144,14 @@ def test_non_finite_gradients_are_replaced_and_counted() -> None:
     assert module.nonfinite_gradients == 3
 
 
+def test_validation_prints_the_losses_of_each_branch(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    here("validate", *SMALL, f"--trainer.default_root_dir={run}")
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    found = {line[0]: float(line[1]) for line in lines if line and line[0].startswith("val/")}
+    assert found["val/loss"] == pytest.approx(found["val/loss_denoise"] + found["val/loss_deblur"], rel=1e-3)
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Ten steps with everything that a run may leave behind."""

@@ -49,10 +49,9 @@ def stored(folder: Path) -> list[dict]:
 @pytest.mark.parametrize(
     ("count", "batch_size", "world_size"), [(1797, 256, 1), (513, 256, 2), (50_000, 250, 8), (7, 3, 4), (9, 4, 9)]
 )
-def test_devices_share_the_seeds_of_a_round_in_as_many_batches_each(count, batch_size, world_size) -> None:
+def test_devices_share_the_seeds_of_a_round(count, batch_size, world_size) -> None:
     plan = Plan([range(count), range(count, 2 * count)], batch_size)
     shares = [plan.batches(1, rank, world_size) for rank in range(world_size)]
-    assert len({len(batches) for batches in shares}) == 1
     assert max(len(batch) for batches in shares for batch in batches) <= batch_size
     for rank, batches in enumerate(shares):
         assert [seed for batch in batches for seed in batch] == list(range(count + rank, 2 * count, world_size))

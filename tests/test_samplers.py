@@ -1,4 +1,4 @@
-"""Samplers against the oracles: the whole loop without a network (DESIGN, sections 2 and 4)."""
+"""Samplers against the oracles: the whole loop without a network."""
 
 import itertools
 import math

@@ -11,8 +11,8 @@ import torch
 from small import DIGITS
 
 from warm_lightning.cli import main
-from warm_lightning.data import Digits
-from warm_lightning.metrics import InMemory, Observer, Pixels, Scores, measure
+from warm_lightning.data import Digits, ImageSet
+from warm_lightning.metrics import Observer, Pixels, Scores, measure
 from warm_lightning.metrics.frechet import Normal, frechet_distance
 from warm_lightning.pictures import write_png
 
@@ -53,7 +53,7 @@ def test_score_of_a_zip_against_a_folder(warm, folders, digits, capsys) -> None:
     warm("score", "noisy.zip", "data", *PIXELS, "--batch_size=7", "--out=score.json")
     scores = json.loads((folders / "score.json").read_text())
     observer = Observer(Pixels())
-    direct = Scores(observer, measure(observer, InMemory(digits[:300]), source="data"), (1, 8, 8))
+    direct = Scores(observer, measure(observer, ImageSet.without_classes(digits[:300]), source="data"), (1, 8, 8))
     noise = torch.randint(-40, 41, (60, 1, 8, 8), generator=torch.Generator().manual_seed(0))
     direct.update((digits[400:460] + noise).clamp(0, 255).to(torch.uint8))
     count, values = direct.compute()

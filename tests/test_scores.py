@@ -11,13 +11,12 @@ import torch.distributed as dist
 from processes import spawn
 from torch import Tensor
 
-from warm_lightning.data import CIFAR10, Digits
+from warm_lightning.data import CIFAR10, Digits, ImageSet
 from warm_lightning.errors import UserError
 from warm_lightning.metrics import (
     DigitsFeatures,
     FeatureExtractor,
     ImportedFeatures,
-    InMemory,
     Observer,
     Pixels,
     ScoreProtocol,
@@ -48,10 +47,10 @@ def against(
 ) -> Scores:
     """Scores against some images."""
     observer = Observer(extractor, batch_size)
-    unseen = None if held_out is None else InMemory(held_out)
+    unseen = None if held_out is None else ImageSet.without_classes(held_out)
     protocol = {"max_neighbours": 500, **protocol}
-    reference = measure(observer, InMemory(data), unseen, protocol=ScoreProtocol(**protocol))
-    return Scores(observer, reference, InMemory(data).shape)
+    reference = measure(observer, ImageSet.without_classes(data), unseen, protocol=ScoreProtocol(**protocol))
+    return Scores(observer, reference, ImageSet.without_classes(data).shape)
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +190,7 @@ def test_names_say_how_many_samples_but_for_as_many_as_images_of_data(digits):
 
 def test_images_of_another_size_than_the_references_are_refused(digits):
     observer = Observer(ImportedFeatures(f"{__name__}:Mean", "mean"))
-    reference = measure(observer, InMemory(digits[:50]))
+    reference = measure(observer, ImageSet.without_classes(digits[:50]))
     with pytest.raises(UserError, match=r"images of \(1, 16, 4\) cannot be scored against data of \(1, 8, 8\)"):
         Scores(observer, reference, (1, 16, 4))
 

@@ -11,11 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from warm_lightning.data import Digits
+from warm_lightning.data import Digits, ImageSet
 from warm_lightning.errors import UserError
 from warm_lightning.metrics import (
     ImportedFeatures,
-    InMemory,
     Observer,
     Pixels,
     Reference,
@@ -24,6 +23,8 @@ from warm_lightning.metrics import (
     read_statistics,
 )
 from warm_lightning.metrics.statistics import to_bytes
+
+plain = ImageSet.without_classes
 
 
 class Halves(torch.nn.Module):
@@ -42,7 +43,7 @@ def observer() -> Observer:
 @pytest.fixture(scope="module")
 def measured(observer) -> Reference:
     digits = Digits().train_images().all()
-    return measure(observer, InMemory(digits[:300]), InMemory(digits[300:400]), source="digits")
+    return measure(observer, plain(digits[:300]), plain(digits[300:400]), source="digits")
 
 
 def score(observer: Observer, reference: Reference) -> tuple[dict[str, float], dict[str, float]]:
@@ -113,8 +114,8 @@ def test_a_file_of_another_program_gives_the_frechet_distance_alone(observer, me
 
 def test_moments_may_come_from_elsewhere_than_the_rest(observer, measured):
     digits = Digits().train_images().all()
-    other = measure(observer, InMemory(digits[700:1000]), companions=False).normal
-    mixed = measure(observer, InMemory(digits[:300]), InMemory(digits[300:400]), normal=other)
+    other = measure(observer, plain(digits[700:1000]), companions=False).normal
+    mixed = measure(observer, plain(digits[:300]), plain(digits[300:400]), normal=other)
     (values, companions), expected = score(observer, mixed), score(observer, measured)
     different = [name for name, value in values.items() if value != expected[0][name]]
     assert different == ["fd100_halves"]

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,8 +14,10 @@ from lightning.pytorch.strategies import FSDPStrategy
 from small import AUGMENTED, SMALL, command, environment, here, warm
 from torch import nn
 
+from warm_lightning.callbacks import SampleGrid, ScoreSamples
 from warm_lightning.checkpoints import read
 from warm_lightning.errors import UserError
+from warm_lightning.metrics import Pixels
 from warm_lightning.strategies import check_strategy, check_unsharded, gathered, local
 
 # Dropout off: its generator is seeded by the images a device has, and the split of the batch decides that.
@@ -114,6 +117,13 @@ def test_raw_weights_are_not_sampled_by_one_device_of_many() -> None:
     check_unsharded(Trainer(accelerator="cpu", logger=False).strategy, "raw")
     with pytest.raises(UserError, match="weights ema"):
         check_unsharded(sharded, "raw")
+
+
+def test_raw_weights_that_are_sharded_are_not_scored() -> None:
+    sharded = Trainer(accelerator="cpu", strategy="fsdp2", logger=False)
+    for callback in (ScoreSamples([Pixels()], weights="raw"), SampleGrid(weights="raw")):
+        with pytest.raises(UserError, match="weights ema"):
+            callback.setup(sharded, SimpleNamespace(), "fit")
 
 
 def test_channels_last_is_not_sharded() -> None:

@@ -1,10 +1,8 @@
 """A network, and what makes a diffusion model of it: the `Estimator` that samplers ask."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -46,15 +44,9 @@ class TestPlan:
         return f"{self.rounds[number][0]}-{self.rounds[number][-1]}"
 
     def batches(self, number: int, rank: int = 0, world_size: int = 1) -> list[range]:
-        """Every `world_size`-th seed of a round, from `rank`, in batches of about the same size.
-
-        As many on every device, for some sample together; only with batches of one image can there be one less.
-        """
-        seeds = self.rounds[number]
-        mine = seeds[rank::world_size]
-        parts = math.ceil(math.ceil(len(seeds) / world_size) / self.batch_size)
-        edges = [len(mine) * i // parts for i in range(parts + 1)]
-        return [mine[i:j] for i, j in pairwise(edges) if i < j]
+        """Every `world_size`-th seed of a round, from `rank`, in batches."""
+        mine = self.rounds[number][rank::world_size]
+        return [mine[i : i + self.batch_size] for i in range(0, len(mine), self.batch_size)]
 
 
 def one_hot(classes: Tensor, label_dim: int) -> Tensor | None:

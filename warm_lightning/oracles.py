@@ -1,4 +1,4 @@
-"""Networks that are right by construction (DESIGN, section 4): the truth without training.
+"""Networks that are right by construction: the truth without training.
 
 Each is an `Estimator` for one process, a drop-in for a trained model wherever a sampler asks.
 """

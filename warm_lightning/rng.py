@@ -1,6 +1,6 @@
 """Randomness that is a function of what it is for, never of when, where or in which batch it is drawn.
 
-Training draws are keyed by (seed, images seen) and sampling draws by the image's seed (DESIGN, section 6).
+Training draws are keyed by (seed, images seen) and sampling draws by the image's seed.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""One loop for every sampler: grids of levels, rules for a step, and the loop (DESIGN, section 2)."""
+"""One loop for every sampler: grids of levels, rules for a step, and the loop."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable

@@ -39,7 +39,7 @@ def check_strategy(strategy: Strategy, network: nn.Module) -> None:
 
 
 def check_unsharded(strategy: Strategy, weights: str) -> None:
-    """Raise UserError where one device alone would have to sample with weights that are spread over all."""
+    """Raise UserError for sampling with weights that are spread over all devices, who sample each for itself."""
     check(
         weights == "ema" or not isinstance(strategy, ModelParallelStrategy),
         "trainer.strategy fsdp2 spreads the weights being trained over all devices: sample with weights ema",

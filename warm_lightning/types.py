@@ -1,8 +1,8 @@
 """The vocabulary that processes, parameterizations, samplers and oracles share.
 
-Everything is diagonal in frequency (DESIGN: formula F): with `u = Vᵀx` the orthonormal DCT-II of an image,
+Everything is diagonal in frequency: with `u = Vᵀx` the orthonormal DCT-II of an image,
 
-    u_t = A_t ∘ u_0 + B_t ∘ z,      z ~ N(0, I).
+    u_t = A_t ∘ u_0 + B_t ∘ z,      z ~ N(0, I).      (F)
 
 `Level` says where on the blur-noise plane an image is, `Gains` what A_t and B_t are there, and
 `Estimate` what somebody (a network, an oracle) believes about u_0 and z.

@@ -8,15 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from warm_lightning import __version__
 from warm_lightning.metrics import Scores
 from warm_lightning.metrics.records import tensors_hash, to_json
 from warm_lightning.model import Weights
 from warm_lightning.module import DiffusionModule
 from warm_lightning.pictures import write_file
-from warm_lightning.strategies import gathered
 
 FILE = "rounds.json"
 NONFINITE = "nonfinite_images"  # among a round's values: how many of its images have pixels that are no numbers
@@ -100,7 +97,7 @@ def conditions(
 ) -> dict[str, Any]:
     """What the scores of given seeds are a function of; all devices must call this.
 
-    Numbers of devices and of images sampled at once are not among it (DESIGN, section 6).
+    Numbers of devices and of images sampled at once are not among it: an image is a function of its seed.
     """
     config = module.config or {}
     return {
@@ -119,10 +116,7 @@ def conditions(
 def weights_hash(module: DiffusionModule, weights: Weights) -> str:
     """See `tensors_hash`, of the network's tensors that a checkpoint holds."""
     network = module.ema_network if weights == "ema" else module.network
-    stored = set(network.state_dict())
-    with gathered(network), torch.no_grad():
-        tensors = [*network.named_parameters(), *network.named_buffers()]
-        return tensors_hash((name, tensor) for name, tensor in tensors if name in stored)
+    return tensors_hash(network.state_dict().items())
 
 
 def reference_identity(scores: Scores) -> list[Any]:

@@ -15,6 +15,7 @@ from warm_lightning.data import ImageDataModule
 from warm_lightning.errors import check
 from warm_lightning.images import quantise
 from warm_lightning.metrics import (
+    BATCH_SIZE,
     NEIGHBOURS,
     FeatureExtractor,
     Observer,
@@ -30,9 +31,9 @@ from warm_lightning.metrics.records import to_json
 from warm_lightning.model import TestPlan, Weights
 from warm_lightning.module import DiffusionModule
 from warm_lightning.pictures import write_file
+from warm_lightning.strategies import check_unsharded
 
 RESULTS = "scores.json"
-MAX_BATCH = 250  # images that pass an extractor at once
 
 
 class ScoreSamples(Callback):
@@ -116,7 +117,7 @@ class ScoreSamples(Callback):
             return
         data = pl_module.data
         for extractor, path in zip(self.extractors, self.statistics, strict=True):
-            observer = Observer(extractor, min(self.batch_size, MAX_BATCH), pl_module.device)
+            observer = Observer(extractor, min(self.batch_size, BATCH_SIZE), pl_module.device)
             reference = self.reference(observer, path, data)
             self.scores.append(Scores(observer, reference, (data.image_channels, data.resolution, data.resolution)))
 
@@ -182,6 +183,7 @@ class ScoreSamples(Callback):
     # ------------------------------------------------------------------ warm test
 
     def setup(self, trainer: Trainer, pl_module: DiffusionModule, stage: str) -> None:
+        check_unsharded(trainer.strategy, self.weights)
         if stage != "test":
             return
         devices = trainer.world_size

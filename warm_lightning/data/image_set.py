@@ -23,6 +23,11 @@ class ImageSet:
     labels: Tensor
     class_names: tuple[str, ...]
 
+    @classmethod
+    def without_classes(cls, images: Tensor) -> "ImageSet":
+        """Images in memory, uint8 [N, C, H, W], that have none."""
+        return cls(images, torch.zeros(len(images), dtype=torch.int64), ())
+
     def __len__(self) -> int:
         return len(self.images)
 

@@ -2,7 +2,7 @@
 
 Position p holds entry `perm(seed, p // M)[p mod M]` of the data, a new permutation for each pass over the M
 entries. With mirroring M = 2N and entry N + i is image i mirrored left-right; otherwise M = N. The order is
-a pure function of the seed and N (DESIGN, section 6), so it can be entered at any position, and the number
+a pure function of the seed and N, so it can be entered at any position, and the number
 of devices only decides who takes which positions.
 """
 

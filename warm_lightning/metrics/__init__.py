@@ -1,7 +1,7 @@
 """How good generated images are: Fréchet and kernel distances, class scores, precision and recall, memorisation."""
 
 from warm_lightning.metrics.digits import DigitsFeatures
-from warm_lightning.metrics.extraction import Images, InMemory, Observer
+from warm_lightning.metrics.extraction import BATCH_SIZE, Observer
 from warm_lightning.metrics.extractors import FeatureExtractor, ImportedFeatures, Pixels, TorchScriptFeatures
 from warm_lightning.metrics.inception import InceptionFeatures
 from warm_lightning.metrics.reference import NEIGHBOURS, Reference, ScoreProtocol, measure
@@ -10,12 +10,11 @@ from warm_lightning.metrics.statistics import read_statistics
 from warm_lightning.metrics.table import summarise_rounds
 
 __all__ = [
+    "BATCH_SIZE",
     "NEIGHBOURS",
     "DigitsFeatures",
     "FeatureExtractor",
-    "Images",
     "ImportedFeatures",
-    "InMemory",
     "InceptionFeatures",
     "Observer",
     "Pixels",

@@ -1,48 +1,18 @@
 """From sets of images to features: batched, in full precision, shared among processes."""
 
-from dataclasses import dataclass
-from typing import Protocol
-
 import torch
 from torch import Tensor
 from torchmetrics.utilities.distributed import gather_all_tensors
 
+from warm_lightning.data import ImageSet
 from warm_lightning.errors import check
 from warm_lightning.metrics.extractors import FeatureExtractor
 from warm_lightning.metrics.parallel import place
 from warm_lightning.metrics.progress import progress
 from warm_lightning.spectral import full_precision
 
-
-class Images(Protocol):
-    """A set of images that is read a batch at a time: an `ImageSet`, for instance."""
-
-    def __len__(self) -> int: ...
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """C, H, W."""
-
-    def take(self, index: Tensor) -> Tensor:
-        """Images by index, int64 [b] → uint8 [b, C, H, W]."""
-
-
-@dataclass(frozen=True)
-class InMemory:
-    """Images as one tensor, uint8 [N, C, H, W]."""
-
-    images: Tensor
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        channels, height, width = self.images.shape[1:]
-        return channels, height, width
-
-    def take(self, index: Tensor) -> Tensor:
-        return self.images.index_select(0, index)
+BATCH_SIZE = 250
+"""Images that pass an extractor at once, if nothing else is said."""
 
 
 class Observer:
@@ -57,7 +27,9 @@ class Observer:
         UserError: the extractor is not there.
     """
 
-    def __init__(self, extractor: FeatureExtractor, batch_size: int = 500, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, extractor: FeatureExtractor, batch_size: int = BATCH_SIZE, device: torch.device | str = "cpu"
+    ) -> None:
         extractor.prepare()
         self.extractor = extractor.to(device).eval().requires_grad_(False)
         self.batch_size = batch_size
@@ -76,7 +48,7 @@ class Observer:
             features, logits = self.extractor(images.to(self.device))
         return features.to(self.home), None if logits is None else logits.to(self.home)
 
-    def all(self, images: Images, order: Tensor, what: str) -> tuple[Tensor, Tensor | None]:
+    def all(self, images: ImageSet, order: Tensor, what: str) -> tuple[Tensor, Tensor | None]:
         """Features [N, F] and logits of many images in an order, int64 [N]: the same on all processes.
 
         Each process sees every W-th batch. Which images make a batch does not depend on W, so that the bits do not.

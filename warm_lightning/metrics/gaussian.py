@@ -3,15 +3,15 @@
 import torch
 from torch import Tensor
 
+from warm_lightning.data import ImageSet
 from warm_lightning.images import dequantise, quantise
-from warm_lightning.metrics.extraction import Images
 from warm_lightning.metrics.progress import progress
 from warm_lightning.rng import key
 
 CHUNK = 1024  # images at once
 
 
-def moment_matched(images: Images, count: int, seed: int = 0, device: torch.device | str = "cpu") -> Tensor:
+def moment_matched(images: ImageSet, count: int, seed: int = 0, device: torch.device | str = "cpu") -> Tensor:
     """Draws from N(mean, covariance) of the pixels of some images, quantised.
 
     A draw is the mean plus a combination of the centred images with independent normal weights of variance

@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from warm_lightning.data import ImageSet
 from warm_lightning.errors import check
-from warm_lightning.metrics.extraction import Images, InMemory, Observer
+from warm_lightning.metrics.extraction import Observer
 from warm_lightning.metrics.frechet import Normal, frechet_distance
 from warm_lightning.metrics.gaussian import moment_matched
 from warm_lightning.metrics.kernel_distance import kernel_distance
@@ -112,8 +113,8 @@ def evaluate(samples: Summary, reference: Reference) -> dict[str, float]:
 
 def measure(
     observer: Observer,
-    images: Images,
-    held_out: Images | None = None,
+    images: ImageSet,
+    held_out: ImageSet | None = None,
     *,
     source: str = "images",
     protocol: ScoreProtocol = DEFAULT,
@@ -150,7 +151,7 @@ def measure(
         a, b = (summarise(half, None, splits, limit) for half in features.tensor_split([len(features) // 2]))
         rest = _reference(features[len(features) // 2 :], b, unseen, None, source, protocol, images.shape)
         count = min(len(images), limit)
-        drawn = InMemory(moment_matched(images, count, protocol.seed, observer.device))
+        drawn = ImageSet.without_classes(moment_matched(images, count, protocol.seed, observer.device))
         gaussian = summarise(*observer.all(drawn, torch.arange(count), "Gaussian's features"), splits, limit)
         whole.companions.update(halves=evaluate(a, rest), data=summary.class_scores, gaussian=evaluate(gaussian, whole))
     return whole

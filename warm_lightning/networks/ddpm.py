@@ -1,5 +1,7 @@
 """The U-Net of DDPM (Ho et al. 2020, Appendix B), in the vocabulary of the newer ones."""
 
+from typing import Any
+
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -47,33 +49,9 @@ class DDPM(UNet):
     style = Style(gain=1.0, last=0.0, qkv=2**0.5)
 
     def __init__(
-        self,
-        branches: int,
-        *,
-        resolution: int,
-        image_channels: int = 3,
-        label_dim: int = 0,
-        augment_dim: int = 9,
-        model_channels: int = 128,
-        channel_mult: tuple[int, ...] = (1, 2, 2, 2),
-        num_blocks: int = 2,
-        attn_resolutions: tuple[int, ...] = (16,),
-        dropout: float = 0.1,
-        activation_checkpointing: bool = False,
+        self, branches: int, *, channel_mult: tuple[int, ...] = (1, 2, 2, 2), num_blocks: int = 2, **kwargs: Any
     ) -> None:
-        super().__init__(
-            branches,
-            resolution=resolution,
-            image_channels=image_channels,
-            label_dim=label_dim,
-            augment_dim=augment_dim,
-            model_channels=model_channels,
-            channel_mult=channel_mult,
-            num_blocks=num_blocks,
-            attn_resolutions=attn_resolutions,
-            dropout=dropout,
-            activation_checkpointing=activation_checkpointing,
-        )
+        super().__init__(branches, channel_mult=channel_mult, num_blocks=num_blocks, **kwargs)
 
     def _down(self, width: int) -> StridedConv2d:
         return StridedConv2d(width)

@@ -10,7 +10,7 @@ from warm_lightning.types import Gains, Level
 
 
 class Process(ABC):
-    """A forward process that is diagonal in frequency (DESIGN: formula F).
+    """A forward process that is diagonal in frequency (formula F of `types`).
 
     A process has a clock t, by which noise laws and sampling grids speak of its levels; what t counts is its
     own affair (the warm family's clock is the noise level β itself). To add one, say where on the plane a

@@ -12,7 +12,15 @@ from warm_lightning import __version__
 from warm_lightning.data.layout import list_images
 from warm_lightning.data.sources import open_reader
 from warm_lightning.errors import UserError, check
-from warm_lightning.metrics import FeatureExtractor, InceptionFeatures, Observer, Scores, measure, read_statistics
+from warm_lightning.metrics import (
+    BATCH_SIZE,
+    FeatureExtractor,
+    InceptionFeatures,
+    Observer,
+    Scores,
+    measure,
+    read_statistics,
+)
 from warm_lightning.metrics.extractors import identity
 from warm_lightning.metrics.paired import BLOCKS, MEANING, Difference, paired_frechet, paired_rounds, too_few
 from warm_lightning.metrics.records import to_json
@@ -27,7 +35,7 @@ def compare(
     reference: str | None = None,
     extractor: FeatureExtractor = lazy_instance(InceptionFeatures),
     device: str = "auto",
-    batch_size: int = 250,
+    batch_size: int = BATCH_SIZE,
     out: str | None = None,
 ) -> None:
     """Differences between two models, with 95 % confidence intervals over paired seeds.

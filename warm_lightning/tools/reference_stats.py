@@ -6,7 +6,7 @@ from warm_lightning.callbacks import ScoreSamples
 from warm_lightning.data import ImageDataModule, ImageSet
 from warm_lightning.errors import check
 from warm_lightning.lightning_cli import WarmCLI
-from warm_lightning.metrics import FeatureExtractor, InceptionFeatures, ScoreProtocol, measure
+from warm_lightning.metrics import BATCH_SIZE, FeatureExtractor, InceptionFeatures, ScoreProtocol, measure
 from warm_lightning.metrics.statistics import SUFFIX, to_bytes
 from warm_lightning.pictures import write_file
 from warm_lightning.tools.observing import check_out, make_observer, open_images
@@ -19,7 +19,7 @@ def reference_stats(
     held_out: str | None = None,
     memorisation: bool = False,
     device: str = "auto",
-    batch_size: int = 250,
+    batch_size: int = BATCH_SIZE,
     max_neighbours: int = 10_000,
     override: list[str] | None = None,
 ) -> None:

@@ -7,6 +7,7 @@ from jsonargparse import lazy_instance
 
 from warm_lightning import __version__
 from warm_lightning.metrics import (
+    BATCH_SIZE,
     FeatureExtractor,
     InceptionFeatures,
     ScoreProtocol,
@@ -26,7 +27,7 @@ def score(
     reference: str,
     extractor: FeatureExtractor = lazy_instance(InceptionFeatures),
     device: str = "auto",
-    batch_size: int = 250,
+    batch_size: int = BATCH_SIZE,
     companions: bool = True,
     max_neighbours: int = 10_000,
     out: str | None = None,
