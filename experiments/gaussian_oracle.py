@@ -25,6 +25,7 @@ from warm_lightning.images import dequantise
 from warm_lightning.oracles import GaussianOracle
 from warm_lightning.pictures import write_file
 from warm_lightning.processes import ConstantBNR, Warm
+from warm_lightning.rng import SeedStreams
 from warm_lightning.samplers import Heun, PowerGrid, Sampler
 from warm_lightning.spectral import idct, power_spectrum
 
@@ -56,8 +57,8 @@ def measure(spectrum: Tensor, bnr: float, nfe: int) -> dict[str, float]:
         raise ValueError(f"Heun's rule has no grid for an even NFE, such as {nfe}")
     levels = sampler.grid.levels(process)
     ones = idct(torch.ones(1, *spectrum.shape, dtype=torch.float64))  # the sampler wants unit noise as pixels
-    deviation = sampler(oracle, process, ones, noise=lambda: torch.zeros(())).abs()
-    exact = oracle.exact_flow(process.prior(ones, levels[0]), levels[0], levels[-1])
+    deviation = sampler(oracle, process, ones, SeedStreams([0])).abs()
+    exact = oracle.exact_flow(process.prior(ones, levels[0], SeedStreams([0])), levels[0], levels[-1])
     return {
         "bnr": bnr,
         "nfe": nfe,

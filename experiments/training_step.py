@@ -55,7 +55,7 @@ class TrainingStep:
         """Lines 4 to 13 of Algorithm 1 with some network, and gradients."""
         module, model = self.module, replace(self.module.model("raw"), network=network)
         with self.autocast:
-            losses, _ = module.losses(model, self.batch, self.draws(), module.label_dropout, module.augment)
+            losses, _ = module.losses(model, self.batch, self.draws(), training=True)
         losses.sum(1).mean().backward()
 
     def draws(self) -> BatchDraws:

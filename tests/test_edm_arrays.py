@@ -43,7 +43,7 @@ def test_denoised(name, reference_dir):
 def test_network_output(name, reference_dir):
     path = reference_dir / f"{name}.npz"
     truth, network = arrays(path), network_from_arrays(path)
-    c = EDMPreconditioning()(Level(torch.zeros(4), truth["sigma"]))
+    c = EDMPreconditioning()(Level(torch.zeros(4), truth["sigma"], truth["sigma"]))
     out = network(c.input * truth["x"], c.noise, class_labels=truth.get("labels"))
     torch.testing.assert_close(out, truth["network_output"][:, None], rtol=0, atol=1e-5)
 

@@ -34,7 +34,7 @@ def denoised(module: DiffusionModule, arrays: Any, weights: str = "ema") -> torc
     x, sigma = torch.from_numpy(arrays["x"]), torch.from_numpy(arrays["sigma"])
     labels = torch.from_numpy(arrays["labels"]) if "labels" in arrays else None
     with torch.no_grad():
-        return module.model(weights).outputs(x, Level(0 * sigma, sigma), labels)[:, 0]
+        return module.model(weights).outputs(x, Level(0 * sigma, sigma, sigma), labels)[:, 0]
 
 
 def test_the_published_layout_gives_the_published_numbers(reference_dir: Path, tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def test_warm_at_bnr_0_is_hot(reference_dir: Path, name: str, dtype: torch.dtype
     )
     x, sigma = (torch.from_numpy(np.load(path)[k]).to(dtype) for k in ("x", "sigma"))
     with torch.no_grad():
-        outputs = [model.outputs(x, Level(0 * sigma, sigma)) for model in (hot, warm)]
+        outputs = [model.outputs(x, Level(0 * sigma, sigma, sigma)) for model in (hot, warm)]
     assert outputs[1][:, 1].std() > 1e-3  # there is a residual to ignore
     # Relative to the largest value: denoised reaches 1.9, samples 100.
     torch.testing.assert_close(outputs[1][:, 0], outputs[0][:, 0], rtol=0, atol=tolerance)
@@ -88,5 +88,5 @@ def test_trained_with_blur_the_network_is_told(reference_dir: Path, name: str) -
     )
     x, beta = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)), torch.tensor([0.5, 2.0])
     with torch.no_grad():
-        difference = model.outputs(x, Level(0.5 * beta, beta)) - model.outputs(x, Level(0 * beta, beta))
+        difference = model.outputs(x, Level(0.5 * beta, beta, beta)) - model.outputs(x, Level(0 * beta, beta, beta))
     assert difference.abs().max() > 1e-4

@@ -20,10 +20,9 @@ def levels() -> Level:
     alpha = torch.tensor([0.0101, 0.0303, 0.101, 0.303, 1.01, 3.03, 7.07, 20.2, 31.3], **f64)
     cold = torch.cat([torch.zeros(1, **f64), torch.logspace(-3, 2, 40, **f64)])
     rays, lines = torch.cartesian_prod(beta, bnr), torch.cartesian_prod(beta, alpha)
-    return Level(
-        alpha=torch.cat([rays.prod(1), lines[:, 1], cold]),
-        beta=torch.cat([rays[:, 0], lines[:, 0], torch.zeros_like(cold)]),
-    )
+    alpha = torch.cat([rays.prod(1), lines[:, 1], cold])
+    beta = torch.cat([rays[:, 0], lines[:, 0], torch.zeros_like(cold)])
+    return Level(alpha, beta, clock=beta)
 
 
 @pytest.mark.parametrize("embedding", [PositionalEmbedding, FourierEmbedding])

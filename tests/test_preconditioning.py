@@ -13,7 +13,7 @@ BETA = torch.logspace(-3, 2, 41, dtype=torch.float64)
 
 
 def hot(beta: torch.Tensor) -> Level:
-    return Level(alpha=torch.zeros_like(beta), beta=beta)
+    return Level(torch.zeros_like(beta), beta, beta)
 
 
 @pytest.mark.parametrize("sigma_data", [0.5, 1.3])
@@ -46,7 +46,7 @@ def test_blur_signal():
     """ln(1 + α/β), exactly 0 without blur, ln(1 + α) without noise, and no cancellation for tiny blurs."""
     alpha = torch.tensor([0.0, 1.0, math.e - 1, 1e-10])
     beta = torch.tensor([0.3, 1.0, 0.0, 1e-2])
-    c = EDMPreconditioning()(Level(alpha, beta))
+    c = EDMPreconditioning()(Level(alpha, beta, beta))
     assert c.blur[0] == 0
     # log1p in float32: 1e-8 would come out as 0 from log(1 + x)
     torch.testing.assert_close(c.blur[1:], torch.tensor([math.log(2), 1.0, 1e-8]), rtol=1e-6, atol=0)
@@ -55,7 +55,8 @@ def test_blur_signal():
 @pytest.mark.parametrize("alpha", [0.0, 3.0])
 def test_no_noise_is_finite_with_finite_gradients(alpha):
     """A NaN in the branch of a `where` that is not taken would still reach the gradient."""
-    level = Level(torch.tensor([alpha], requires_grad=True), torch.tensor([0.0], requires_grad=True))
+    beta = torch.tensor([0.0], requires_grad=True)
+    level = Level(torch.tensor([alpha], requires_grad=True), beta, beta)
     c = EDMPreconditioning()(level)
     fields = (c.skip, c.out, c.input, c.noise, c.blur)
     assert all(value.isfinite().all() for value in fields)
@@ -69,7 +70,7 @@ def test_no_noise_is_finite_with_finite_gradients(alpha):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_shapes_and_dtype(dtype):
     """A level may be one number for the batch; coefficients keep its dtype (the sampler's float64)."""
-    c = EDMPreconditioning()(Level(torch.ones(1, dtype=dtype), torch.ones(5, dtype=dtype)))
+    c = EDMPreconditioning()(Level(torch.ones(1, dtype=dtype), torch.ones(5, dtype=dtype), torch.ones(5, dtype=dtype)))
     assert all(value.shape == (5, 1, 1, 1) for value in (c.skip, c.out, c.input))
     assert c.noise.shape == c.blur.shape == (5,)
     assert {value.dtype for value in (c.skip, c.out, c.input, c.noise, c.blur)} == {dtype}

@@ -12,7 +12,7 @@ from warm_lightning.preconditioning import EDMPreconditioning
 from warm_lightning.processes import ConstantBNR, Hot, PowerLaw, Process, RandomBNR, Warm
 from warm_lightning.rng import BatchDraws, SeedStreams
 from warm_lightning.spectral import dct, frequencies, idct
-from warm_lightning.types import Level
+from warm_lightning.types import Estimate, Gains, Level
 
 BETAS = torch.tensor([0.002, 0.05, 0.7, 9.0, 80.0], dtype=torch.float64)
 
@@ -61,7 +61,7 @@ def test_warm_gains_are_equation_4() -> None:
 
 def test_a_small_blur_still_takes_something_in_float32() -> None:
     process = Warm(ConstantBNR(0.5))
-    level = Level(torch.tensor([0.001]), torch.tensor([0.002]))
+    level = Level(torch.tensor([0.001]), torch.tensor([0.002]), torch.tensor([0.002]))
     lost = process.gains(level, torch.zeros(1, 1, 32, 32)).lost
     assert lost[0, 0, 0, 0] == 0  # DC
     # 1 - M = λα²/2 to first order; on 32×32 at BNR 0.5 the smallest is 5e-9.
@@ -73,8 +73,9 @@ def test_a_small_blur_still_takes_something_in_float32() -> None:
 def test_true_targets_give_the_true_estimate(parameterization: Parameterization, process: Process) -> None:
     u0, noise = dct(images()), torch.randn(images().shape, dtype=torch.float64)
     gains = process.gains(process.level(BETAS), u0)
-    u = process.degrade(u0, noise, gains)
-    estimate = parameterization.estimate(parameterization.targets(u0, gains), u, gains)
+    truth = Estimate(u0, dct(noise))
+    u = process.degrade(truth, gains)
+    estimate = parameterization.estimate(parameterization.targets(truth, gains), u, gains)
     # Dividing R by 1 - M ≥ 1e-8 and a difference of images by β ≥ 0.002 leaves that much of 1e-16.
     torch.testing.assert_close(estimate.clean, u0, rtol=0, atol=1e-7)
     torch.testing.assert_close(estimate.noise, dct(noise), rtol=0, atol=1e-11)
@@ -83,7 +84,7 @@ def test_true_targets_give_the_true_estimate(parameterization: Parameterization,
 def test_targets_are_algorithm_1_and_add_up_to_the_image() -> None:
     x0, process = images(), Warm(ConstantBNR(0.5))
     gains = process.gains(process.level(BETAS), x0)
-    blurred, residual = DenoiseDeblur().targets(dct(x0), gains).unbind(1)
+    blurred, residual = DenoiseDeblur().targets(Estimate(dct(x0), dct(x0)), gains).unbind(1)
     torch.testing.assert_close(blurred, idct(gains.signal * dct(x0)))
     torch.testing.assert_close(blurred + residual, x0)
     torch.testing.assert_close(residual.mean((2, 3)), torch.zeros(5, 3, dtype=torch.float64))  # no DC
@@ -91,11 +92,11 @@ def test_targets_are_algorithm_1_and_add_up_to_the_image() -> None:
 
 def test_loss_weight_is_edms() -> None:
     sigma_data = 0.7
-    c_out = EDMPreconditioning(sigma_data)(Level(0 * BETAS, BETAS)).out
+    c_out = EDMPreconditioning(sigma_data)(Level(0 * BETAS, BETAS, BETAS)).out
     outputs, targets = torch.randn(2, 5, 2, 3, 16, 16, dtype=torch.float64)
     weight = (BETAS**2 + sigma_data**2) / (BETAS * sigma_data) ** 2
     expected = weight[:, None] * (outputs - targets).square().sum((2, 3, 4))
-    torch.testing.assert_close(SquaredError()(outputs, targets, c_out), expected)
+    torch.testing.assert_close(SquaredError()(outputs, targets, c_out, Gains(c_out, c_out)), expected)
 
 
 def test_noise_levels_are_log_normal() -> None:

@@ -15,7 +15,8 @@ from warm_lightning.oracles import DatasetOracle, DisagreeingOracle, GaussianOra
 from warm_lightning.parameterizations import DenoiseDeblur
 from warm_lightning.preconditioning import EDMPreconditioning
 from warm_lightning.processes import ConstantBNR, Hot, PowerLaw, Warm
-from warm_lightning.samplers import Euler, Heun, PowerGrid, Sampler, StepRule, gain_difference, split_noise
+from warm_lightning.rng import SeedStreams
+from warm_lightning.samplers import Euler, Heun, PowerGrid, Sampler, Step, StepRule, gain_difference, split_noise
 from warm_lightning.spectral import dct, frequencies, idct, power_spectrum
 from warm_lightning.types import Gains, Level
 
@@ -34,9 +35,12 @@ def spectrum(photographs: Tensor) -> Tensor:
     return power_spectrum(photographs)
 
 
-def noise_stream(batch: int, seed: int):
-    generator = torch.Generator().manual_seed(seed)
-    return lambda: torch.randn(batch, 3, 32, 32, dtype=torch.float64, generator=generator)
+def draws(batch: int, seed: int) -> SeedStreams:
+    return SeedStreams(range(1000 * seed, 1000 * seed + batch))
+
+
+def start(batch: int, seed: int) -> Tensor:
+    return draws(batch, seed).normal(3, 32, 32, dtype=torch.float64)
 
 
 def test_grid_is_equation_21() -> None:
@@ -58,7 +62,7 @@ def test_nfe_is_what_is_counted(steps: int, nfe: int) -> None:
         return oracle(u, level)
 
     sampler = Sampler(PowerGrid(steps), Heun())
-    sampler(ask, Warm(), torch.ones(1, 1, 4, 4, dtype=torch.float64), lambda: torch.zeros(()))
+    sampler(ask, Warm(), torch.ones(1, 1, 4, 4, dtype=torch.float64), draws(1, 0))
     assert len(asked) == nfe == sampler.nfe
     assert Sampler(PowerGrid(steps), Euler()).nfe == steps
 
@@ -99,7 +103,7 @@ def test_euler_is_equation_7_term_by_term() -> None:
     lost = 1 - mask(t)
     deblur = (mask(s) - mask(t)) * residual / torch.where(lost > 0, lost, 1)
     expected = u + deblur + (1.0 - 0.6) * (blurred - u) / 1.0
-    moved = Euler()(ask, process, u, t, s, lambda: torch.zeros(()))
+    moved = Euler()(ask, u, Step.between(process, u, t, s, draws(1, 0)))
     torch.testing.assert_close(moved, expected, rtol=0, atol=1e-12)
 
 
@@ -137,8 +141,7 @@ def test_the_posterior_is_finite_where_the_blur_underflows() -> None:
 def test_samples_land_on_training_images(photographs: Tensor, bnr: float) -> None:
     u0 = dct(photographs)
     process = Warm(ConstantBNR(bnr))
-    start = noise_stream(64, seed=0)()
-    u = Sampler(PowerGrid(18))(DatasetOracle(u0, process), process, start, lambda: torch.zeros(()))
+    u = Sampler(PowerGrid(18))(DatasetOracle(u0, process), process, start(64, 0), draws(64, 0))
     nearest = torch.cdist(u.flatten(1), u0.flatten(1)).min(1).values.square() / u0[0].numel()
     assert (nearest < 1e-12).all()
 
@@ -153,7 +156,7 @@ def test_order_of_convergence(spectrum: Tensor, rule: StepRule, order: int, bnr:
         sampler, path = Sampler(PowerGrid(steps), rule), []
         # All is linear in u, so a field of ones is as good as any noise.
         ones = idct(torch.ones(1, 3, 32, 32, dtype=torch.float64))
-        sampler(oracle, process, ones, lambda: torch.zeros(()), watch=lambda u, level, path=path: path.append(u))
+        sampler(oracle, process, ones, draws(1, 0), watch=lambda u, level, path=path: path.append(u))
         levels = sampler.grid.levels(process)
         exact = oracle.exact_flow(path[0], levels[0], levels[-2])
         errors.append((path[-2] - exact).norm().item())
@@ -169,7 +172,7 @@ def test_no_rule_needs_the_branches_to_agree(spectrum: Tensor, rule: StepRule, b
     disagreeing = DisagreeingOracle(oracle, process, DenoiseDeblur(), EDMPreconditioning(), errors=(0, 0.01))
     # The same noise for both: what differs is what the errors in R do. Measured: 3.5 % at most.
     variances = [
-        Sampler(PowerGrid(18), rule)(ask, process, noise_stream(32, 1)(), noise_stream(32, 2)).square().mean(0)
+        Sampler(PowerGrid(18), rule)(ask, process, start(32, 1), draws(32, 2)).square().mean(0)
         for ask in (oracle, disagreeing)
     ]
     assert (variances[1] / variances[0] - 1).abs().max() < 0.1
@@ -178,15 +181,15 @@ def test_no_rule_needs_the_branches_to_agree(spectrum: Tensor, rule: StepRule, b
 def test_rebuilding_would_not_stand_the_disagreeing_oracle(spectrum: Tensor) -> None:
     # The test above can fail: the sampler that rebuilds A_s∘clean + B_s∘noise fails it by a wide margin.
     class Rebuild(Euler):
-        def __call__(self, ask, process, u, t, s, noise):
-            estimate, target = ask(u, t), process.gains(s, u)
-            return target.signal * estimate.clean + target.noise * estimate.noise
+        def __call__(self, ask, u, step):
+            estimate = ask(u, step.t)
+            return step.target.signal * estimate.clean + step.target.noise * estimate.noise
 
     process = Warm(ConstantBNR(0.5))
     oracle = GaussianOracle(spectrum, process)
     disagreeing = DisagreeingOracle(oracle, process, DenoiseDeblur(), EDMPreconditioning(), errors=(0, 0.01))
     good, bad = (
-        Sampler(PowerGrid(18), Rebuild())(ask, process, noise_stream(8, 1)(), noise_stream(8, 2)).square().mean(0)
+        Sampler(PowerGrid(18), Rebuild())(ask, process, start(8, 1), draws(8, 2)).square().mean(0)
         for ask in (oracle, disagreeing)
     )
     assert (bad / good).max() > 100
@@ -197,7 +200,7 @@ def test_ancestral_samples_have_the_datas_variance(spectrum: Tensor, path: Const
     # Euler with η = 1 and many steps: the final variance is exact up to first order in the step.
     process = Warm(path)
     sampler = Sampler(PowerGrid(400), Euler(1))
-    u = sampler(GaussianOracle(spectrum, process), process, noise_stream(200, 3)(), noise_stream(200, 4))
+    u = sampler(GaussianOracle(spectrum, process), process, start(200, 3), draws(200, 4))
     total = u.square().mean(0).sum() / spectrum.sum()
     # Few coefficients carry the variance: over 200 samples its standard error is about 4 %.
     assert total.item() == pytest.approx(1, abs=0.1)
@@ -210,7 +213,7 @@ def test_heun_second_guess_does_not_see_the_noise_to_come(spectrum: Tensor) -> N
     # Heun with η = 1 is unbiased to first order too; a trial step with fresh noise in it would count it twice.
     process = Warm(ConstantBNR(0.5))
     sampler = Sampler(PowerGrid(200), Heun(1))
-    u = sampler(GaussianOracle(spectrum, process), process, noise_stream(100, 3)(), noise_stream(100, 4))
+    u = sampler(GaussianOracle(spectrum, process), process, start(100, 3), draws(100, 4))
     band = slice(8, 32)
     ratio = (u[..., band, band].square().mean(0) / spectrum[:, band, band]).mean()
     assert ratio.item() == pytest.approx(1, abs=0.1)

@@ -21,9 +21,9 @@ from warm_lightning.interop.exported import is_exported, read_folder
 from warm_lightning.networks.base import Network
 
 SECTION = "warm_lightning"
-FORMAT_VERSION = 2
-KEYS = frozenset({"config", "images_seen", "nonfinite_gradients", "source"})
-RAW, EMA = "network.", "ema_network."
+FORMAT_VERSION = 3
+KEYS = frozenset({"config", "images_seen", "nonfinite_gradients", "source", "learned"})
+RAW, EMA, LEARNED = "network.", "ema_network.", "learned."
 
 
 def _from_1(section: dict[str, Any]) -> dict[str, Any]:
@@ -31,7 +31,12 @@ def _from_1(section: dict[str, Any]) -> dict[str, Any]:
     return section | {"source": None}
 
 
-MIGRATIONS: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_1}
+def _from_2(section: dict[str, Any]) -> dict[str, Any]:
+    """Format 3 holds what a process has learned of the training images."""
+    return section | {"learned": {}}
+
+
+MIGRATIONS: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_1, 2: _from_2}
 """Format version → what makes a section of the next version of it."""
 
 
@@ -73,7 +78,10 @@ def _read_file(path: Path) -> Any:
 
 def _read_exported(path: Path) -> dict[str, Any]:
     tensors, section = read_folder(path)
-    return _checkpoint({prefix + name: t for prefix in (RAW, EMA) for name, t in tensors.items()}, section)
+    learned = part(tensors, LEARNED)
+    weights = {name: tensor for name, tensor in tensors.items() if not name.startswith(LEARNED)}
+    state_dict = {prefix + name: tensor for prefix in (RAW, EMA) for name, tensor in weights.items()}
+    return _checkpoint(state_dict, section | {"learned": learned})
 
 
 def _migrated(path: Path, section: dict[str, Any]) -> dict[str, Any]:
@@ -102,13 +110,13 @@ def write(path: Path, state_dict: Mapping[str, Tensor], section: Mapping[str, An
     Args:
         path: the file, a new one, which appears under its name only when it is whole.
         state_dict: of a DiffusionModule.
-        section: `config`, `images_seen` and `source` of the checkpoint's own section.
+        section: `config`, `images_seen`, `source` and, if there is any, `learned` of the checkpoint's own section.
 
     Raises:
         UserError: see `check_new`; or the file cannot be written.
     """
     check_new(path)
-    own = {"format_version": FORMAT_VERSION, "package_version": __version__, "nonfinite_gradients": 0}
+    own = {"format_version": FORMAT_VERSION, "package_version": __version__, "nonfinite_gradients": 0, "learned": {}}
     unfinished = path.with_name(f".{path.name}.unfinished")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

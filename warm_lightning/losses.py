@@ -7,6 +7,8 @@ from torch import Tensor
 
 from warm_lightning.errors import check
 from warm_lightning.rng import Draws
+from warm_lightning.spectral import dct
+from warm_lightning.types import Gains
 
 
 class ClockLaw(ABC):
@@ -36,11 +38,40 @@ class LogNormal(ClockLaw):
         return (self.mean + self.std * draws.normal()).exp()
 
 
+class Uniform(ClockLaw):
+    """t ~ U(low, high), for processes in continuous time."""
+
+    def __init__(self, low: float = 0.0, high: float = 1.0) -> None:
+        check(0 <= low < high, f"clock readings from {low} to {high}: need 0 <= low < high")
+        self.low = low
+        self.high = high
+
+    def quantile(self, p: Tensor) -> Tensor:
+        return self.low + (self.high - self.low) * p
+
+    def draw(self, draws: Draws) -> Tensor:
+        return self.quantile(draws.uniform())
+
+
+class UniformSteps(ClockLaw):
+    """A step of 1 … K, all equally likely, for processes in discrete time."""
+
+    def __init__(self, steps: int = 1000) -> None:
+        check(steps >= 1, f"steps is {steps}: there must be at least 1")
+        self.steps = steps
+
+    def quantile(self, p: Tensor) -> Tensor:
+        return (p * self.steps).ceil().clamp(1, self.steps)
+
+    def draw(self, draws: Draws) -> Tensor:
+        return (1 + (draws.uniform() * self.steps).floor()).clamp(max=self.steps)
+
+
 class Loss(ABC):
     """Cost of outputs against targets, an image and a branch at a time."""
 
     @abstractmethod
-    def __call__(self, outputs: Tensor, targets: Tensor, c_out: Tensor) -> Tensor:
+    def __call__(self, outputs: Tensor, targets: Tensor, c_out: Tensor, gains: Gains) -> Tensor:
         """Outputs and targets [B, branches, C, H, W], c_out [B, 1, 1, 1] → [B, branches], summed over pixels."""
 
 
@@ -51,5 +82,20 @@ class SquaredError(Loss):
     square. Either way every level starts with unit weight on what the network itself must say.
     """
 
-    def __call__(self, outputs: Tensor, targets: Tensor, c_out: Tensor) -> Tensor:
+    def __call__(self, outputs: Tensor, targets: Tensor, c_out: Tensor, gains: Gains) -> Tensor:
         return ((outputs - targets) / c_out.unsqueeze(1)).square().sum(dim=(2, 3, 4))
+
+
+class AbsoluteError(Loss):
+    """‖output - target‖₁ (Bansal et al. 2022, Eq. 1)."""
+
+    def __call__(self, outputs: Tensor, targets: Tensor, c_out: Tensor, gains: Gains) -> Tensor:
+        return ((outputs - targets) / c_out.unsqueeze(1)).abs().sum(dim=(2, 3, 4))
+
+
+class SoftScoreMatching(Loss):
+    """‖A∘(output - target)‖²: an image is right that looks right once it is degraded (Daras et al. 2022)."""
+
+    def __call__(self, outputs: Tensor, targets: Tensor, c_out: Tensor, gains: Gains) -> Tensor:
+        error = dct((outputs - targets) / c_out.unsqueeze(1))
+        return (gains.signal.unsqueeze(1) * error).square().sum(dim=(2, 3, 4))

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from warm_lightning.data import ImageDataModule
 from warm_lightning.errors import check
+from warm_lightning.losses import ClockLaw
 from warm_lightning.networks.base import Network
 from warm_lightning.parameterizations import Parameterization
 from warm_lightning.preconditioning import Preconditioning
 from warm_lightning.processes import Process
 from warm_lightning.rng import SeedStreams
-from warm_lightning.samplers import Sampler
-from warm_lightning.spectral import dct, idct
+from warm_lightning.samplers import Grid, Sampler
+from warm_lightning.spectral import idct
 from warm_lightning.types import Estimate, Level
 
 Weights = Literal["ema", "raw"]
@@ -74,6 +75,36 @@ def check_data(network: Network, data: ImageDataModule) -> None:
     )
 
 
+def check_labels(network: Network, augment_dim: int, label_dropout: float, guidance: float) -> None:
+    """Raise UserError where the network cannot be told what it must be told."""
+    check(
+        augment_dim in (0, network.augment_dim),
+        f"model.network.augment_dim is {network.augment_dim}, but model.augment gives {augment_dim} numbers: set the "
+        "former to that",
+    )
+    check(
+        label_dropout == 0 or network.label_dim > 0,
+        "model.label_dropout hides classes, of which the network has none: set model.network.label_dim too",
+    )
+    check(
+        guidance == 1 or label_dropout > 0,
+        f"guidance {guidance} needs a model trained with model.label_dropout above 0, 0.1 for instance",
+    )
+
+
+def check_clocks(process: Process, law: ClockLaw, grid: Grid) -> None:
+    """Raise UserError where training or sampling would speak of levels that the process has not."""
+    trained, first = law.quantile(torch.tensor(1 - 1e-6)).item(), grid.clocks()[0].item()
+    check(
+        trained <= process.last,
+        f"model.clock_law goes to {trained:g}, but model.process to {process.last:g} only: make them agree",
+    )
+    check(
+        first <= process.last,
+        f"model.sampler.grid starts at {first:g}, but model.process goes to {process.last:g} only: make them agree",
+    )
+
+
 @dataclass(frozen=True)
 class DiffusionModel:
     """A network with the process it works in, what its outputs mean and how they are scaled.
@@ -119,7 +150,7 @@ class DiffusionModel:
         Returns:
             [B, branches, C, H, W] in the dtype of x, whatever the precision of the network.
         """
-        c = self.preconditioning(Level(level.alpha.to(x), level.beta.to(x)))
+        c = self.preconditioning(level.to(x))
         weights = next(self.network.parameters())
         own = weights.device, weights.dtype
         raw = self.network(
@@ -169,11 +200,7 @@ class DiffusionModel:
         # Devices without float64 (Apple's) keep the sampler's state on the CPU.
         state = torch.device("cpu") if self.device.type == "mps" else self.device
         streams = SeedStreams(seeds, state)
-
-        def normal() -> Tensor:
-            return streams.normal(*self.image_shape, dtype=torch.float64)
-
-        start = normal()
+        start = streams.normal(*self.image_shape, dtype=torch.float64)
         if self.network.label_dim and classes is None:
             classes = streams.integers(self.network.label_dim).tolist()
         labels = one_hot(torch.tensor(classes), self.network.label_dim) if classes is not None else None
@@ -181,6 +208,6 @@ class DiffusionModel:
         training = self.network.training
         self.network.eval()  # weights in training have dropout on, which is no function of the seed
         try:
-            return idct(sampler(ask, self.process, start, lambda: dct(normal()), watch)).cpu()
+            return idct(sampler(ask, self.process, start, streams, watch)).cpu()
         finally:
             self.network.train(training)

@@ -18,16 +18,18 @@ from warm_lightning.ema import EMA
 from warm_lightning.errors import check
 from warm_lightning.images import dequantise
 from warm_lightning.losses import ClockLaw, LogNormal, Loss, SquaredError
-from warm_lightning.model import DiffusionModel, TestPlan, Weights, check_data, one_hot
+from warm_lightning.model import DiffusionModel, TestPlan, Weights, check_clocks, check_data, check_labels, one_hot
 from warm_lightning.networks.base import Network
 from warm_lightning.parameterizations import DenoiseDeblur, Parameterization
 from warm_lightning.preconditioning import EDMPreconditioning, Preconditioning
 from warm_lightning.processes import Process, Warm
+from warm_lightning.reference import Others, all_images
 from warm_lightning.rng import BatchDraws, Draws, SeedStreams, key
 from warm_lightning.samplers import Sampler
 from warm_lightning.spectral import dct, idct
 from warm_lightning.strategies import check_strategy, gathered, local, shard
-from warm_lightning.types import Batch
+from warm_lightning.targets import Target
+from warm_lightning.types import Batch, Estimate
 
 
 class DiffusionModule(LightningModule):
@@ -40,6 +42,7 @@ class DiffusionModule(LightningModule):
         preconditioning: how its input and outputs are scaled.
         clock_law: the distribution of the process's clock in training.
         loss: the cost of a deviation.
+        target: what counts as the truth about a degraded image, if not the image that it was made from.
         sampler: how to sample while training and in `warm test`, and by default in `warm generate`.
         duration: images to train on.
         lr: Adam's learning rate after its ramp.
@@ -67,6 +70,7 @@ class DiffusionModule(LightningModule):
         preconditioning: Preconditioning = lazy_instance(EDMPreconditioning),
         clock_law: ClockLaw = lazy_instance(LogNormal),
         loss: Loss = lazy_instance(SquaredError),
+        target: Target | None = None,
         sampler: Sampler = Sampler(),
         duration: float = 200e6,
         lr: float = 1e-3,
@@ -93,6 +97,7 @@ class DiffusionModule(LightningModule):
         self.preconditioning = preconditioning
         self.clock_law = clock_law
         self.loss = loss
+        self.target = target
         self.sampler = sampler
         self.duration = int(duration)
         self.lr, self.lr_ramp, self.betas, self.eps = lr, lr_ramp, betas, eps
@@ -104,7 +109,8 @@ class DiffusionModule(LightningModule):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(key(seed, "network"))
             self.network = network(len(self.parameterization.names))
-        self._check_labels()
+        check_labels(self.network, augment.dim if augment else 0, label_dropout, guidance)
+        check_clocks(process, clock_law, sampler.grid)
         if init_from:
             start_from(init_from, self.network)
         if channels_last:
@@ -145,22 +151,6 @@ class DiffusionModule(LightningModule):
         if self.device_mesh is not None:
             shard(self.network, self.device_mesh)
 
-    def _check_labels(self) -> None:
-        """Raise UserError where the network cannot be told what it must be told."""
-        told, told_of = self.network.augment_dim, self.augment.dim if self.augment else 0
-        check(
-            told_of in (0, told),
-            f"model.network.augment_dim is {told}, but model.augment gives {told_of} numbers: set the former to that",
-        )
-        check(
-            self.label_dropout == 0 or self.network.label_dim > 0,
-            "model.label_dropout hides classes, of which the network has none: set model.network.label_dim too",
-        )
-        check(
-            self.guidance == 1 or self.label_dropout > 0,
-            f"guidance {self.guidance} needs a model trained with model.label_dropout above 0, 0.1 for instance",
-        )
-
     # ------------------------------------------------------------------ training
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
@@ -169,29 +159,31 @@ class DiffusionModule(LightningModule):
         rows = batch.positions - self.images_seen
         draws = BatchDraws(self.seed, self.images_seen, self.batch_size, rows)
         torch.manual_seed(key(self.seed, "dropout", int(batch.positions[0])))
-        losses, clock = self.losses(self.model("raw"), batch, draws, self.label_dropout, self.augment)
+        losses, clock = self.losses(self.model("raw"), batch, draws, training=True)
         return {"loss": losses.sum(1).mean(), "losses": losses.detach(), "clock": clock}
 
     def losses(
-        self,
-        model: DiffusionModel,
-        batch: Batch,
-        draws: Draws,
-        label_dropout: float = 0.0,
-        augment: Augmentation | None = None,
+        self, model: DiffusionModel, batch: Batch, draws: Draws, training: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """Lines 4 to 13 of Algorithm 1: the loss of each image and branch [b, branches], and its clock [b]."""
+        """Lines 4 to 13 of Algorithm 1: the loss of each image and branch [b, branches], and its clock [b].
+
+        With label dropout, augmentation and targets of other images in training alone.
+        """
         x0 = dequantise(batch.images, torch.promote_types(cast(torch.dtype, self.dtype), torch.float32))
-        x0, augment_labels = augment(x0, draws) if augment else (x0, None)
-        epsilon = draws.normal(*x0.shape[1:], dtype=x0.dtype)
+        x0, augment_labels = self.augment(x0, draws) if self.augment and training else (x0, None)
+        epsilon = self.process.noise(draws.normal(*x0.shape[1:], dtype=x0.dtype), draws)
         clock = self.clock_law.draw(draws).to(x0.dtype)
         level = self.process.draw_level(clock, draws)
-        u0 = dct(x0)
-        gains = self.process.gains(level, u0)
-        x = idct(self.process.degrade(u0, epsilon, gains))
-        targets = self.parameterization.targets(u0, gains)
-        outputs = model.outputs(x, level, self.class_labels(batch, draws, label_dropout), augment_labels)
-        return self.loss(outputs, targets, self.preconditioning(level).out), clock
+        truth = Estimate(dct(x0), dct(epsilon))
+        gains = self.process.gains(level, truth.clean)
+        u = self.process.degrade(truth, gains)
+        class_labels = self.class_labels(batch, draws, self.label_dropout if training else 0.0)
+        if self.target and training:
+            others, allowed = self.others(batch, cast(BatchDraws, draws), class_labels, augment_labels, u)
+            truth = self.target(truth, u, others, allowed, self.process, gains)
+        targets = self.parameterization.targets(truth, gains)
+        outputs = model.outputs(idct(u), level, class_labels, augment_labels)
+        return self.loss(outputs, targets, self.preconditioning(level).out, gains), clock
 
     def class_labels(self, batch: Batch, draws: Draws, dropout: float) -> Tensor | None:
         """One-hot classes, all zeros for the share `dropout` of the images; None for a network without classes."""
@@ -202,6 +194,12 @@ class DiffusionModule(LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.Adam(self.network.parameters(), lr=self.lr, betas=self.betas, eps=self.eps)
+
+    def on_fit_start(self) -> None:
+        if self.process.learned is None:
+            self.process.learned = self.process.learn(all_images(self.data.train_images(), "Learning where to start"))
+        if self.target:
+            self.others = Others(self.data, self.seed, self.target.references)
 
     def on_train_start(self) -> None:
         # A finished run that is started again has nothing to do.
@@ -281,6 +279,7 @@ class DiffusionModule(LightningModule):
             "images_seen": self.images_seen,
             "nonfinite_gradients": self.nonfinite_gradients,
             "source": self.source,
+            "learned": self.process.learned or {},
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -288,7 +287,9 @@ class DiffusionModule(LightningModule):
             check_same_model(checkpoint["state_dict"], self.state_dict())
             # Lightning fills the weights before it turns them into the Trainer's precision: float64 must fit in.
             self.to(next(iter(checkpoint["state_dict"].values())).dtype)
-        self.images_seen = checkpoint[SECTION]["images_seen"]
-        self.nonfinite_gradients = checkpoint[SECTION]["nonfinite_gradients"]
-        self.source = checkpoint[SECTION].get("source")
-        self.exported = checkpoint[SECTION].get("weights")
+        section = checkpoint[SECTION]
+        self.images_seen = section["images_seen"]
+        self.nonfinite_gradients = section["nonfinite_gradients"]
+        self.source = section["source"]
+        self.exported = section.get("weights")
+        self.process.learned = section["learned"] or self.process.learned

@@ -8,15 +8,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from warm_lightning.parameterizations import Parameterization, implied_noise
+from warm_lightning.parameterizations import Parameterization
 from warm_lightning.preconditioning import Preconditioning
 from warm_lightning.processes import Process
+from warm_lightning.targets import consistent, posterior_mean
 from warm_lightning.types import Estimate, Estimator, Gains, Level
-
-
-def consistent(clean: Tensor, u: Tensor, gains: Gains) -> Estimate:
-    """The estimate of somebody whose two beliefs agree: A∘clean + B∘noise = u."""
-    return Estimate(clean, implied_noise(gains.signal * clean, u, gains))
 
 
 class DatasetOracle:
@@ -24,7 +20,7 @@ class DatasetOracle:
 
     Args:
         u0: DCT coefficients of the images, [N, C, H, W].
-        process: any process with scalar noise gain B > 0.
+        process: any process with noise, whose law it knows.
     """
 
     def __init__(self, u0: Tensor, process: Process) -> None:
@@ -33,12 +29,7 @@ class DatasetOracle:
 
     def __call__(self, u: Tensor, level: Level) -> Estimate:
         gains = self.process.gains(level, u)
-        # The batch shares a level, so A∘u0 is one set of blurred images for all of it.
-        means = (gains.signal * self.u0).flatten(1)  # [N, CHW]
-        squares = means.square().sum(1) - 2 * u.flatten(1) @ means.T  # ‖u - mean‖² but for a constant, [B, N]
-        weights = torch.softmax(-squares / (2 * gains.noise.view(-1, 1).square()), dim=1)
-        clean = (weights @ self.u0.flatten(1)).view_as(u)
-        return consistent(clean, u, gains)
+        return consistent(posterior_mean(u, self.u0, self.process, gains), u, gains)
 
 
 class GaussianOracle:
@@ -46,7 +37,7 @@ class GaussianOracle:
 
     Args:
         spectrum: S, the variance of each coefficient, broadcastable to [C, H, W].
-        process: any process.
+        process: any process with normal noise.
     """
 
     def __init__(self, spectrum: Tensor, process: Process) -> None:
@@ -100,7 +91,7 @@ class DisagreeingOracle:
 
     def __call__(self, u: Tensor, level: Level) -> Estimate:
         gains = self.process.gains(level, u)
-        truth = self.parameterization.targets(self.oracle(u, level).clean, gains)
+        truth = self.parameterization.targets(self.oracle(u, level), gains)
         noise = torch.randn(truth.shape, generator=self.generator, dtype=u.dtype)
         c_out = self.preconditioning(level).out.unsqueeze(1)
         return self.parameterization.estimate(truth + self.errors * c_out * noise, u, gains)

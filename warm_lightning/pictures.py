@@ -86,7 +86,8 @@ def trajectory(model: DiffusionModel, sampler: Sampler, seeds: Sequence[int], co
     views: list[Tensor] = []
 
     def watch(u: Tensor, level: Level) -> None:
-        states.append(idct(u) / (1 + level.beta.to(u).square()).sqrt())
+        spread = model.process.scale(level) * (1 + level.beta.square()).sqrt()
+        states.append(idct(u) / spread.to(u))
         if model.process.ends(level):
             views.append(idct(u))
         else:

@@ -67,3 +67,31 @@ class EDMPreconditioning(Preconditioning):
             noise=beta.masked_fill(noiseless, NO_NOISE).log() / 4,
             blur=torch.log1p(alpha / beta.masked_fill(noiseless, 1)),
         )
+
+
+class Unscaled(Preconditioning):
+    """No scaling: the network sees the degraded image as it is, and its output is what it says (DDPM and its kin).
+
+    It is told the clock, and of blur nothing more, a process's clock saying it all.
+
+    Args:
+        conditioning: c_noise for a unit of the clock. For the positional embedding of DDPM and DDPM++, c_noise is to
+            go from 0 to 1,000 or so; for the random Fourier features of NCSN++, from 0 to 1.
+        residual: whether the network says what is to be added to the image that it sees, where the parameterization
+            allows it.
+    """
+
+    def __init__(self, conditioning: float = 1.0, residual: bool = False) -> None:
+        check(conditioning > 0, f"conditioning is {conditioning}: it must be positive")
+        self.conditioning = conditioning
+        self.residual = residual
+
+    def __call__(self, level: Level) -> Coefficients:
+        one = torch.ones_like(level.clock)[:, None, None, None]
+        return Coefficients(
+            skip=one * float(self.residual),
+            out=one,
+            input=one,
+            noise=self.conditioning * level.clock,
+            blur=torch.zeros_like(level.clock),
+        )

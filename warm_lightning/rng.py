@@ -28,6 +28,10 @@ class Draws(ABC):
     def uniform(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Uniform draws in [0, 1), [B, *shape]."""
 
+    @abstractmethod
+    def chi_square(self, degrees: float) -> Tensor:
+        """Draws from the chi-square law of so many degrees of freedom, [B]."""
+
 
 class BatchDraws(Draws):
     """Draws for one optimizer step, of which each device takes the rows of its own images.
@@ -53,6 +57,14 @@ class BatchDraws(Draws):
     def uniform(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return self._mine(torch.rand, shape).to(dtype)
 
+    def chi_square(self, degrees: float) -> Tensor:
+        half = torch.full((self.batch_size,), degrees / 2, device=self.rows.device, dtype=torch.float32)
+        return 2 * torch._standard_gamma(half, generator=self.generator)[self.rows]
+
+    def common_order(self, length: int) -> Tensor:
+        """A random order of `length` things, the same for all images of the step, int64 [length]."""
+        return torch.randperm(length, generator=self.generator, device=self.rows.device)
+
     def _mine(self, law: Callable[..., Tensor], shape: tuple[int, ...]) -> Tensor:
         size = (self.batch_size, *shape)
         return law(size, generator=self.generator, device=self.rows.device, dtype=torch.float32)[self.rows]
@@ -62,7 +74,8 @@ class SeedStreams(Draws):
     """One generator an image, so that its draws are the same bits in any batch on any device.
 
     The order of draws from a stream is part of the contract for sampling: first `normal(C, H, W)` for the
-    initial noise, then the class where none was asked for, then what a stochastic sampler needs.
+    initial noise, then the class where none was asked for, then what else the prior needs, then what a stochastic
+    sampler does.
 
     Args:
         seeds: one an image; taken modulo 2³².
@@ -79,6 +92,10 @@ class SeedStreams(Draws):
 
     def uniform(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return self._each(lambda g: torch.rand(shape, generator=g, dtype=torch.float32)).to(dtype)
+
+    def chi_square(self, degrees: float) -> Tensor:
+        half = torch.tensor(degrees / 2, dtype=torch.float32)
+        return 2 * self._each(lambda g: torch._standard_gamma(half, generator=g))
 
     def integers(self, high: int) -> Tensor:
         """The next integer in [0, high) of each stream, int64 [B]."""

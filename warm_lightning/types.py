@@ -18,15 +18,22 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Level:
-    """A point of the blur-noise plane for each image of a batch.
+    """Where each image of a batch is: on the blur-noise plane, and on its process's clock.
 
     Attributes:
         alpha: blur level α ≥ 0, the standard deviation of the Gaussian blur in pixels; [B] or [1].
-        beta: noise level β ≥ 0, the standard deviation of the noise, images being in [-1, 1]; [B] or [1].
+        beta: noise level β ≥ 0, the standard deviation of the noise where the image, apart from its blur, is in
+            [-1, 1]; [B] or [1].
+        clock: the process's own measure of progress, 0 at the last level; [B] or [1].
     """
 
     alpha: Tensor
     beta: Tensor
+    clock: Tensor
+
+    def to(self, like: Tensor) -> "Level":
+        """The same in the dtype and on the device of another tensor."""
+        return Level(self.alpha.to(like), self.beta.to(like), self.clock.to(like))
 
 
 @dataclass(frozen=True)
@@ -39,10 +46,12 @@ class Gains:
     Attributes:
         log_signal: ln A ≤ 0; broadcastable to [B, C, H, W].
         noise: B ≥ 0; broadcastable to [B, C, H, W].
+        ahead: the gains one step nearer to the data, of a process that goes there in steps of its own.
     """
 
     log_signal: Tensor
     noise: Tensor
+    ahead: "Gains | None" = None
 
     @property
     def signal(self) -> Tensor:

@@ -42,12 +42,15 @@ class TrainingStream(Dataset[Batch]):
     def __getitem__(self, positions: range) -> Batch:
         """The images at these positions ≥ 0."""
         where = torch.arange(positions.start, positions.stop, positions.step)
-        entries = self.entries(where)
+        return Batch(*self.take(self.entries(where)), where)
+
+    def take(self, entries: Tensor) -> tuple[Tensor, Tensor]:
+        """Images [b, C, H, W] and classes [b] of entries in [0, M), int64 [b]."""
         index = entries % len(self.image_set)
         images = self.image_set.take(index)
         (mirrored,) = torch.where(entries >= len(self.image_set))
         images.index_copy_(0, mirrored, images.index_select(0, mirrored).flip(-1))
-        return Batch(images, self.image_set.labels[index], where)
+        return images, self.image_set.labels[index]
 
     def entries(self, positions: Tensor) -> Tensor:
         """What stands at positions, int64 [b] → int64 [b] in [0, M)."""

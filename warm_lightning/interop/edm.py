@@ -106,7 +106,7 @@ def denoiser_from_arrays(path: str | Path) -> Denoiser:
         augment_labels: Tensor | None = None,
     ) -> Tensor:
         sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).expand(x.shape[0])
-        c = precondition(Level(alpha=torch.zeros_like(sigma), beta=sigma))
+        c = precondition(Level(alpha=torch.zeros_like(sigma), beta=sigma, clock=sigma))
         raw = network(
             (c.input * x).to(dtype),
             c.noise.to(dtype),

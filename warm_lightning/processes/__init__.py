@@ -1,7 +1,41 @@
 """Forward processes: two gains, a prior and a last level each."""
 
 from warm_lightning.processes.base import Process
-from warm_lightning.processes.paths import ConstantBNR, Path, PowerLaw, RandomBNR
-from warm_lightning.processes.warm import Hot, Warm
+from warm_lightning.processes.blurring import BlurringDiffusion
+from warm_lightning.processes.cold import IHDM, ColdDiffusion, SoftDiffusion
+from warm_lightning.processes.paths import BlurringSchedule, ConstantBNR, Path, PowerLaw, RandomBNR
+from warm_lightning.processes.variance_preserving import (
+    BlurRate,
+    CosineSchedule,
+    LinearSchedule,
+    LogRate,
+    ProgressiveDeblurring,
+    QuarticRate,
+    Schedule,
+    VariancePreserving,
+)
+from warm_lightning.processes.warm import Hot, PFGMpp, Warm
 
-__all__ = ["ConstantBNR", "Hot", "Path", "PowerLaw", "Process", "RandomBNR", "Warm"]
+__all__ = [
+    "IHDM",
+    "BlurRate",
+    "BlurringDiffusion",
+    "BlurringSchedule",
+    "ColdDiffusion",
+    "ConstantBNR",
+    "CosineSchedule",
+    "Hot",
+    "LinearSchedule",
+    "LogRate",
+    "PFGMpp",
+    "Path",
+    "PowerLaw",
+    "Process",
+    "ProgressiveDeblurring",
+    "QuarticRate",
+    "RandomBNR",
+    "Schedule",
+    "SoftDiffusion",
+    "VariancePreserving",
+    "Warm",
+]

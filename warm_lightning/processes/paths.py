@@ -19,6 +19,10 @@ class Path(ABC):
         """Blur level to train at; a path may draw it at random around the curve."""
         return self(beta)
 
+    def through(self, alpha: float, beta: float) -> "Path":
+        """The path through a point of the plane, of those that a model trained on this one knows."""
+        return self
+
 
 class ConstantBNR(Path):
     """α = BNR·β, a ray from the origin (Eq. 10).
@@ -55,6 +59,23 @@ class PowerLaw(Path):
         return self.bnr * beta**self.exponent
 
 
+class BlurringSchedule(Path):
+    """Blurring Diffusion's schedules as a path: β = tan(πt/2) and α = blur_max·sin²(πt/2) (Eqs. 18 and 19).
+
+    Without t, α = blur_max·β²/(1 + β²), and BNR(t) = blur_max/2 · sin(πt) (Eq. 20).
+
+    Args:
+        blur_max: the largest blur in pixels, ≥ 0; 20 in the paper.
+    """
+
+    def __init__(self, blur_max: float = 20.0) -> None:
+        check(blur_max >= 0, f"blur_max is {blur_max}: a blur is 0 pixels or more")
+        self.blur_max = blur_max
+
+    def __call__(self, beta: Tensor) -> Tensor:
+        return self.blur_max * beta**2 / (1 + beta**2)
+
+
 class RandomBNR(Path):
     """Trains on BNRs drawn uniformly from a range, one an image, so that one network knows the whole plane.
 
@@ -75,6 +96,10 @@ class RandomBNR(Path):
 
     def __call__(self, beta: Tensor) -> Tensor:
         return self.bnr * beta
+
+    def through(self, alpha: float, beta: float) -> Path:
+        bnr = alpha / beta if beta > 0 else self.bnr
+        return RandomBNR(self.low, self.high, bnr) if self.low <= bnr <= self.high else self
 
     def draw(self, beta: Tensor, draws: Draws) -> Tensor:
         bnr = self.low + (self.high - self.low) * draws.uniform(dtype=beta.dtype)

@@ -1,13 +1,14 @@
 """The warm family: variance-exploding noise on a blurred image (Section 4.1)."""
 
+import torch
 from jsonargparse import lazy_instance
 from torch import Tensor
 
-from warm_lightning.processes.base import Process
+from warm_lightning.errors import check
+from warm_lightning.processes.base import Process, per_image
 from warm_lightning.processes.paths import ConstantBNR, Path
 from warm_lightning.rng import Draws
-from warm_lightning.spectral import dct, log_blur_mask
-from warm_lightning.types import Gains, Level
+from warm_lightning.types import Level
 
 
 class Warm(Process):
@@ -21,18 +22,10 @@ class Warm(Process):
         self.path = path
 
     def level(self, clock: Tensor) -> Level:
-        return Level(alpha=self.path(clock), beta=clock)
+        return Level(self.path(clock), clock, clock)
 
     def draw_level(self, clock: Tensor, draws: Draws) -> Level:
-        return Level(alpha=self.path.draw(clock, draws), beta=clock)
-
-    def gains(self, level: Level, like: Tensor) -> Gains:
-        noise = level.beta.to(device=like.device, dtype=like.dtype).view(-1, 1, 1, 1)
-        return Gains(log_signal=log_blur_mask(level.alpha, like), noise=noise)
-
-    def prior(self, noise: Tensor, level: Level) -> Tensor:
-        """N(0, β_N² I): at the first level next to nothing of the image is left (Algorithm 2, line 2)."""
-        return level.beta.to(device=noise.device, dtype=noise.dtype).view(-1, 1, 1, 1) * dct(noise)
+        return Level(self.path.draw(clock, draws), clock, clock)
 
 
 class Hot(Warm):
@@ -40,3 +33,26 @@ class Hot(Warm):
 
     def __init__(self) -> None:
         super().__init__(ConstantBNR(0.0))
+
+
+class PFGMpp(Hot):
+    """PFGM++ (Xu et al. 2023): EDM with heavier-tailed noise, β·z·√(D/χ²_D), one chi-square draw an image.
+
+    It is the noise that an electric field in D extra dimensions gives at a distance r = β√D from the data; its
+    norm follows the paper's Beta law. D → ∞ is EDM.
+
+    Args:
+        extra_dims: D ≥ 1; the paper uses 128 and 2048 for CIFAR-10, and 128 for FFHQ.
+    """
+
+    def __init__(self, extra_dims: float = 2048) -> None:
+        super().__init__()
+        check(extra_dims >= 1, f"extra_dims is {extra_dims}: PFGM++'s D is 1 or more")
+        self.extra_dims = extra_dims
+
+    def noise(self, normal: Tensor, draws: Draws) -> Tensor:
+        return normal * (self.extra_dims / per_image(draws.chi_square(self.extra_dims), normal)).sqrt()
+
+    def log_density(self, squares: Tensor, size: int) -> Tensor:
+        """-(N+D)/2 · ln(1 + ‖z‖²/D), Student's law in N dimensions with D degrees of freedom."""
+        return -(size + self.extra_dims) / 2 * torch.log1p(squares / self.extra_dims)

@@ -52,7 +52,8 @@ def ema(run: Path, dst: Path, sigma_rel: float, images: float | None = None) -> 
         "earlier": section["source"],
     }
     state_dict = {prefix + name: tensor for prefix in (RAW, EMA) for name, tensor in weights.items()}
-    write(dst, state_dict, {"config": section["config"], "images_seen": end, "source": source})
+    kept = {name: section[name] for name in ("config", "learned")}
+    write(dst, state_dict, kept | {"images_seen": end, "source": source})
     print(f"{dst}: width {sigma_rel:g} at {end:,} images, its profile met to {left:.2%} by {len(snapshots)} snapshots")
 
 

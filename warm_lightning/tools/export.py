@@ -9,7 +9,7 @@ import yaml
 
 from warm_lightning.callbacks.checkpoints import FOLDER
 from warm_lightning.callbacks.scores import RESULTS
-from warm_lightning.checkpoints import EMA, RAW, SECTION, check_weights, part, read
+from warm_lightning.checkpoints import EMA, LEARNED, RAW, SECTION, check_weights, part, read
 from warm_lightning.config import load_checkpoint
 from warm_lightning.errors import UserError, check
 from warm_lightning.interop.card import model_card
@@ -39,7 +39,9 @@ def export(ckpt: Path, dst: Path, weights: Weights = "ema") -> None:
     parameters = sum(p.numel() for p in module.network.parameters())
     tensors = part(checkpoint["state_dict"], EMA if weights == "ema" else RAW)
     card = model_card(section, weights, parameters, settings, scores, tensors_hash(tensors.items()))
-    write_folder(dst, tensors, {**section, "weights": weights}, card)
+    learned = {LEARNED + name: tensor for name, tensor in section["learned"].items()}
+    document = {name: value for name, value in section.items() if name != "learned"}
+    write_folder(dst, tensors | learned, document | {"weights": weights}, card)
     print(f"{dst}: {weights} weights of {parameters:,} parameters, configuration and model card")
 
 

@@ -1,0 +1,177 @@
+"""Diffusion in discrete steps that keeps the variance: DDPM, and its blurring kin by Lee et al."""
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from jsonargparse import lazy_instance
+from torch import Tensor
+
+from warm_lightning.errors import check
+from warm_lightning.processes.base import Process, per_image
+from warm_lightning.rng import Draws
+from warm_lightning.spectral import dct, log_blur_mask
+from warm_lightning.types import Gains, Level
+
+
+class Schedule(ABC):
+    """The variances β_1 … β_T of the noise that the steps of a Markov chain add (Ho et al. 2020, Eq. 2).
+
+    Args:
+        steps: T.
+    """
+
+    def __init__(self, steps: int = 1000) -> None:
+        check(steps >= 1, f"steps is {steps}: a chain has at least 1")
+        self.steps = steps
+
+    @abstractmethod
+    def variances(self) -> Tensor:
+        """β_1 … β_T in (0, 1), float64 [T]."""
+
+
+class LinearSchedule(Schedule):
+    """Variances evenly spaced from `first` to `last` (Ho et al. 2020, Section 4)."""
+
+    def __init__(self, steps: int = 1000, first: float = 1e-4, last: float = 0.02) -> None:
+        super().__init__(steps)
+        check(0 < first <= last < 1, f"variances from {first} to {last}: need 0 < first <= last < 1")
+        self.first = first
+        self.last = last
+
+    def variances(self) -> Tensor:
+        return torch.linspace(self.first, self.last, self.steps, dtype=torch.float64)
+
+
+class CosineSchedule(Schedule):
+    """ᾱ_i = f(i)/f(0), f(i) = cos²((i/T + s)/(1 + s)·π/2), no variance above 0.999 (Nichol & Dhariwal 2021, Eq. 17).
+
+    Args:
+        steps: T.
+        offset: s, which keeps the first variances from vanishing.
+    """
+
+    def __init__(self, steps: int = 1000, offset: float = 0.008) -> None:
+        super().__init__(steps)
+        check(offset >= 0, f"offset is {offset}: it must be 0 or more")
+        self.offset = offset
+
+    def variances(self) -> Tensor:
+        time = torch.arange(self.steps + 1, dtype=torch.float64) / self.steps
+        f = torch.cos((time + self.offset) / (1 + self.offset) * math.pi / 2).square()
+        return (1 - f[1:] / f[:-1]).clamp(max=0.999)
+
+
+class Table:
+    """A function of a clock, known at 0, 1, 2 …, and linear in between."""
+
+    def __init__(self, values: Tensor) -> None:
+        self.values = values
+
+    def __call__(self, clock: Tensor) -> Tensor:
+        """Clock readings ≥ 0 → values, in float64 where the device has it."""
+        if self.values.device != clock.device:
+            # Apple's devices have no float64. Kept there: a copy a step would make a GPU wait.
+            self.values = self.values.to(clock.device, torch.float32 if clock.device.type == "mps" else None)
+        place = clock.to(self.values).clamp(0, len(self.values) - 1)
+        low = place.floor().long().clamp(max=len(self.values) - 2)
+        return torch.lerp(self.values[low], self.values[low + 1], place - low)
+
+
+class VariancePreserving(Process):
+    """DDPM (Ho et al. 2020, Eq. 4): A = √ᾱ_i, B = √(1 - ᾱ_i), ᾱ_i = Π_{j≤i} (1 - β_j), from pure noise.
+
+    The clock is the number i of the step; between whole numbers ln ᾱ is linear.
+
+    Args:
+        schedule: the variances β_i.
+    """
+
+    def __init__(self, schedule: Schedule = lazy_instance(LinearSchedule)) -> None:
+        self.last = schedule.steps
+        none = torch.zeros(1, dtype=torch.float64)
+        self.log_alpha_bar = Table(torch.cat([none, torch.log1p(-schedule.variances()).cumsum(0)]))
+
+    def level(self, clock: Tensor) -> Level:
+        beta = torch.expm1(-self.log_alpha_bar(clock)).sqrt()  # √((1-ᾱ)/ᾱ)
+        return Level(self.blur(clock), beta.to(clock), clock)
+
+    def blur(self, clock: Tensor) -> Tensor:
+        """α in pixels; none."""
+        return torch.zeros_like(clock)
+
+    def scale(self, level: Level) -> Tensor:
+        return (self.log_alpha_bar(level.clock) / 2).exp()
+
+    def gains(self, level: Level, like: Tensor) -> Gains:
+        """A, blurred where there is blur, and the B = √(1 - A²) that preserves the variance, frequency by frequency."""
+        log_signal = per_image(self.log_alpha_bar(level.clock) / 2, like) + log_blur_mask(level.alpha, like)
+        return Gains(log_signal, (-torch.expm1(2 * log_signal)).sqrt())
+
+    def prior(self, normal: Tensor, level: Level, draws: Draws) -> Tensor:
+        """N(0, I)."""
+        return dct(normal)
+
+
+class BlurRate(ABC):
+    """f, how much each step of a chain blurs (Lee et al. 2022, Appendix B).
+
+    Args:
+        last: f(T) ≥ 0, in units of the blur kernel; f(0) is 0, and `last` 0 blurs nowhere.
+    """
+
+    def __init__(self, last: float) -> None:
+        check(last >= 0, f"last is {last}: a chain blurs 0 or more")
+        self.last = last
+
+    @abstractmethod
+    def __call__(self, steps: int) -> Tensor:
+        """f(1) … f(T), float64 [T]."""
+
+
+class QuarticRate(BlurRate):
+    """f(i) = f(T)·(i/T)⁴, the paper's choice."""
+
+    def __init__(self, last: float = 0.14) -> None:
+        super().__init__(last)
+
+    def __call__(self, steps: int) -> Tensor:
+        return self.last * (torch.arange(1, steps + 1, dtype=torch.float64) / steps) ** 4
+
+
+class LogRate(BlurRate):
+    """f(i) = f(T)·ln i/ln T, which blurs too early (their Table 1)."""
+
+    def __init__(self, last: float = 0.6) -> None:
+        super().__init__(last)
+
+    def __call__(self, steps: int) -> Tensor:
+        return self.last * torch.arange(1, steps + 1, dtype=torch.float64).log() / max(math.log(steps), 1e-9)
+
+
+class ProgressiveDeblurring(VariancePreserving):
+    """Blur diffusion (Lee et al. 2022, Eqs. 3 and 5): A = √ᾱ_i·D^{Σ_{j≤i} f(j)}, B = √(1 - A²), a vector.
+
+    D = exp(-λσ²/2) are the eigenvalues of a Gaussian blur of σ pixels, so that the blur level is α = σ√Σf. With
+    f = 0 it is DDPM.
+
+    Args:
+        schedule: the variances β_i.
+        rate: f.
+        sigma: σ in pixels.
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule = lazy_instance(LinearSchedule),
+        rate: BlurRate = lazy_instance(QuarticRate),
+        sigma: float = 0.4,
+    ) -> None:
+        super().__init__(schedule)
+        check(sigma >= 0, f"sigma is {sigma}: a blur is 0 pixels or more")
+        none = torch.zeros(1, dtype=torch.float64)
+        self.sigma = sigma
+        self.powers = Table(torch.cat([none, rate(schedule.steps).cumsum(0)]))
+
+    def blur(self, clock: Tensor) -> Tensor:
+        return (self.sigma * self.powers(clock).sqrt()).to(clock)

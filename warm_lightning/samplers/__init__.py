@@ -1,0 +1,39 @@
+"""Samplers: a grid of levels, a rule for a step, and the one loop."""
+
+from warm_lightning.samplers.grids import EvenGrid, Grid, PowerGrid
+from warm_lightning.samplers.loop import Churn, EpsilonScaling, Sampler
+from warm_lightning.samplers.multistep import Multistep
+from warm_lightning.samplers.rules import (
+    Direct,
+    Euler,
+    Heun,
+    Interpolating,
+    Momentum,
+    ReverseDiffusion,
+    Step,
+    StepRule,
+    clean_view,
+    gain_difference,
+    split_noise,
+)
+
+__all__ = [
+    "Churn",
+    "Direct",
+    "EpsilonScaling",
+    "Euler",
+    "EvenGrid",
+    "Grid",
+    "Heun",
+    "Interpolating",
+    "Momentum",
+    "Multistep",
+    "PowerGrid",
+    "ReverseDiffusion",
+    "Sampler",
+    "Step",
+    "StepRule",
+    "clean_view",
+    "gain_difference",
+    "split_noise",
+]
