@@ -9,9 +9,10 @@ MINUTES ?= 5
 DATA ?= data
 OUT ?= docs/measurements
 JOBS ?= 2
+COMPARE ?= short
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench gpu-check clean
+.PHONY: help setup demo compare test lint format bench gpu-check clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 14
@@ -19,7 +20,7 @@ help:  ## list the targets
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "warm_lightning needs Python 3.11 or newer: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,inception,lmdb]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,inception,lmdb,plots]'
 	touch $(READY)
 
 setup: $(READY)  ## make the virtual environment with pinned dependencies (some minutes, 6 GB)
@@ -34,6 +35,9 @@ demo: setup  ## train on digits, sample and score: about 5 minutes on two CPU co
 	@echo '  scores.json             scores, what halves of the data and a Gaussian get, and the protocol'
 	@echo '  checkpoints/last.ckpt   warm generate --ckpt_path $(DEMO)/checkpoints/last.ckpt --seeds 64-127 --outdir more'
 	@echo '  events.out.tfevents…    $(BIN)/tensorboard --logdir $(DEMO)'
+
+compare: setup  ## train, sample and score every system on digits: under an hour on two CPU cores; COMPARE=full for whole chains
+	$(BIN)/python -m experiments.compare --out runs/compare-$(COMPARE) --jobs $(JOBS) $(if $(filter full,$(COMPARE)),--full)
 
 test: setup  ## run all tests that need no GPU, JOBS at a time (under 12 minutes on two cores)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m 'not gpu' $(ARGS)

@@ -50,32 +50,38 @@ def measure(spectrum: Tensor, bnr: float, nfe: int) -> dict[str, float]:
     Returns:
         A row: bnr, nfe, frechet and frechet_ode.
     """
-    process = Warm(ConstantBNR(bnr))
-    oracle = GaussianOracle(spectrum, process)
     sampler = Sampler(PowerGrid((nfe + 1) // 2), Heun())
     if sampler.nfe != nfe:
         raise ValueError(f"Heun's rule has no grid for an even NFE, such as {nfe}")
+    return {"bnr": bnr, "nfe": nfe, **distances(spectrum, bnr, sampler)}
+
+
+def distances(spectrum: Tensor, bnr: float, sampler: Sampler) -> dict[str, float]:
+    """frechet and frechet_ode of a deterministic sampler, whatever its rule."""
+    process = Warm(ConstantBNR(bnr))
+    oracle = GaussianOracle(spectrum, process)
     levels = sampler.grid.levels(process)
     ones = idct(torch.ones(1, *spectrum.shape, dtype=torch.float64))  # the sampler wants unit noise as pixels
     deviation = sampler(oracle, process, ones, SeedStreams([0])).abs()
     exact = oracle.exact_flow(process.prior(ones, levels[0], SeedStreams([0])), levels[0], levels[-1])
-    return {
-        "bnr": bnr,
-        "nfe": nfe,
-        "frechet": frechet(deviation, spectrum.sqrt()),
-        "frechet_ode": frechet(deviation, exact),
-    }
+    return {"frechet": frechet(deviation, spectrum.sqrt()), "frechet_ode": frechet(deviation, exact)}
+
+
+def read_spectrum(data: str) -> tuple[Tensor, str]:
+    """S, float64 [C, H, W], of the training images in a folder or zip, and what they are in words."""
+    images = ImageFolder(data).train_images().all()
+    about = f"{Path(data).name}: {len(images)} training images {list(images.shape[1:])} in [-1, 1]"
+    return power_spectrum(dequantise(images)), about
 
 
 def run(data: str, out: Path, command: list[str]) -> list[dict[str, float]]:
     """Measure S and every row, and write them."""
     began = time.perf_counter()
-    images = ImageFolder(data).train_images().all()
-    spectrum = power_spectrum(dequantise(images))
+    spectrum, about = read_spectrum(data)
     bar = tqdm(list(product(BNRS, NFES)), desc="Sampling", unit=" settings")
     rows = [measure(spectrum, bnr, nfe) for bnr, nfe in bar]
     protocol = {
-        "data": f"{Path(data).name}: {len(images)} training images {list(images.shape[1:])} in [-1, 1]",
+        "data": about,
         "spectrum": "variance over images of each orthonormal DCT-II coefficient, per channel",
         "sampler": "Heun, rho 7, beta 0.002 to 80, then 0; initial variance 80^2 at every frequency",
         "frechet": "squared, summed over channels and frequencies, to N(0, diag S)",

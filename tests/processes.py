@@ -30,6 +30,8 @@ def warm_on_two(folder: Path, *arguments: str) -> list[str]:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     options = ["--trainer.devices=2", "--trainer.accelerator=cpu", "--trainer.strategy=ddp"]
+    if arguments[0] == "generate":
+        options = ["--devices=2", "--accelerator=cpu"]
     spawn(_warm, folder, port, [*arguments, *options])
     return [(folder / f"{rank}.txt").read_text() for rank in range(2)]
 

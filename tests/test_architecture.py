@@ -19,6 +19,7 @@ ORDER: list[set[str]] = [
     {"parameterizations", "losses", "preconditioning"},
     {"targets"},
     {"samplers", "oracles"},
+    {"restoration"},
     {"networks", "data", "augment"},
     {"reference"},
     {"metrics", "interop"},

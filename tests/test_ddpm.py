@@ -168,7 +168,7 @@ def test_network_overlays_combine(overlay: Path):
     assert {**plain.config, "network": None} == {**module.config, "network": None}
     network = module.config["network"]
     assert network["class_path"].endswith(stated["model"]["network"]["class_path"])
-    assert network["init_args"] == stated["model"]["network"]["init_args"]
+    assert network["init_args"] == {"channels_per_head": None, **stated["model"]["network"]["init_args"]}
 
 
 def test_ddpm_on_cifar10():

@@ -83,7 +83,7 @@ def test_training_augments_and_tells_the_network_and_nothing_else_does(monkeypat
     seen: list[torch.Tensor] = []
     targets = DenoiseDeblur.targets
     monkeypatch.setattr(DiffusionModel, "outputs", note)
-    monkeypatch.setattr(DenoiseDeblur, "targets", lambda self, u0, g: seen.append(u0) or targets(self, u0, g))
+    monkeypatch.setattr(DenoiseDeblur, "targets", lambda self, x, g: seen.append(x.clean) or targets(self, x, g))
     module = DiffusionModule(told_network, parameterization=DenoiseDeblur(), augment=Shift(), duration=32)
     trainer = Trainer(
         accelerator="cpu",

@@ -10,7 +10,7 @@ from small import SMALL, here
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from warm_lightning import load_checkpoint, load_config
-from warm_lightning.checkpoints import read
+from warm_lightning.checkpoints import FORMAT_VERSION, read
 from warm_lightning.ema import EMA
 from warm_lightning.errors import UserError
 from warm_lightning.images import dequantise
@@ -195,7 +195,7 @@ def test_pictures_and_checkpoints_are_named_by_images(run: Path) -> None:
     assert names == {"last.ckpt", "images-000000160.ckpt", "images-000000320.ckpt", "best-fd16_pixel.ckpt"}
     for name in names:
         section = read(run / "checkpoints" / name)["warm_lightning"]
-        assert section["format_version"] == 2
+        assert section["format_version"] == FORMAT_VERSION
     assert read(run / "checkpoints" / "images-000000160.ckpt")["warm_lightning"]["images_seen"] == 160
 
 

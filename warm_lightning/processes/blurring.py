@@ -59,7 +59,9 @@ class BlurringDiffusion(Process):
         log_mask = log_blur_mask(level.alpha, like)
         if self.d_min == 0:
             return log_mask
-        return torch.log1p((1 - self.d_min) * torch.expm1(log_mask))
+        # Where blur takes little, 1 - d_t keeps its digits; where it takes nearly all, d_t does.
+        little = torch.log1p((1 - self.d_min) * torch.expm1(log_mask))
+        return torch.where(log_mask > -1, little, ((1 - self.d_min) * log_mask.exp() + self.d_min).log())
 
     def prior(self, normal: Tensor, level: Level, draws: Draws) -> Tensor:
         """N(0, I)."""

@@ -20,7 +20,7 @@ class Path(ABC):
         return self(beta)
 
     def through(self, alpha: float, beta: float) -> "Path":
-        """The path through a point of the plane, of those that a model trained on this one knows."""
+        """The path nearest to a point of the plane, of those that a model trained on this one knows."""
         return self
 
 
@@ -98,8 +98,8 @@ class RandomBNR(Path):
         return self.bnr * beta
 
     def through(self, alpha: float, beta: float) -> Path:
-        bnr = alpha / beta if beta > 0 else self.bnr
-        return RandomBNR(self.low, self.high, bnr) if self.low <= bnr <= self.high else self
+        bnr = alpha / beta if beta > 0 else self.high if alpha > 0 else self.bnr
+        return RandomBNR(self.low, self.high, min(max(bnr, self.low), self.high))
 
     def draw(self, beta: Tensor, draws: Draws) -> Tensor:
         bnr = self.low + (self.high - self.low) * draws.uniform(dtype=beta.dtype)

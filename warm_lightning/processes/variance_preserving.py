@@ -88,9 +88,10 @@ class VariancePreserving(Process):
     """
 
     def __init__(self, schedule: Schedule = lazy_instance(LinearSchedule)) -> None:
-        self.last = schedule.steps
+        variances = schedule.variances()
+        self.last = len(variances)
         none = torch.zeros(1, dtype=torch.float64)
-        self.log_alpha_bar = Table(torch.cat([none, torch.log1p(-schedule.variances()).cumsum(0)]))
+        self.log_alpha_bar = Table(torch.cat([none, torch.log1p(-variances).cumsum(0)]))
 
     def level(self, clock: Tensor) -> Level:
         beta = torch.expm1(-self.log_alpha_bar(clock)).sqrt()  # √((1-ᾱ)/ᾱ)

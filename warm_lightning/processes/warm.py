@@ -1,5 +1,7 @@
 """The warm family: variance-exploding noise on a blurred image (Section 4.1)."""
 
+from copy import copy
+
 import torch
 from jsonargparse import lazy_instance
 from torch import Tensor
@@ -23,6 +25,11 @@ class Warm(Process):
 
     def level(self, clock: Tensor) -> Level:
         return Level(self.path(clock), clock, clock)
+
+    def through(self, alpha: float, beta: float) -> "Warm":
+        nearest = copy(self)
+        nearest.path = self.path.through(alpha, beta)
+        return nearest
 
     def draw_level(self, clock: Tensor, draws: Draws) -> Level:
         return Level(self.path.draw(clock, draws), clock, clock)

@@ -8,27 +8,32 @@ from warm_lightning.samplers.rules import Step, StepRule, clean_view, move
 from warm_lightning.types import Estimator, Gains
 
 
-def half_log_snr(gains: Gains) -> Tensor:
-    """ℓ = ln(A/B), half the logarithm of the signal-to-noise ratio, of each frequency."""
-    return gains.log_signal - gains.noise.log()
-
-
 class Multistep(StepRule):
-    """DPM-Solver++ (Lu et al. 2022) in which each DCT coefficient has its own half-logarithmic SNR ℓ = ln(A/B).
+    """DPM-Solver++ (Lu et al. 2022) frequency by frequency: each DCT coefficient has its own ℓ = ln(A/B).
 
     Along the ODE, d(u/B) = x̂0·e^ℓ dℓ holds for every frequency by itself. So, with h = ℓ_s - ℓ_t,
 
-        u_s = B_s/B_t·u_t + B_s ∫ x̂0(ℓ) e^ℓ dℓ   from ℓ_t to ℓ_s,
+        u_s = B_s/B_t·u_t + B_s ∫ x̂0 e^ℓ dℓ   from ℓ_t to ℓ_s,
 
-    in which x̂0 is continued as a polynomial through its values at the last `order` levels, and the integral is then
-    exact. One network call a step: NFE N, where Heun's rule takes 2N - 1.
+    in which x̂0 is continued as a polynomial through its values at the last `order` levels. One network call a step:
+    NFE N, where Heun's rule takes 2N - 1.
+
+    It differs from the published 2M and 3M in the variable of the polynomial. There it is ℓ, here the number of the
+    step, in which levels are evenly spaced as they are in the parameter of a `Grid`. Blur makes the steps of a
+    frequency in ℓ as long as thousands, over which a polynomial in ℓ means little, while the number of the step is the
+    same for all frequencies. Nothing is divided by the length of a step, so that churn, or a frequency at which nothing
+    changes, does no harm; a step that is shorter than the grid's counts as a whole one, which costs accuracy only.
 
     The constant term of the polynomial is Euler's step, formula S with the beliefs as they are. What is continued is
-    x̂0 = D + R (`clean_view`): it is finite and smooth where blur has left nothing, which (1-M)⁻¹R is not. The last
-    step, to B = 0 and ℓ = ∞, is Euler's, and so is the first, there being no history.
+    x̂0 = D + R (`clean_view`), which is bounded where blur has left nothing; (1-M)⁻¹R, a network's errors in which
+    grow, diverges. The last step, to ℓ = ∞, is Euler's, and so is the first, there being no history; order 3, which
+    an error of second order at the start would spoil, makes up for it in the second step.
 
     Args:
-        order: 1 (Euler), 2 (2M) or 3 (3M).
+        order: 1 (Euler), 2 or 3.
+
+    Raises:
+        UserError: when called, if there is no noise at a level above the last.
     """
 
     def __init__(self, order: int = 2) -> None:
@@ -36,32 +41,55 @@ class Multistep(StepRule):
         self.order = order
 
     def __call__(self, ask: Estimator, u: Tensor, step: Step) -> Tensor:
+        check(
+            bool((step.t.beta > 0).all()),
+            "model.sampler.rule Multistep needs noise at every level but the last, and this process has a level "
+            "without: choose Euler, Heun or Direct",
+        )
         estimate = ask(u, step.t)
         step.history.append((step.source, clean_view(u, estimate, step.source)))
         del step.history[: -self.order]
         moved = move(u, estimate, step.source, step.target, kept=step.target.noise)
-        return moved if step.last or len(step.history) == 1 else moved + continuation(step.history, step.target)
+        return moved if step.last or len(step.history) == 1 else moved + self.continuation(step.history, step.target)
+
+    def continuation(self, history: list[tuple[Gains, Tensor]], target: Gains) -> Tensor:
+        """B_s ∫ (x̂0 - x̂0_t) e^ℓ dℓ for the polynomial through the values of a history, [B, C, H, W].
+
+        With q from 0 at t to 1 at s, and backward differences ∇ and ∇², x̂0 - x̂0_t is q∇x̂0 + q(q+1)/2·∇²x̂0. The weight
+        B_s e^ℓ dℓ has the mass A_s (1 - e^-h). Order 2 takes its mean q for 1/2, as Lu et al. do; order 3 takes it for
+        1/2 + κ/12, κ being the slope of the weight's logarithm over the step, and the mean of q(q+1)/2 for 5/12.
+
+        Args:
+            history: gains and x̂0 at two or three levels, the present one last.
+            target: gains at level s.
+        """
+        (*_, (before, earlier), (here, now)) = history
+        difference = now - earlier
+        weight = mass(here, target)
+        if len(history) == 3:
+            second = difference - (earlier - history[0][1])
+            return weight * ((0.5 + slope(before, here, target) / 12) * difference + 5 / 12 * second)
+        if self.order == 3:  # the second step of all: what Euler left out of the first, carried on to s
+            weight = weight + target.noise / here.noise * mass(before, here)
+        return weight / 2 * difference
 
 
-def continuation(history: list[tuple[Gains, Tensor]], target: Gains) -> Tensor:
-    """B_s ∫ (x̂0(ℓ) - x̂0(ℓ_t)) e^ℓ dℓ for the polynomial through the values of a history.
+def half_log_snr(gains: Gains) -> Tensor:
+    """ℓ = ln(A/B), half the logarithm of the signal-to-noise ratio, of each frequency."""
+    return gains.log_signal - gains.noise.log()
 
-    In Newton's form, with τ = ℓ - ℓ_t and divided differences d1 and d2, x̂0(ℓ) - x̂0(ℓ_t) is d1·τ + d2·τ(τ + h1), and
-    B_s ∫ τ e^ℓ dℓ = A_s (h - 1 + e^-h),  B_s ∫ τ² e^ℓ dℓ = A_s (h² - 2h + 2 - 2e^-h).
 
-    Args:
-        history: gains and x̂0 at two or three levels, the present one last.
-        target: gains at level s.
+def mass(source: Gains, target: Gains) -> Tensor:
+    """B_s ∫ e^ℓ dℓ = A_s (1 - e^-h), of a step from t to s."""
+    return target.signal * -torch.expm1(half_log_snr(source) - half_log_snr(target))
+
+
+def slope(before: Gains, here: Gains, target: Gains) -> Tensor:
+    """κ, over a step: ℓ' + ℓ''/ℓ' of ln(e^ℓ ℓ'), by differences h + (h - h1)/h, h1 being the length of the last step.
+
+    For steps too long for it to mean anything, each term is kept from exceeding 1: beyond, a polynomial is best
+    weighed evenly.
     """
-    (*_, (before, earlier), (here, now)) = history
-    position = half_log_snr(here)
-    h, h1 = half_log_snr(target) - position, position - half_log_snr(before)
-    first = h + torch.expm1(-h)
-    d1 = (now - earlier) / h1
-    if len(history) == 2:
-        return target.signal * first * d1
-    long_before, earliest = history[0]
-    h2 = half_log_snr(before) - half_log_snr(long_before)
-    d2 = (d1 - (earlier - earliest) / h2) / (h1 + h2)
-    second = h * h - 2 * first
-    return target.signal * (first * d1 + (second + h1 * first) * d2)
+    h, h1 = half_log_snr(target) - half_log_snr(here), half_log_snr(here) - half_log_snr(before)
+    tiny = torch.finfo(h.dtype).tiny  # where nothing changes there is nothing to weigh
+    return h / (1 + h) + (1 - h1 / h.clamp(min=tiny)).clamp(-1, 1)

@@ -61,6 +61,12 @@ def step_ratio(source: Gains, target: Gains) -> Tensor:
     return (source.log_signal - target.log_signal).exp()
 
 
+def over_noise(numerator: Tensor, gains: Gains) -> Tensor:
+    """numerator/B; 0 where there is no noise, about which nobody has a belief that could count."""
+    silent = gains.noise == 0
+    return torch.where(silent, 0.0, numerator / torch.where(silent, 1.0, gains.noise))
+
+
 def split_noise(source: Gains, target: Gains, eta: float) -> tuple[Tensor, Tensor]:
     """How the noise of level s divides into what is kept of the present noise and what is drawn afresh.
 
@@ -70,8 +76,7 @@ def split_noise(source: Gains, target: Gains, eta: float) -> tuple[Tensor, Tenso
         √(B_s² - σ²) and σ.
     """
     ratio = step_ratio(source, target)
-    silent = source.noise == 0
-    shrink = torch.where(silent, 0.0, target.noise / torch.where(silent, 1.0, source.noise))
+    shrink = over_noise(target.noise, source)
     fresh = shrink * (source.noise.square() - (ratio * target.noise).square()).clamp(min=0).sqrt()
     # B_s² - η²σ² would cancel where the posterior keeps little; its own closed form for η = 1 does not.
     kept = (1 - eta**2) * target.noise.square() + (eta * shrink * ratio * target.noise).square()
@@ -183,7 +188,7 @@ class Momentum(StepRule):
 
     def __call__(self, ask: Estimator, u: Tensor, step: Step) -> Tensor:
         variance = step.source.noise.square() - step.target.noise.square()
-        kept = step.source.noise - variance / step.source.noise
+        kept = step.source.noise - over_noise(variance, step.source)
         moved = move(u, ask(u, step.t), step.source, step.target, kept)
         return moved if step.last else moved + variance.sqrt() * fresh_noise(step.draws, u)
 
@@ -198,7 +203,7 @@ class ReverseDiffusion(StepRule):
     def __call__(self, ask: Estimator, u: Tensor, step: Step) -> Tensor:
         ratio = step_ratio(step.source, step.target)
         added = (step.source.noise.square() - (ratio * step.target.noise).square()).clamp(min=0)
-        moved = (2 - ratio) * u - added / step.source.noise * ask(u, step.t).noise
+        moved = (2 - ratio) * u - over_noise(added, step.source) * ask(u, step.t).noise
         return moved if step.last else moved + added.sqrt() * fresh_noise(step.draws, u)
 
 

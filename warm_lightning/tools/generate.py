@@ -2,20 +2,17 @@
 
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from lightning.fabric import Fabric
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from tqdm import tqdm
 
-from warm_lightning.checkpoints import SECTION, check_weights, read
-from warm_lightning.config import load_checkpoint
-from warm_lightning.errors import UserError, check
+from warm_lightning.checkpoints import SECTION, read
+from warm_lightning.errors import check
 from warm_lightning.images import quantise
 from warm_lightning.pictures import grid as make_picture
 from warm_lightning.pictures import read_png, writable_folder, write_png
 from warm_lightning.seeds import parse_seeds
+from warm_lightning.tools.sampling import Devices, Precision, load, parse_labels
 
 
 def generate(
@@ -35,7 +32,7 @@ def generate(
     override: list[str] | None = None,
     devices: int | str = 1,
     accelerator: str = "auto",
-    precision: Literal["32-true", "64-true", "bf16-mixed", "16-mixed"] = "32-true",
+    precision: Precision = "32-true",
 ) -> None:
     """Images of given seeds, each a pure function of weights, seed, class and sampler.
 
@@ -65,44 +62,25 @@ def generate(
         "process.path.bnr": bnr,
         "guidance": guidance,
     }
-    overrides: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
-    for setting in override or []:
-        name, equals, value = setting.partition("=")
-        check(bool(equals), f"--override {setting!r}: write NAME=VALUE, such as sampler.rule=Euler")
-        overrides[name] = value
     numbers = parse_seeds(seeds)
     check(batch_size > 0, f"batch_size is {batch_size}: it must be at least 1")
     if bnr is not None:
         check_bnr(ckpt_path)
-    check_weights(ckpt_path, read(ckpt_path), weights)
-    module = load_checkpoint(ckpt_path, overrides)
+    module = load(ckpt_path, weights, chosen, override)
     classes = parse_labels(labels, len(numbers), module.network.label_dim)
     folder = writable_folder(outdir)
     if grid:
         writable_folder(Path(grid).parent)
 
-    try:
-        fabric = Fabric(accelerator=accelerator, devices=devices, precision=precision)
-    except (RuntimeError, ValueError, TypeError, MisconfigurationException) as error:
-        raise UserError(f"--accelerator {accelerator} --devices {devices}: {error}") from error
-    fabric.launch()
-    model = module.model(weights)
-    fabric.to_device(model.network.to(torch.float64 if precision == "64-true" else torch.float32))
-    mine = range(fabric.global_rank, len(numbers), fabric.world_size)
-    with tqdm(total=len(mine), unit=" images", desc="Sampling", disable=fabric.global_rank > 0) as bar:
-        for i in range(0, len(mine), batch_size):
-            batch = mine[i : i + batch_size]
-            with fabric.autocast():
-                images = model.sample(
-                    module.sampler,
-                    [numbers[k] for k in batch],
-                    [classes[k] for k in batch] if classes else None,
-                )
-            for k, image in zip(batch, quantise(images), strict=True):
-                write_png(folder / f"{numbers[k]:06d}.png", image)
-            bar.update(len(batch))
-    fabric.barrier()
-    if fabric.global_rank == 0:
+    machine = Devices(accelerator, devices, precision)
+    model = machine.take(module.model(weights))
+    for batch in machine.batches(len(numbers), batch_size, "Sampling"):
+        images = model.sample(
+            module.sampler, [numbers[k] for k in batch], [classes[k] for k in batch] if classes else None
+        )
+        for k, image in zip(batch, quantise(images), strict=True):
+            write_png(folder / f"{numbers[k]:06d}.png", image)
+    if machine.first:
         finish(folder, numbers, grid)
 
 
@@ -115,28 +93,6 @@ def check_bnr(ckpt_path: str) -> None:
         "--bnr: this model knows only the path it was trained on; leave the option out, or train a model on a range of "
         "BNRs with configs/method/plane.yaml",
     )
-
-
-def parse_labels(labels: str | None, count: int, label_dim: int) -> list[int] | None:
-    """Classes for `count` images from "3" or "0,1,2,…"; None where not given.
-
-    Raises:
-        UserError: if the model has no classes, or they are not one or `count` of its own.
-    """
-    if labels is None:
-        return None
-    check(label_dim > 0, "--labels: the model was trained without classes; leave the option out")
-    try:
-        classes = [int(label) for label in str(labels).split(",")]
-    except ValueError as error:
-        raise UserError(f"--labels {labels}: write one class, or one a seed separated by commas") from error
-    unknown = [c for c in classes if not 0 <= c < label_dim]
-    check(not unknown, f"--labels: class {unknown[:1]} is not one of the model's, which are 0 to {label_dim - 1}")
-    check(
-        len(classes) in (1, count),
-        f"--labels: {len(classes)} classes for {count} seeds; give one, or one a seed",
-    )
-    return classes * count if len(classes) == 1 else classes
 
 
 def finish(folder: Path, seeds: list[int], grid: str | None) -> None:

@@ -1,0 +1,182 @@
+"""Which solver gets furthest with how many network calls.
+
+    python -m experiments.solvers --data cifar10.zip --out solvers.json --plot solvers.png
+    python -m experiments.solvers --checkpoints hot=hot.ckpt warm=warm.ckpt --out trained.json
+
+With --data, the error of each solver with a Gaussian oracle on the data's spectrum, exact and without training (see
+`experiments.gaussian_oracle`). With --checkpoints, what trained models of digits make of the same solvers. The tables
+are printed and written as Markdown beside the JSON file.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from importlib.util import find_spec
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from experiments.gaussian_oracle import BNRS, distances, read_spectrum
+from experiments.machine import describe
+from experiments.trained_solvers import score_solvers
+from warm_lightning.errors import UserError, check
+from warm_lightning.pictures import write_file
+from warm_lightning.samplers import Euler, Heun, Multistep, PowerGrid, Sampler, StepRule
+from warm_lightning.samplers.multistep import half_log_snr
+from warm_lightning.types import Gains
+
+RHOS = (5.0, 7.0, 10.0)
+
+
+class InLogSNR(Multistep):
+    """What `Multistep` is compared with: x̂0 continued as a polynomial in ℓ = ln(A/B) of each frequency.
+
+    Order 2 is DPM-Solver++(2M) with Lu et al.'s coefficient, and order 3 integrates the parabola through three values
+    exactly, in Newton's form: B_s ∫ τ e^ℓ dℓ = A_s (h - 1 + e^-h) and B_s ∫ τ² e^ℓ dℓ = A_s (h² - 2h + 2 - 2e^-h).
+    """
+
+    def continuation(self, history: list[tuple[Gains, Tensor]], target: Gains) -> Tensor:
+        (*_, (before, earlier), (here, now)) = history
+        position = half_log_snr(here)
+        h, h1 = half_log_snr(target) - position, position - half_log_snr(before)
+        d1 = (now - earlier) / h1
+        if len(history) == 2:
+            return target.signal * -torch.expm1(-h) * h / 2 * d1
+        h2 = half_log_snr(before) - half_log_snr(history[0][0])
+        d2 = (d1 - (earlier - history[0][1]) / h2) / (h1 + h2)
+        first = h + torch.expm1(-h)
+        return target.signal * (first * d1 + (h * h - 2 * first + h1 * first) * d2)
+
+
+MANY, FEW = (10, 18, 24, 35, 79), (10, 18, 35)
+HEUN = "Heun"
+SOLVERS: dict[str, StepRule] = {
+    "Euler": Euler(),
+    HEUN: Heun(),
+    "2M in ln SNR": InLogSNR(2),
+    "3M in ln SNR": InLogSNR(3),
+    "Multistep 2": Multistep(2),
+    "Multistep 3": Multistep(3),
+}
+
+
+def samplers(nfes: Sequence[int], rho: float = 7.0) -> list[tuple[str, Sampler]]:
+    """Each solver at each number of network calls, Heun's, which is odd, at the next one: 9, 19, 25, 35 and 79."""
+    heun = {10: 5, 18: 10, 24: 13, 35: 18, 79: 40}
+    return [
+        (name, Sampler(PowerGrid(heun[nfe] if name == HEUN else nfe, rho=rho), rule))
+        for name, rule in SOLVERS.items()
+        for nfe in nfes
+    ]
+
+
+def measure(spectrum: Tensor) -> list[dict[str, Any]]:
+    """Rows: rho, bnr, solver, nfe, frechet and frechet_ode; S float64 [C, H, W]."""
+    settings = [(rho, bnr, name, sampler) for rho, bnr in product(RHOS, BNRS) for name, sampler in samplers(MANY, rho)]
+    return [
+        {"rho": rho, "bnr": bnr, "solver": name, "nfe": sampler.nfe, **distances(spectrum, bnr, sampler)}
+        for rho, bnr, name, sampler in tqdm(settings, desc="Sampling", unit=" settings")
+    ]
+
+
+def table(rows: list[dict[str, Any]], rho: float, key: str) -> str:
+    """Markdown: a line a solver and NFE, a column a BNR."""
+    chosen = [row for row in rows if row["rho"] == rho]
+    values = {(row["solver"], row["nfe"], row["bnr"]): row[key] for row in chosen}
+    lines = ["| solver | NFE |" + "".join(f" BNR {bnr:g} |" for bnr in BNRS), "|---|--:|" + "--:|" * len(BNRS)]
+    lines += [
+        f"| {solver} | {nfe} |" + "".join(f" {values[solver, nfe, bnr]:.3g} |" for bnr in BNRS)
+        for solver, nfe in dict.fromkeys((row["solver"], row["nfe"]) for row in chosen)
+    ]
+    return "\n".join(lines)
+
+
+def trained_table(rows: list[dict[str, Any]]) -> str:
+    """Markdown: a line a model, solver and NFE."""
+    names = [name for name in rows[0] if name not in ("model", "solver", "nfe")]
+    lines = [
+        "| model | solver | NFE |" + "".join(f" {name} |" for name in names),
+        "|---|---|--:|" + "--:|" * len(names),
+    ]
+    for row in rows:
+        cells = ("" if row.get(name) is None else f"{row[name]:.3g}" for name in names)
+        lines.append(f"| {row['model']} | {row['solver']} | {row['nfe']} |" + "".join(f" {cell} |" for cell in cells))
+    return "\n".join(lines)
+
+
+def report(results: dict[str, Any]) -> str:
+    """Everything in Markdown."""
+    protocol, parts = results["protocol"], ["# Error of solvers against network calls"]
+    parts.append("\n".join(f"* {name}: {text}" for name, text in protocol.items() if isinstance(text, str)))
+    for rho in RHOS if "rows" in results else ():
+        parts += [f"## ρ = {rho:g}, to the data", table(results["rows"], rho, "frechet")]
+        parts += [f"## ρ = {rho:g}, to the exact ODE", table(results["rows"], rho, "frechet_ode")]
+    if "trained" in results:
+        parts += ["## Trained models", trained_table(results["trained"])]
+        parts += ["What the data and a normal distribution get:", trained_table(results["beside"])]
+    return "\n\n".join(parts) + "\n"
+
+
+def run(options: argparse.Namespace, command: list[str]) -> dict[str, Any]:
+    """Measure what is asked for, and write it."""
+    began = time.perf_counter()
+    results: dict[str, Any] = {}
+    protocol: dict[str, Any] = {
+        "solvers": "Multistep: x̂0 continued over the number of the step; 2M and 3M in ln SNR: over ln(A/B), the former "
+        "DPM-Solver++(2M), the latter exact; all with the exponential integral per frequency",
+    }
+    if options.data:
+        spectrum, about = read_spectrum(options.data)
+        results["rows"] = measure(spectrum)
+        protocol |= {
+            "data": about,
+            "oracle": "Gaussian; β from 80 to 0.002, then 0; initial variance 80² at every frequency",
+            "frechet": "squared, summed over channels and frequencies, to N(0, diag S)",
+            "frechet_ode": "the same, to where the exact ODE takes the same start",
+        }
+    if options.checkpoints:
+        models = dict(entry.split("=", 1) for entry in options.checkpoints)
+        results |= score_solvers(models, samplers(FEW), protocol)
+    protocol |= {"seconds": round(time.perf_counter() - began, 1), "machine": describe("cpu")}
+    protocol["command"] = " ".join(command)
+    results["protocol"] = protocol
+    write_file(options.out, json.dumps(results, indent=2, ensure_ascii=False).encode())
+    write_file(options.out.with_suffix(".md"), report(results).encode())
+    if options.plot:
+        from experiments.solver_plot import plot
+
+        plot(results["rows"], options.plot)
+    return results
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.solvers", description=__doc__.split("\n")[0])
+    parser.add_argument("--data", help="folder or zip of images, CIFAR-10's for instance")
+    parser.add_argument("--checkpoints", nargs="+", default=[], metavar="LABEL=PATH", help="models trained on digits")
+    parser.add_argument("--out", required=True, type=Path, help="JSON file to write")
+    parser.add_argument("--plot", type=Path, help="PNG file to draw what --data gives in")
+    options = parser.parse_args(arguments)
+    try:
+        check(bool(options.data or options.checkpoints), "nothing to do: give --data, --checkpoints, or both")
+        check(bool(options.data) or not options.plot, "--plot draws what --data gives: give that, too")
+        wrong = [entry for entry in options.checkpoints if "=" not in entry]
+        check(not wrong, f"--checkpoints {' '.join(wrong)}: write LABEL=PATH")
+        missing = options.plot and find_spec("matplotlib") is None
+        check(not missing, "--plot needs matplotlib: pip install 'warm-lightning[plots]'")
+        results = run(options, [parser.prog, *(sys.argv[1:] if arguments is None else arguments)])
+    except UserError as error:
+        print(f"solvers: {error}", file=sys.stderr)
+        return 2
+    print(report(results), f"written to {options.out}", sep="\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,140 @@
+"""Table 5's four parameterizations, and the two of other papers: what branches say, and what is made of it."""
+
+import pytest
+import torch
+from torch import Tensor
+from truths import Prescribed, clocks, gains_at, noise, step_of
+
+from warm_lightning.errors import UserError
+from warm_lightning.parameterizations import (
+    DenoiseDeblur,
+    Denoiser,
+    DenoiseRestore,
+    Epsilon,
+    InvertedBlur,
+    LessBlurred,
+    Parameterization,
+)
+from warm_lightning.processes import BlurringDiffusion, BlurringSchedule, ConstantBNR, Hot, Process, Warm
+from warm_lightning.samplers import Euler, Heun
+from warm_lightning.spectral import dct, frequencies, idct
+from warm_lightning.types import Estimate
+
+BETAS = [0.01, 0.3, 2.0, 9.0, 80.0]
+EXACT = [Denoiser(), InvertedBlur(d_min=0), DenoiseRestore(), DenoiseDeblur()]
+X0, Z = noise(2, 3, 8, 8), noise(2, 3, 8, 8, seed=1)
+TRUTH = Estimate(dct(X0), dct(Z))
+WARM = [Hot(), Warm(ConstantBNR(0.5)), Warm(BlurringSchedule())]
+
+
+def mask(process: Warm, beta: float) -> Tensor:
+    return torch.exp(-frequencies(X0) * process.level(clocks(beta)).alpha ** 2 / 2)
+
+
+@pytest.mark.parametrize("process", WARM)
+@pytest.mark.parametrize("beta", BETAS)
+def test_targets_are_table_5s(process: Warm, beta: float) -> None:
+    gains, blurred = gains_at(process, beta, X0), idct(mask(process, beta) * dct(X0))
+    expected = {
+        Denoiser: [X0],
+        InvertedBlur: [blurred],
+        DenoiseRestore: [blurred, X0],
+        DenoiseDeblur: [blurred, X0 - blurred],
+    }
+    for parameterization in EXACT:
+        targets = parameterization.targets(TRUTH, gains)
+        torch.testing.assert_close(targets, torch.stack(expected[type(parameterization)], 1), rtol=0, atol=1e-13)
+        # c_skip adds the input to branches whose target has its signal, which R's residual has not.
+        residual = isinstance(parameterization, DenoiseDeblur)
+        assert parameterization.skips == ((1.0, 0.0) if residual else (1.0,) * targets.shape[1])
+        assert len(parameterization.names) == len(parameterization.skips) == targets.shape[1]
+
+
+@pytest.mark.parametrize("process", WARM)
+@pytest.mark.parametrize("beta", BETAS)
+def test_given_the_true_targets_all_four_agree(process: Warm, beta: float) -> None:
+    """(b) cannot know what is gone: where M < 1e-154 it has 0, which moves nothing there."""
+    gains = gains_at(process, beta, X0)
+    u = process.degrade(TRUTH, gains)
+    for parameterization in EXACT:
+        estimate = parameterization.estimate(parameterization.targets(TRUTH, gains), u, gains)
+        known = (mask(process, beta) > 1e-140).expand_as(u) | (type(parameterization) is not InvertedBlur)
+        # 1e-16 divided by 1 - M ≥ 1e-6 or by M, which a difference of gains takes back.
+        weight = torch.where(known, gains.signal if isinstance(parameterization, InvertedBlur) else 1.0, 0.0)
+        torch.testing.assert_close(weight * estimate.clean, weight * TRUTH.clean, rtol=0, atol=1e-9)
+        torch.testing.assert_close(estimate.noise, TRUTH.noise, rtol=0, atol=1e-12)
+
+
+# Not where a step undoes so much blur that (b) without d_min amplifies the rounding of a transform.
+@pytest.mark.parametrize("process", WARM[:2])
+@pytest.mark.parametrize(("t", "s"), [(2.0, 1.0), (0.3, 0.1), (0.01, 0.002), (0.01, 0.0)])
+@pytest.mark.parametrize("rule", [Euler(), Heun(), Euler(1.0)])
+def test_all_four_take_the_same_step(process: Warm, t: float, s: float, rule: Euler | Heun) -> None:
+    u = process.degrade(TRUTH, gains_at(process, t, X0))
+    moved = []
+    for parameterization in EXACT:
+
+        def ask(u: Tensor, level, parameterization: Parameterization = parameterization) -> Estimate:
+            gains = process.gains(level, u)
+            return parameterization.estimate(parameterization.targets(TRUTH, gains), u, gains)
+
+        moved.append(rule(ask, u, step_of(process, u, t, s, Prescribed(Z))))
+    for other in moved[1:]:
+        torch.testing.assert_close(other, moved[0], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("d_min", [0.001, 0.1])
+@pytest.mark.parametrize("beta", BETAS)
+def test_inverted_blur_is_off_by_its_factor(d_min: float, beta: float) -> None:
+    """x̂0 = M/((1-d_min)M + d_min) x0; and what it amplifies, by 1/d_min at most. ε̂ is none of its business."""
+    process, parameterization = Warm(ConstantBNR(0.5)), InvertedBlur(d_min)
+    gains, m = gains_at(process, beta, X0), mask(process, beta)
+    u = process.degrade(TRUTH, gains)
+    estimate = parameterization.estimate(parameterization.targets(TRUTH, gains), u, gains)
+    factor = m / ((1 - d_min) * m + d_min)
+    torch.testing.assert_close(estimate.clean, factor * TRUTH.clean, rtol=0, atol=1e-11)
+    torch.testing.assert_close(estimate.noise, TRUTH.noise, rtol=0, atol=1e-12)
+    error = parameterization.estimate(idct(torch.ones_like(u))[:, None], u, gains).clean
+    assert error.max() <= 1 / d_min * (1 + 1e-9)
+    # At BNR 0.5 and the last of 18 levels blur has taken nothing worth mention, and the factor is 1 to 1e-6.
+    assert beta > 0.01 or (factor - 1).abs().max() < d_min * 1e-3
+
+
+def test_single_precision_inverts_a_small_blur() -> None:
+    """(1 - d_min)·M + d_min where M rounds to 1, and 1 - M where it would be 0."""
+    process, x = Warm(ConstantBNR(0.5)), X0.float()
+    gains, truth = gains_at(process, 0.002, x), Estimate(dct(x), dct(Z.float()))
+    u = process.degrade(truth, gains)
+    for parameterization in (InvertedBlur(), DenoiseRestore(), DenoiseDeblur()):
+        estimate = parameterization.estimate(parameterization.targets(truth, gains), u, gains)
+        torch.testing.assert_close(estimate.clean, truth.clean, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_is_gone_is_not_divided_by(dtype: torch.dtype) -> None:
+    """Finite, whatever a network says of frequencies of which the blur has left nothing."""
+    x, process = X0.to(dtype), Warm(ConstantBNR(10))
+    for parameterization in [*EXACT, InvertedBlur(), Epsilon()]:
+        for beta in (80.0, 2.0, 0.002):
+            outputs = 1e3 * torch.ones(2, len(parameterization.names), 3, 8, 8, dtype=dtype)
+            gains = gains_at(process, beta, x)
+            estimate = parameterization.estimate(outputs, x, gains)
+            assert estimate.clean.isfinite().all()
+            assert (gains.signal * estimate.clean).abs().max() < 1e6
+            assert estimate.noise.isfinite().all()
+
+
+@pytest.mark.parametrize("process", [*WARM, BlurringDiffusion()])
+def test_epsilon_is_the_noise_in_pixels(process: Process) -> None:
+    gains = gains_at(process, 0.6, X0)
+    u = process.degrade(TRUTH, gains)
+    targets = Epsilon().targets(TRUTH, gains)
+    torch.testing.assert_close(targets[:, 0], Z, rtol=0, atol=1e-13)
+    estimate = Epsilon().estimate(targets, u, gains)
+    torch.testing.assert_close(gains.signal * estimate.clean, gains.signal * TRUTH.clean, rtol=0, atol=1e-12)
+
+
+def test_less_blurred_needs_a_process_in_steps() -> None:
+    with pytest.raises(UserError, match="LessBlurred needs a process in steps") as error:
+        LessBlurred().targets(TRUTH, gains_at(Warm(), 1.0, X0))
+    assert "\n" not in str(error.value)

@@ -1,0 +1,239 @@
+"""`warm restore` with a small trained model."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from small import SMALL, here, warm
+from torch import Tensor
+
+from warm_lightning.cli import main
+from warm_lightning.data import Digits
+from warm_lightning.images import dequantise, quantise
+from warm_lightning.metrics.fidelity import fidelity
+from warm_lightning.pictures import read_png, write_png
+from warm_lightning.restoration import observe
+from warm_lightning.rng import SeedStreams, key
+from warm_lightning.samplers import PowerGrid
+from warm_lightning.tools.degraded import open_pictures
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint of a small model that has learned a little, without 40 of the digits."""
+    folder = tmp_path_factory.mktemp("run")
+    options = ["--model.duration=2560", "--model.lr_ramp=320", "--model.lr=5e-3", "--data.held_out=40"]
+    here("fit", *SMALL, *options, f"--trainer.default_root_dir={folder}", "--trainer.accelerator=cpu")
+    return folder / "checkpoints" / "last.ckpt"
+
+
+@pytest.fixture(scope="module")
+def held_out() -> Tensor:
+    """uint8 [12, 1, 8, 8]."""
+    images = Digits(held_out=40).held_out_images()
+    assert images is not None
+    return images.all()[:12]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, held_out: Tensor) -> Path:
+    """The same as files."""
+    root = tmp_path_factory.mktemp("clean")
+    for k, image in enumerate(held_out):
+        write_png(root / ("even" if k % 2 == 0 else "odd") / f"digit {k}.png", image)
+    return root
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Callable[..., dict]:
+    def restore(images: object, out: str, *options: str, level: tuple[float, float] = (0.25, 0.5)) -> dict:
+        where = [f"--ckpt_path={trained}", f"--outdir={tmp_path / out}", "--accelerator=cpu"]
+        here("restore", str(images), f"--blur={level[0]}", f"--noise={level[1]}", *where, *options)
+        return json.loads((tmp_path / out / "restored.json").read_text())
+
+    return restore
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*.png")}
+
+
+@pytest.mark.parametrize("level", [(0.1, 0.2), (0.25, 0.5), (0.5, 1.0)])
+def test_the_mean_is_nearer_to_the_truth_than_the_input(run, folder, level, capsys) -> None:
+    record = run(folder, "out", "--degrade", "--mean", level=level)
+    assert record["psnr_after"]["mean"] > record["psnr_before"]["mean"] + 1
+    assert record["ssim_after"]["mean"] > record["ssim_before"]["mean"]
+    assert (record["protocol"]["nfe"], record["protocol"]["num_images"]) == (1, 12)
+    assert record["protocol"]["level"] == pytest.approx({"alpha": level[0], "beta": level[1], "clock": level[1]})
+    assert "PSNR" in capsys.readouterr().out
+
+
+def test_files_scores_and_pictures(run, folder, tmp_path, held_out, capsys) -> None:
+    record = run(folder, "out", "--degrade", "--steps=6", f"--grid={tmp_path / 'grid.png'}")
+    made = files(tmp_path / "out")
+    assert made.keys() == files(folder).keys()
+    clocks = PowerGrid(6).clocks()
+    assert record["protocol"]["nfe"] == 2 * int((clocks < 0.5).sum()) - 1
+    assert f"NFE {record['protocol']['nfe']}" in capsys.readouterr().out
+    found = torch.stack([read_png(tmp_path / "out" / name) for name in sorted(made)])
+    truth = torch.stack([read_png(folder / name) for name in sorted(made)])
+    # The image of the i-th file, in the order of names, has seed i.
+    streams = SeedStreams([key(i, "degrade") for i in range(12)])
+    before = quantise(observe(dequantise(truth, torch.float64), 0.25, 0.5, streams))
+    for when, images in (("before", before), ("after", found)):
+        for name, values in fidelity(images, truth).items():
+            assert record[f"{name}_{when}"]["mean"] == pytest.approx(values.mean().item())
+    picture = np.asarray(Image.open(tmp_path / "grid.png"))
+    for column, image in enumerate((before[0], found[0], truth[0])):  # six pixels for one, two around each image
+        shown = picture[2:50:6, 2 + 50 * column : 50 + 50 * column : 6, 0]
+        np.testing.assert_array_equal(shown, image[0])
+
+
+def test_results_depend_on_image_and_seed_alone(run, folder, trained, tmp_path) -> None:
+    # In float64, so that what a batch does to rounding stays below a grey level.
+    random = ["--degrade", "--precision=64-true", "--add_noise", "--eta=1", "--steps=6"]
+    level = (0.25, 0.4)  # where noise is added, too
+    run(folder, "all", *random, level=level)
+    everything = files(tmp_path / "all")
+    for out, options in (("single", ["--batch_size=1"]), ("first", ["--limit=3"])):
+        run(folder, out, *random, *options, level=level)
+        some = files(tmp_path / out)
+        assert len(some) == (3 if out == "first" else 12)
+        assert some.items() <= everything.items()
+    run(folder, "seeds", *random, "--limit=3", "--seeds=0,1,9", level=level)
+    other = files(tmp_path / "seeds")
+    assert [other[name] == everything[name] for name in sorted(other)] == [True, True, False]
+    for out, seeds in (("mean", "0-2"), ("means", "0,1,9")):  # in which nothing but the degradation is random
+        run(folder, out, "--degrade", "--mean", "--limit=3", f"--seeds={seeds}")
+    means = [files(tmp_path / out) for out in ("mean", "means")]
+    assert [means[0][name] == means[1][name] for name in sorted(other)] == [True, True, False]
+    where = [str(folder), "--blur=0.25", "--noise=0.4", f"--ckpt_path={trained}", "--accelerator=cpu", "--devices=2"]
+    done = warm("restore", *where, *random, f"--outdir={tmp_path / 'two'}", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert files(tmp_path / "two") == everything
+    records = [json.loads((tmp_path / out / "restored.json").read_text()) for out in ("all", "two")]
+    assert records[0] == records[1]
+
+
+def test_images_degraded_elsewhere_with_their_truth(run, folder, tmp_path, held_out) -> None:
+    truth = torch.stack([read_png(file) for file in sorted(folder.rglob("*.png"))])
+    streams = SeedStreams([key(i, "degrade") for i in range(12)])
+    y = observe(dequantise(truth, torch.float64), 0.25, 0.5, streams)
+    np.save(tmp_path / "y.npy", y.numpy())
+    np.savez_compressed(tmp_path / "last.npz", y.permute(0, 2, 3, 1).numpy())
+    here_degraded = run(folder, "a", "--degrade", "--steps=6")
+    for source, out in (("y.npy", "b"), ("last.npz", "c")):
+        record = run(tmp_path / source, out, f"--clean={folder}", "--steps=6")
+        assert {n: v for n, v in record.items() if n != "protocol"} == {
+            n: v for n, v in here_degraded.items() if n != "protocol"
+        }
+        assert sorted(files(tmp_path / out)) == [f"{i:06d}.png" for i in range(12)]
+    assert sorted(files(tmp_path / "a").values()) == sorted(files(tmp_path / "b").values())
+    # As PNG files the same images are clipped, which changes them; the truth is found by name, not by order.
+    for file, image in zip(sorted(folder.rglob("*.png")), quantise(y), strict=True):
+        write_png(tmp_path / "clipped" / file.relative_to(folder).with_suffix(".png"), image)
+    clipped = run(tmp_path / "clipped", "d", f"--clean={folder}", "--mean")
+    assert clipped["psnr_before"] == here_degraded["psnr_before"]
+    alone = run(tmp_path / "clipped" / "odd" / "digit 3.png", "e", "--mean")
+    assert "psnr_after" not in alone
+    assert files(tmp_path / "e")["digit 3.png"] == files(tmp_path / "d")["odd/digit 3.png"]
+
+
+def test_the_truth_is_found_by_name(run, tmp_path, held_out) -> None:
+    # "a.b.png" comes before "a.png", and after "a.PNG".
+    for name, image in (("in/a.png", 0), ("in/a.b.png", 1), ("clean/a.PNG", 0), ("clean/a.b.png", 1)):
+        write_png(tmp_path / name, held_out[image])
+    record = run(tmp_path / "in", "out", f"--clean={tmp_path / 'clean'}", "--mean")
+    assert record["ssim_before"]["mean"] == pytest.approx(1)
+    assert record["psnr_before"]["mean"] is None  # infinite
+
+
+def test_arrays_may_have_their_channels_last(tmp_path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (2, 3, 8, 8), np.uint8)
+    np.save(tmp_path / "last.npy", images.transpose(0, 2, 3, 1))
+    np.save(tmp_path / "half.npy", (images / 127.5 - 1).astype(">f2"))
+    for name, tolerance in (("last.npy", 1e-15), ("half.npy", 1e-3)):  # half precision rounds to 2⁻¹² in [-1, 1]
+        found = open_pictures(str(tmp_path / name), (3, 8, 8), 0.0).take([1, 0])
+        np.testing.assert_allclose(found, images[::-1] / 127.5 - 1, rtol=0, atol=tolerance)
+
+
+BAD = [
+    ("nowhere", [], "nowhere"),
+    ("nowhere.npy", [], "nowhere.npy"),
+    ("nowhere.png", [], "nowhere.png"),
+    ("large.png", [], "16"),
+    ("three.npy", [], "1 × 8 × 8"),
+    ("int.npy", [], "int64"),
+    ("grey.npy", [], "255"),
+    ("nan.npy", [], "not finite"),
+    ("broken.npz", [], "broken.npz"),
+    ("two.npz", [], "2 arrays"),
+    ("good", ["--blur=-1"], "--blur"),
+    ("good", ["--blur=0.7"], "noise 1"),
+    ("good", ["--noise=x"], "noise"),
+    ("good", ["--degrade", "--clean=good"], "--clean"),
+    ("good", ["--clean=few"], "1 images"),
+    ("good", ["--clean=other"], "no ['b']"),
+    ("good", ["--clean=nowhere"], "nowhere"),
+    ("good", ["--seeds=0-4"], "5 seeds for 2 images"),
+    ("good", ["--seeds=a"], "seeds"),
+    ("good", ["--limit=0"], "--limit"),
+    ("good", ["--batch_size=0"], "--batch_size"),
+    ("good", ["--labels=3"], "labels"),
+    ("good", ["--steps=0"], "steps"),
+    ("good", ["--outdir=good"], "--outdir"),
+    ("good", ["--outdir=/proc/nowhere"], "/proc/nowhere"),
+    ("good", ["--grid=good"], "good"),
+    ("good", ["--ckpt_path=nowhere.ckpt"], "nowhere.ckpt"),
+    ("good", ["--override+=sampler.grid.stops=3"], "stops"),
+    ("good", ["--accelerator=banana"], "banana"),
+    ("twice", [], "twice"),
+]
+
+
+@pytest.fixture(scope="module")
+def bad(tmp_path_factory: pytest.TempPathFactory, held_out: Tensor) -> Path:
+    root = tmp_path_factory.mktemp("bad")
+    for name in ("good/a.png", "good/b.png", "other/a.png", "other/c.png", "few/a.png", "twice/a.png", "twice/a.bmp"):
+        path = root / name
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(held_out[0, 0].numpy()).save(path)
+    Image.new("L", (16, 16)).save(root / "large.png")
+    np.save(root / "three.npy", np.zeros((2, 3, 8, 8)))
+    np.save(root / "int.npy", np.zeros((2, 1, 8, 8), np.int64))
+    np.save(root / "grey.npy", np.full((2, 1, 8, 8), 255.0))
+    np.save(root / "nan.npy", np.full((2, 1, 8, 8), np.nan))
+    (root / "broken.npz").write_bytes(b"PK\3\4 and no more")
+    np.savez(root / "two.npz", a=np.zeros((2, 1, 8, 8)), b=np.zeros((2, 1, 8, 8)))
+    return root
+
+
+@pytest.mark.parametrize(("images", "options", "word"), BAD)
+def test_restore_refuses(images, options, word, trained, bad, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(bad)
+    out = tmp_path / "out"
+    level = ["--blur=0.25", "--noise=0.5", f"--ckpt_path={trained}", f"--outdir={out}", "--mean"]
+    assert main(["restore", images, *level, *options]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warm")]
+    assert len(lines) == 1
+    assert word in lines[0]
+    assert not out.exists() or not list(out.iterdir())
+
+
+def test_a_model_with_classes_must_be_told_them(tmp_path: Path, folder: Path, capsys) -> None:
+    here("fit", *SMALL, "--model.network.label_dim=10", "--model.duration=32", f"--trainer.default_root_dir={tmp_path}")
+    level = [
+        "--blur=0.25",
+        "--noise=0.5",
+        f"--ckpt_path={tmp_path / 'checkpoints' / 'last.ckpt'}",
+        "--degrade",
+        "--mean",
+    ]
+    assert main(["restore", str(folder), *level, f"--outdir={tmp_path / 'a'}"]) == 2
+    assert "--labels" in capsys.readouterr().err
+    here("restore", str(folder), *level, f"--outdir={tmp_path / 'a'}", "--labels=3")
+    assert len(files(tmp_path / "a")) == 12

@@ -1,0 +1,75 @@
+"""`experiments.solvers`: that it measures what it says, from images or checkpoints to tables."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from image_files import encode, store
+from small import SMALL, here
+
+from experiments import gaussian_oracle, solvers, trained_solvers
+from warm_lightning import load_checkpoint
+from warm_lightning.data import Digits
+from warm_lightning.images import quantise
+from warm_lightning.metrics import Observer, Pixels, Scores, measure
+from warm_lightning.samplers import Heun, PowerGrid, Sampler
+
+
+def test_solvers_from_images_to_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(0)
+    files = {f"train/a/{k:02}.png": encode(random.integers(0, 256, (8, 8, 3), np.uint8)) for k in range(20)}
+    files |= {"test/a/0.png": encode(np.zeros((8, 8, 3), np.uint8))}
+    monkeypatch.setattr(solvers, "MANY", (10,))
+    data, out, picture = store(tmp_path, files, "zip"), tmp_path / "new" / "rows.json", tmp_path / "new" / "rows.png"
+    assert solvers.main(["--data", data, "--out", str(out), "--plot", str(picture)]) == 0
+    found = json.loads(out.read_text())
+    assert len(found["rows"]) == 3 * 8 * 6
+    spectrum, _ = gaussian_oracle.read_spectrum(data)
+    rows = {(row["rho"], row["bnr"], row["solver"], row["nfe"]): row["frechet"] for row in found["rows"]}
+    for bnr in (0, 0.5, 10):
+        expected = gaussian_oracle.measure(spectrum, bnr, 9)
+        assert rows[7, bnr, "Heun", 9] == pytest.approx(expected["frechet"], rel=1e-9)
+    table = out.with_suffix(".md").read_text()
+    assert f"| Heun | 9 | {rows[7, 0, 'Heun', 9]:.3g} |" in table.split("## ρ = 7, to the data")[1]
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_trained_models_from_checkpoint_to_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = [*SMALL, f"--trainer.default_root_dir={tmp_path}", "--model.duration=64"]
+    here("fit", *run)
+    monkeypatch.setattr(solvers, "FEW", (10,))
+    monkeypatch.setattr(trained_solvers, "SEEDS", range(8))
+    monkeypatch.setattr(trained_solvers, "PATHS", 2)
+    # Heun at NFE 9 as if it were exact: its own row must then be 0.
+    monkeypatch.setattr(trained_solvers, "EXACT", Sampler(PowerGrid(5), Heun()))
+    out, checkpoint = tmp_path / "rows.json", tmp_path / "checkpoints" / "last.ckpt"
+    assert solvers.main(["--checkpoints", f"tiny={checkpoint}", "--out", str(out)]) == 0
+    found = json.loads(out.read_text())
+    rows = {row["solver"]: row for row in found["trained"]}
+    assert [(name, row["nfe"]) for name, row in rows.items()] == [
+        (n, 9 if n == "Heun" else 10) for n in solvers.SOLVERS
+    ]
+    assert rows["Heun"]["rms"] < 1e-5 < rows["Euler"]["rms"]  # float32 in batches of another size
+    assert {row["model"] for row in found["beside"]} == {"halves", "gaussian"}
+    # A second route to a score.
+    module = load_checkpoint(str(checkpoint), {"sampler.rule": "Euler", "sampler.grid.steps": 10})
+    observer = Observer(Pixels(), 8, "cpu")
+    scores = Scores(observer, measure(observer, Digits().train_images(), companions=False), (1, 8, 8))
+    scores.update(quantise(module.model("ema").sample(module.sampler, range(8))))
+    assert rows["Euler"]["fd8_pixel"] == pytest.approx(scores.compute()[1]["fd8_pixel"], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [([], "nothing to do"), (["--checkpoints", "x.ckpt"], "LABEL=PATH"), (["--checkpoints", "a=none"], "none")],
+)
+def test_solvers_says_what_is_wrong(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert solvers.main([*arguments, "--out", str(tmp_path / "x.json")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("solvers: ")
+    assert message in error
+    assert error.count("\n") == 1
+    assert not any(tmp_path.iterdir())
