@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 import torch
-import yaml
 from torch import Tensor
 
 from experiments.machine import describe
-from warm_lightning import load_checkpoint
+from warm_lightning import load_config
+from warm_lightning.checkpoints import read
 from warm_lightning.data import Digits, ImageSet
 from warm_lightning.images import quantise
 from warm_lightning.metrics import DigitsFeatures, Observer, Pixels, Scores, measure
@@ -74,10 +74,12 @@ def row_of(system: "System") -> dict[str, Any]:
 
 def samples_of(system: "System", seeds: range) -> Tensor:
     """The first images of a row, uint8 [SHOWN, C, H, W]."""
-    config = yaml.safe_load((system.test.folder / "config.yaml").read_text())["model"]
-    module = load_checkpoint(
-        system.training.folder / "checkpoints" / "last.ckpt", {name: config[name] for name in ("process", "sampler")}
-    )
+    options = dict(argument.removeprefix("--").split("=", 1) for argument in system.test.arguments)
+    paths = [a.removeprefix("--config=") for a in system.test.arguments if a.startswith("--config=")]
+    module, _ = load_config(paths, {name: value for name, value in options.items() if name.startswith("model.")})
+    checkpoint = read(options["ckpt_path"])
+    module.on_load_checkpoint(checkpoint)
+    module.load_state_dict(checkpoint["state_dict"])
     return quantise(module.model().sample(module.sampler, seeds[:SHOWN]))
 
 
