@@ -37,7 +37,7 @@ demo: setup  ## train on digits, sample and score: about 5 minutes on two CPU co
 	@echo '  events.out.tfevents…    $(BIN)/tensorboard --logdir $(DEMO)'
 
 compare: setup  ## train, sample and score every system on digits: under an hour on two CPU cores; COMPARE=full for whole chains
-	$(BIN)/python -m experiments.compare --out runs/compare-$(COMPARE) --jobs $(JOBS) $(if $(filter full,$(COMPARE)),--full)
+	$(BIN)/python -m experiments.compare --out runs/compare-$(COMPARE) --jobs $(JOBS) $(if $(filter full,$(COMPARE)),--full,$(if $(filter short,$(COMPARE)),,$(error COMPARE is short or full)))
 
 test: setup  ## run all tests that need no GPU, JOBS at a time (under 12 minutes on two cores)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m 'not gpu' $(ARGS)

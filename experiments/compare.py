@@ -4,17 +4,21 @@
 
 Trains each system once through `warm fit`, samples and scores what `compare.yaml` says through `warm test`, each in a
 process and a folder of its own, and writes a table, a picture and their protocol. Started again after it was stopped,
-it does what is missing: a training goes on where it was, and rows that are there are kept.
+it does what is missing: a training goes on from its last checkpoint, and rows that are there are kept, unless what was
+asked for or what they are made of has changed.
 """
 
 import argparse
+import hashlib
+import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +26,6 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
-from experiments.compare_report import report
 from warm_lightning.config import as_text
 from warm_lightning.errors import UserError, check
 from warm_lightning.pictures import writable_folder, write_file
@@ -38,38 +41,54 @@ class Job:
     """A call of `warm`.
 
     Attributes:
-        name: of the folder it works in.
+        name: for people.
         command: fit or test.
         arguments: its options.
-        folder: where it writes, with its output in `log.txt`.
+        folder: where it writes, with its output in `log.txt`, and in `job.json` what was asked for and whether it is
+            done.
+        checkpoint: the file that it samples with, if it does.
     """
 
     name: str
     command: str
     arguments: list[str]
     folder: Path
+    checkpoint: Path | None = None
+
+    def note(self) -> dict[str, Any]:
+        """What is known of earlier runs."""
+        path = self.folder / "job.json"
+        return json.loads(path.read_text()) if path.exists() else {}
 
     def run(self, threads: int) -> None:
-        """Run it, unless it was run before with the same arguments.
+        """Run it, unless it was done before, with the same options and checkpoint; anew where they have changed.
 
         Raises:
             UserError: if it fails.
         """
-        note = self.folder / "job.json"
-        wanted = [self.command, *self.arguments]
-        if note.exists() and json.loads(note.read_text())["arguments"] == wanted:
+        digest = hashlib.sha256(self.checkpoint.read_bytes()).hexdigest() if self.checkpoint else None
+        wanted = {"arguments": [self.command, *self.arguments], "checkpoint": digest}
+        note = self.note()
+        if any(note.get(name) != value for name, value in wanted.items()):
+            shutil.rmtree(self.folder, ignore_errors=True)
+            note = wanted | {"done": False, "seconds": 0.0}
+        if note["done"]:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
+        write_file(self.folder / "job.json", json.dumps(note, indent=2).encode())
         began = time.perf_counter()
-        with (self.folder / "log.txt").open("w") as log:
-            environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(REPOSITORY)}
-            command = [sys.executable, "-m", "warm_lightning.cli", *wanted]
-            code = subprocess.run(command, cwd=REPOSITORY, env=environment, stdout=log, stderr=log, check=False)
+        with (self.folder / "log.txt").open("a") as log:
+            path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
+            environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": path}
+            command = [sys.executable, "-m", "warm_lightning.cli", self.command, *self.arguments]
+            code = subprocess.run(
+                command, cwd=REPOSITORY, env=environment, stdout=log, stderr=log, check=False
+            ).returncode
+        note |= {"done": code == 0, "seconds": round(note["seconds"] + time.perf_counter() - began, 1)}
+        write_file(self.folder / "job.json", json.dumps(note, indent=2).encode())
         lines = (self.folder / "log.txt").read_text().strip().splitlines()
         reason = lines[-1] if lines else "no output"
-        check(code.returncode == 0, f"{self.name}: `warm {self.command}` failed ({reason}); see {self.folder}/log.txt")
-        done = {"arguments": wanted, "seconds": round(time.perf_counter() - began, 1)}
-        write_file(note, json.dumps(done, indent=2).encode())
+        check(code == 0, f"{self.name}: `warm {self.command}` failed ({reason}); see {self.folder}/log.txt")
 
 
 @dataclass(frozen=True)
@@ -81,11 +100,10 @@ class System:
     test: Job
 
 
-def settings(plan: Mapping[str, Any], entry: Mapping[str, Any], method: str, full: bool) -> list[str]:
-    """The options of `warm` for an entry of the plan."""
-    values = {**entry.get("set", {}), **({} if full else entry.get("short", {}))}
-    files = [plan["config"], f"configs/method/{method}.yaml"]
-    return [*(f"--config={file}" for file in files), *(f"--{name}={as_text(value)}" for name, value in values.items())]
+def values(entry: Mapping[str, Any], full: bool) -> list[str]:
+    """What an entry of the plan sets, as options of `warm`."""
+    found = {**entry.get("set", {}), **({} if full else entry.get("short", {}))}
+    return [f"--{name}={as_text(value)}" for name, value in found.items()]
 
 
 def read_plan(path: Path, out: Path, full: bool, extra: list[str]) -> tuple[list[System], range]:
@@ -98,8 +116,9 @@ def read_plan(path: Path, out: Path, full: bool, extra: list[str]) -> tuple[list
         extra: options for all trainings and tests.
 
     Raises:
-        UserError: for a row without a training.
+        UserError: for a plan that is not there, or a row without a name or a training.
     """
+    check(path.is_file(), f"{path}: no such plan; leave --plan out for the one of all systems")
     plan = yaml.safe_load(path.read_text())
     count = plan["images"]["full" if full else "short"]
     scored = [
@@ -107,51 +126,56 @@ def read_plan(path: Path, out: Path, full: bool, extra: list[str]) -> tuple[list
         f"--scores.first_seed={plan['seed']}",
         "--scores.extractors=[DigitsFeatures,Pixels]",
     ]
-    silent = ["--samples.every=0", "--samples.trajectory=0", "--samples.seeds=0-15", "--checkpoints.every=1e12"]
+    silent = ["--samples.every=0", "--samples.trajectory=0", "--samples.seeds=0-15"]
     trainings = {}
     for name, entry in plan["trainings"].items():
         folder = out / "trainings" / name
-        options = [*settings(plan, entry, entry.get("method", name), full), *silent, *QUIET, *extra]
+        files = [f"--config={plan['config']}", f"--config=configs/method/{entry.get('method', name)}.yaml"]
+        options = [*files, *values(entry, full), *silent, *QUIET, *extra]
         where = [f"--trainer.default_root_dir={folder}", "--ckpt_path=last", "--scores.num_images=64"]
         trainings[name] = Job(name, "fit", [*options, *where], folder)
     systems = []
-    for row in plan["systems"]:
+    for number, row in enumerate(plan["systems"]):
         check(
-            row["training"] in trainings, f"{path}: {row['name']} is of a training {row['training']} that is not there"
+            "name" in row and row.get("training") in trainings,
+            f"{path}: system {row.get('name', number)} needs a name, and a training of {', '.join(trainings)}",
         )
-        training = trainings[row["training"]]
-        entry = plan["trainings"][row["training"]]
-        method = row.get("method", entry.get("method", row["training"]))
-        base = settings(plan, entry, method, full)
-        options = [*base, *settings(plan, row, method, full)[2:], *scored, *QUIET, *extra]
-        folder = out / "systems" / "".join(c if c.isalnum() else "-" for c in row["name"])
-        where = [f"--trainer.default_root_dir={folder}", f"--ckpt_path={training.folder / LAST}"]
-        systems.append(System(row["name"], training, Job(row["name"], "test", [*options, *where], folder)))
+        training, entry = trainings[row["training"]], plan["trainings"][row["training"]]
+        own = entry.get("method", row["training"])
+        files = [f"--config={plan['config']}", f"--config=configs/method/{row.get('method', own)}.yaml"]
+        options = [*files, *values(entry, full), *values(row, full), *scored, *QUIET, *extra]
+        folder = out / "systems" / f"{number:02d}-{''.join(c if c.isalnum() else '-' for c in row['name'])}"
+        checkpoint = training.folder / LAST
+        where = [f"--trainer.default_root_dir={folder}", f"--ckpt_path={checkpoint}"]
+        systems.append(System(row["name"], training, Job(row["name"], "test", [*options, *where], folder, checkpoint)))
     return systems, range(plan["seed"], plan["seed"] + count)
 
 
-def run(systems: list[System], jobs: int) -> list[str]:
-    """Run all trainings and tests, `jobs` at a time; gives what failed."""
+def run(systems: Sequence[System], jobs: int) -> tuple[list[System], list[str]]:
+    """Run all trainings and then tests, `jobs` at a time; gives the systems that were scored, and what failed."""
     threads = max(1, (os.cpu_count() or 1) // jobs)
     trainings = list({system.training.name: system.training for system in systems}.values())
-    failed = []
-    total = len(trainings) + len(systems)
-    with ThreadPoolExecutor(jobs) as pool, tqdm(total=total, desc="Comparing", unit=" runs") as bar:
-        waiting = {pool.submit(training.run, threads): training for training in trainings}
-        for future in as_completed(waiting):
-            bar.update()
-            training = waiting[future]
-            if error := future.exception():
-                failed.append(str(error))
-                continue
-            bar.set_postfix_str(f"trained {training.name}")
-        tests = {pool.submit(s.test.run, threads): s for s in systems if (s.training.folder / LAST).exists()}
-        for future in as_completed(tests):
-            bar.update()
-            if error := future.exception():
-                failed.append(str(error))
-            bar.set_postfix_str(f"scored {tests[future].name}")
-    return failed
+    failed: list[str] = []
+    pool = ThreadPoolExecutor(jobs)
+    try:
+        with tqdm(total=len(trainings) + len(systems), desc="Comparing", unit=" runs") as bar:
+
+            def finish(waiting: Mapping[Future[None], Job]) -> set[str]:
+                done = set()
+                for future in as_completed(waiting):
+                    error = future.exception()
+                    failed.extend([str(error)] if error else [])
+                    done |= set() if error else {waiting[future].name}
+                    bar.update()
+                    bar.set_postfix_str(f"{waiting[future].command} {waiting[future].name}")
+                return done
+
+            trained = finish({pool.submit(training.run, threads): training for training in trainings})
+            ready = [system for system in systems if system.training.name in trained]
+            scored = finish({pool.submit(system.test.run, threads): system.test for system in ready})
+    finally:
+        pool.shutdown(cancel_futures=True)  # after Ctrl-C, which the running ones have had too
+    return [system for system in systems if system.name in scored], failed
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -165,18 +189,31 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         check(options.jobs >= 1, f"--jobs {options.jobs}: there must be at least 1")
+        strange = [word for word in options.extra if not (word.startswith("--") and "=" in word)]
+        check(not strange, f"{strange[:1]}: write options of warm as --name=value")
+        check(
+            importlib.util.find_spec("matplotlib") is not None,
+            "the pictures need matplotlib: pip install 'warm-lightning[plots]'",
+        )
+        from experiments.compare_report import report
+
         out = writable_folder(options.out).resolve()
         systems, seeds = read_plan(options.plan, out, options.full, options.extra)
         began = time.perf_counter()
-        failed = run(systems, options.jobs)
-        command = " ".join([parser.prog, *(sys.argv[1:] if arguments is None else arguments)])
-        protocol = {"command": command, "jobs": options.jobs, "seconds": round(time.perf_counter() - began)}
-        done = [s for s in systems if (s.test.folder / "scores.json").exists()]
+        done, failed = run(systems, options.jobs)
         check(bool(done), f"nothing was scored: {'; '.join(failed)}")
+        command = " ".join([parser.prog, *(sys.argv[1:] if arguments is None else arguments)])
+        protocol = {
+            "command": command,
+            "jobs": options.jobs,
+            "seconds of this call": round(time.perf_counter() - began),
+        }
         print(report(done, seeds, out, protocol))
     except UserError as error:
         print(f"compare: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
     for reason in failed:
         print(f"compare: {reason}", file=sys.stderr)
     return 1 if failed else 0

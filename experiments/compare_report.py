@@ -59,7 +59,7 @@ def row_of(system: "System") -> dict[str, Any]:
     found = json.loads((system.test.folder / "scores.json").read_text())
     named = {name: value for name, value in found.items() if name.startswith("fd") and name.count("_") == 1}
     scores = {f"fd_{name.split('_')[1]}": value for name, value in named.items()}
-    seconds = [json.loads((job.folder / "job.json").read_text())["seconds"] for job in (system.training, system.test)]
+    seconds = [job.note()["seconds"] for job in (system.training, system.test)]
     return {
         "system": system.name,
         "nfe": found["protocol"]["nfe"],
@@ -84,17 +84,20 @@ def samples_of(system: "System", seeds: range) -> Tensor:
 
 
 def markdown(rows: Sequence[Mapping[str, Any]], protocol: Mapping[str, Any]) -> str:
-    """The table."""
+    """The table, and what has to be known to read it."""
     gaussian = next(row for row in rows if row["system"].startswith("Gaussian"))
     lines = [
-        "| system | NFE | fd_digits | times better than the Gaussian | fd_pixel |",
-        "|---|---:|---:|---:|---:|",
+        "| system | NFE | images | fd_digits | times better than the Gaussian | fd_pixel |",
+        "|---|---:|---:|---:|---:|---:|",
     ]
     for row in rows:
         ratio = gaussian["fd_digits"] / row["fd_digits"]
-        nfe = row["nfe"] or "–"
-        lines.append(f"| {row['system']} | {nfe} | {row['fd_digits']:.2f} | {ratio:.1f} | {row['fd_pixel']:.3f} |")
-    return "\n".join(lines)
+        scores = f"{row['fd_digits']:.2f} | {ratio:.1f} | {row['fd_pixel']:.3f}"
+        lines.append(f"| {row['system']} | {row['nfe'] or '–'} | {row['images']:,} | {scores} |")
+    machine = protocol["machine"]
+    said = {name: value for name, value in protocol.items() if name != "machine"}
+    said["machine"] = ", ".join(f"{name} {machine[name]}" for name in ("device", "cpu", "cores", "python", "torch"))
+    return "\n".join([*lines, "", *(f"* {name}: {value}" for name, value in said.items())])
 
 
 def picture(rows: Mapping[str, Tensor], path: Path) -> None:
@@ -115,15 +118,20 @@ def report(systems: Sequence["System"], seeds: range, out: Path, protocol: dict[
     """Write compare.json, compare.md and compare.png into a folder; gives the table."""
     beside, images = yardsticks(len(seeds))
     rows = [*beside, *(row_of(system) for system in systems)]
-    images |= {system.name: samples_of(system, seeds) for system in systems}
+    trainings = {row["training"]: row for row in rows if "training" in row}
+    hours = sum(row["seconds_training"] for row in trainings.values()) + sum(r.get("seconds_scoring", 0) for r in rows)
     protocol |= {
-        "seeds": f"{seeds[0]}-{seeds[-1]}",
-        "fd": "Fréchet distance of the features of as many images as stated to all 1,797 digits",
-        "data": "one half's images, against the other half",
-        "machine": describe("cpu"),
+        "hours of all runs, one after the other": round(hours / 3600, 2),
+        "images trained on": sorted({row["images_seen"] for row in trainings.values()}),
+        "training seed": 0,
+        "seeds of the samples": f"{seeds[0]}-{seeds[-1]}",
+        "fd": "Fréchet distance between features of so many images and of all 1,797 digits; averaged weights",
+        "the data's row": "images of one half of the digits, against the other half",
+        "machine": describe("cuda" if torch.cuda.is_available() else "cpu"),
     }
     table = markdown(rows, protocol)
     write_file(out / "compare.json", json.dumps({"rows": rows, "protocol": protocol}, indent=2).encode())
     write_file(out / "compare.md", (table + "\n").encode())
+    images |= {system.name: samples_of(system, seeds) for system in systems}
     picture({name: shown[:SHOWN] for name, shown in images.items()}, out / "compare.png")
     return f"{table}\n\nwritten to {out}: compare.json, compare.md, compare.png"

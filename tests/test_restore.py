@@ -1,6 +1,8 @@
 """`warm restore` with a small trained model."""
 
 import json
+import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,13 +10,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small import SMALL, here, warm
+from small import REPOSITORY, SMALL, here, warm
 from torch import Tensor
 
+from warm_lightning.checkpoints import EMA, part, read
 from warm_lightning.cli import main
 from warm_lightning.data import Digits
+from warm_lightning.errors import UserError
 from warm_lightning.images import dequantise, quantise
 from warm_lightning.metrics.fidelity import fidelity
+from warm_lightning.metrics.records import tensors_hash
 from warm_lightning.pictures import read_png, write_png
 from warm_lightning.restoration import observe
 from warm_lightning.rng import SeedStreams, key
@@ -138,7 +143,7 @@ def test_images_degraded_elsewhere_with_their_truth(run, folder, tmp_path, held_
         write_png(tmp_path / "clipped" / file.relative_to(folder).with_suffix(".png"), image)
     clipped = run(tmp_path / "clipped", "d", f"--clean={folder}", "--mean")
     assert clipped["psnr_before"] == here_degraded["psnr_before"]
-    alone = run(tmp_path / "clipped" / "odd" / "digit 3.png", "e", "--mean")
+    alone = run(tmp_path / "clipped" / "odd" / "digit 3.png", "e", "--mean=yes")
     assert "psnr_after" not in alone
     assert files(tmp_path / "e")["digit 3.png"] == files(tmp_path / "d")["odd/digit 3.png"]
 
@@ -152,88 +157,42 @@ def test_the_truth_is_found_by_name(run, tmp_path, held_out) -> None:
     assert record["psnr_before"]["mean"] is None  # infinite
 
 
-def test_arrays_may_have_their_channels_last(tmp_path) -> None:
-    images = np.random.default_rng(0).integers(0, 256, (2, 3, 8, 8), np.uint8)
-    np.save(tmp_path / "last.npy", images.transpose(0, 2, 3, 1))
-    np.save(tmp_path / "half.npy", (images / 127.5 - 1).astype(">f2"))
-    for name, tolerance in (("last.npy", 1e-15), ("half.npy", 1e-3)):  # half precision rounds to 2⁻¹² in [-1, 1]
-        found = open_pictures(str(tmp_path / name), (3, 8, 8), 0.0).take([1, 0])
-        np.testing.assert_allclose(found, images[::-1] / 127.5 - 1, rtol=0, atol=tolerance)
+def test_one_image_with_its_truth(run, folder, tmp_path) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*degrees of freedom.*")
+        record = run(folder, "out", "--degrade", "--mean", "--limit", "1")
+    assert record["psnr_after"].keys() == {"mean"}
+    assert record["protocol"]["nfe"] == 1
 
 
-BAD = [
-    ("nowhere", [], "nowhere"),
-    ("nowhere.npy", [], "nowhere.npy"),
-    ("nowhere.png", [], "nowhere.png"),
-    ("large.png", [], "16"),
-    ("three.npy", [], "1 × 8 × 8"),
-    ("int.npy", [], "int64"),
-    ("grey.npy", [], "255"),
-    ("nan.npy", [], "not finite"),
-    ("broken.npz", [], "broken.npz"),
-    ("two.npz", [], "2 arrays"),
-    ("good", ["--blur=-1"], "--blur"),
-    ("good", ["--blur=0.7"], "noise 1"),
-    ("good", ["--noise=x"], "noise"),
-    ("good", ["--degrade", "--clean=good"], "--clean"),
-    ("good", ["--clean=few"], "1 images"),
-    ("good", ["--clean=other"], "no ['b']"),
-    ("good", ["--clean=nowhere"], "nowhere"),
-    ("good", ["--seeds=0-4"], "5 seeds for 2 images"),
-    ("good", ["--seeds=a"], "seeds"),
-    ("good", ["--limit=0"], "--limit"),
-    ("good", ["--batch_size=0"], "--batch_size"),
-    ("good", ["--labels=3"], "labels"),
-    ("good", ["--steps=0"], "steps"),
-    ("good", ["--outdir=good"], "--outdir"),
-    ("good", ["--outdir=/proc/nowhere"], "/proc/nowhere"),
-    ("good", ["--grid=good"], "good"),
-    ("good", ["--ckpt_path=nowhere.ckpt"], "nowhere.ckpt"),
-    ("good", ["--override+=sampler.grid.stops=3"], "stops"),
-    ("good", ["--accelerator=banana"], "banana"),
-    ("twice", [], "twice"),
-]
+def test_the_record_names_the_weights_as_scores_do(run, folder, trained) -> None:
+    record = run(folder, "out", "--degrade", "--mean", "--limit=1")
+    assert record["protocol"]["weights_sha256"] == tensors_hash(part(read(trained)["state_dict"], EMA).items())
 
 
-@pytest.fixture(scope="module")
-def bad(tmp_path_factory: pytest.TempPathFactory, held_out: Tensor) -> Path:
-    root = tmp_path_factory.mktemp("bad")
-    for name in ("good/a.png", "good/b.png", "other/a.png", "other/c.png", "few/a.png", "twice/a.png", "twice/a.bmp"):
-        path = root / name
-        path.parent.mkdir(exist_ok=True)
-        Image.fromarray(held_out[0, 0].numpy()).save(path)
-    Image.new("L", (16, 16)).save(root / "large.png")
-    np.save(root / "three.npy", np.zeros((2, 3, 8, 8)))
-    np.save(root / "int.npy", np.zeros((2, 1, 8, 8), np.int64))
-    np.save(root / "grey.npy", np.full((2, 1, 8, 8), 255.0))
-    np.save(root / "nan.npy", np.full((2, 1, 8, 8), np.nan))
-    (root / "broken.npz").write_bytes(b"PK\3\4 and no more")
-    np.savez(root / "two.npz", a=np.zeros((2, 1, 8, 8)), b=np.zeros((2, 1, 8, 8)))
-    return root
+@pytest.mark.parametrize("zipped", [False, True])
+def test_of_a_source_with_splits_the_held_out_images_are_restored(run, tmp_path, held_out, zipped, capsys) -> None:
+    for name, image in (("train/a/1.png", 0), ("train/b/2.png", 1), ("test/a/1.png", 2)):
+        write_png(tmp_path / "in" / name, held_out[image])
+    source = shutil.make_archive(str(tmp_path / "packed"), "zip", tmp_path / "in") if zipped else tmp_path / "in"
+    record = run(source, "out", "--degrade", "--mean")
+    assert "split held_out" in capsys.readouterr().out
+    assert files(tmp_path / "out").keys() == {"test/a/1.png"}
+    assert record["protocol"]["split"] == "held_out"
+    record = run(source, "known", "--degrade", "--mean", "--split=train")
+    assert files(tmp_path / "known").keys() == {"train/a/1.png", "train/b/2.png"}
+    assert record["protocol"]["split"] == "train"
+    # The truth has splits, the images have none.
+    np.save(tmp_path / "y.npy", held_out[2:3].numpy())
+    assert run(tmp_path / "y.npy", "truth", f"--clean={source}", "--mean")["ssim_before"]["mean"] == pytest.approx(1)
 
 
-@pytest.mark.parametrize(("images", "options", "word"), BAD)
-def test_restore_refuses(images, options, word, trained, bad, tmp_path, monkeypatch, capsys) -> None:
-    monkeypatch.chdir(bad)
-    out = tmp_path / "out"
-    level = ["--blur=0.25", "--noise=0.5", f"--ckpt_path={trained}", f"--outdir={out}", "--mean"]
-    assert main(["restore", images, *level, *options]) == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warm")]
-    assert len(lines) == 1
-    assert word in lines[0]
-    assert not out.exists() or not list(out.iterdir())
-
-
-def test_a_model_with_classes_must_be_told_them(tmp_path: Path, folder: Path, capsys) -> None:
-    here("fit", *SMALL, "--model.network.label_dim=10", "--model.duration=32", f"--trainer.default_root_dir={tmp_path}")
-    level = [
-        "--blur=0.25",
-        "--noise=0.5",
-        f"--ckpt_path={tmp_path / 'checkpoints' / 'last.ckpt'}",
-        "--degrade",
-        "--mean",
-    ]
-    assert main(["restore", str(folder), *level, f"--outdir={tmp_path / 'a'}"]) == 2
-    assert "--labels" in capsys.readouterr().err
-    here("restore", str(folder), *level, f"--outdir={tmp_path / 'a'}", "--labels=3")
-    assert len(files(tmp_path / "a")) == 12
+def test_results_may_lie_beside_what_they_cannot_hurt(run, tmp_path, held_out) -> None:
+    """An array, a zip, a sibling whose name begins alike."""
+    np.save(tmp_path / "y.npy", held_out[:1].numpy())
+    write_png(tmp_path / "imgs" / "a.png", held_out[0])
+    shutil.make_archive(str(tmp_path / "packed"), "zip", tmp_path / "imgs")
+    for source in ("y.npy", "packed.zip"):
+        run(tmp_path / source, "", "--mean", f"--grid={tmp_path / 'grid.png'}")
+    run(tmp_path / "imgs", "imgs-restored", "--mean", f"--grid={tmp_path / 'imgs-restored' / 'grid.png'}")
+    assert files(tmp_path / "imgs-restored").keys() == {"a.png", "grid.png"}

@@ -1,5 +1,6 @@
 """A network, and what makes a diffusion model of it: the `Estimator` that samplers ask."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -94,16 +95,21 @@ def check_labels(network: Network, augment_dim: int, label_dropout: float, guida
     )
 
 
-def check_clocks(process: Process, law: ClockLaw, grid: Grid) -> None:
-    """Raise UserError where training or sampling would speak of levels that the process has not."""
-    trained, first = law.quantile(torch.tensor(1 - 1e-6)).item(), grid.clocks()[0].item()
+def check_grid(process: Process, parameterization: Parameterization, grid: Grid, law: ClockLaw | None = None) -> None:
+    """Raise UserError where training or sampling would not begin where the process does, or a sampler would take steps
+    that are longer than what the network says reaches."""
+    clocks = grid.clocks()
+    first, stride = clocks[0].item(), (clocks[:-1] - clocks[1:]).max().item()
+    trained = law.quantile(torch.tensor(1 - 1e-6)).item() if law else process.last
+    for name, end in {"model.sampler.grid": first, "model.clock_law": trained}.items():
+        check(
+            process.last == math.inf or abs(end - process.last) <= 0.002 * process.last,
+            f"{name} begins at {end:g} of model.process's clock, which goes to {process.last:g}: make them agree",
+        )
     check(
-        trained <= process.last,
-        f"model.clock_law goes to {trained:g}, but model.process to {process.last:g} only: make them agree",
-    )
-    check(
-        first <= process.last,
-        f"model.sampler.grid starts at {first:g}, but model.process goes to {process.last:g} only: make them agree",
+        stride <= 1.1 * parameterization.reach,
+        f"{type(parameterization).__name__} says what is {parameterization.reach:g} step ahead, but the sampler's grid "
+        f"has steps of {stride:.3g}: set the grid's steps to {process.last:g}, the whole chain",
     )
 
 
@@ -162,7 +168,7 @@ class DiffusionModel:
         own = weights.device, weights.dtype
         raw = self.network(
             (c.input * x).to(*own),
-            c.noise.expand(len(x)).to(*own),
+            (c.noise * (self.network.time_scale if self.preconditioning.time else 1)).expand(len(x)).to(*own),
             c.blur.expand(len(x)).to(*own),
             None if class_labels is None else class_labels.to(*own),
             None if augment_labels is None else augment_labels.to(*own),
@@ -202,12 +208,14 @@ class DiffusionModel:
             Pixels [B, C, H, W], about [-1, 1], float64 on the CPU.
 
         Raises:
-            UserError: for classes that the model has not.
+            UserError: for classes, levels or steps that the model does not know.
         """
+        check_grid(self.process, self.parameterization, sampler.grid)
         streams = SeedStreams(seeds, self.state_device)
         start = streams.normal(*self.image_shape, dtype=torch.float64)
-        if self.network.label_dim and classes is None:
-            classes = streams.integers(self.network.label_dim).tolist()
+        if self.network.label_dim:  # drawn in any case, so that what follows does not depend on who chose the class
+            own = streams.integers(self.network.label_dim).tolist()
+            classes = own if classes is None else classes
         with self.told(classes) as ask:
             return idct(sampler(ask, self.process, start, streams, watch)).cpu()
 
@@ -233,6 +241,11 @@ class DiffusionModel:
         Returns:
             As `sample` does.
         """
+        check(
+            not mean or self.parameterization.reach == math.inf,
+            f"{type(self.parameterization).__name__} says what is a step ahead, which makes no mean of clean images: "
+            "leave --mean out",
+        )
         y = y.to(self.state_device, torch.float64)
         with replace(self, process=start.process).told(classes) as ask:
             return restore(ask, sampler, start, y, SeedStreams(seeds, self.state_device), mean).cpu()

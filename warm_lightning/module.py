@@ -18,7 +18,7 @@ from warm_lightning.ema import EMA
 from warm_lightning.errors import check
 from warm_lightning.images import dequantise
 from warm_lightning.losses import ClockLaw, LogNormal, Loss, SquaredError
-from warm_lightning.model import DiffusionModel, TestPlan, Weights, check_clocks, check_data, check_labels, one_hot
+from warm_lightning.model import DiffusionModel, TestPlan, Weights, check_data, check_grid, check_labels, one_hot
 from warm_lightning.networks.base import Network
 from warm_lightning.parameterizations import DenoiseDeblur, Parameterization
 from warm_lightning.preconditioning import EDMPreconditioning, Preconditioning
@@ -110,7 +110,7 @@ class DiffusionModule(LightningModule):
             torch.manual_seed(key(seed, "network"))
             self.network = network(len(self.parameterization.names))
         check_labels(self.network, augment.dim if augment else 0, label_dropout, guidance)
-        check_clocks(process, clock_law, sampler.grid)
+        check_grid(process, parameterization, sampler.grid, clock_law)
         if init_from:
             start_from(init_from, self.network)
         if channels_last:
@@ -196,14 +196,16 @@ class DiffusionModule(LightningModule):
         return torch.optim.Adam(self.network.parameters(), lr=self.lr, betas=self.betas, eps=self.eps)
 
     def on_fit_start(self) -> None:
-        if self.process.learned is None:
-            self.process.learned = self.process.learn(all_images(self.data.train_images(), "Learning where to start"))
         if self.target:
             self.others = Others(self.data, self.seed, self.target.references)
 
     def on_train_start(self) -> None:
         # A finished run that is started again has nothing to do.
         self.trainer.should_stop = self.images_seen >= self.duration
+        if self.process.learned is None:  # and no checkpoint has brought it
+            first = self.trainer.is_global_zero
+            images = all_images(self.data.train_images(), "Learning where to start") if first else ()
+            self.process.learned = self.trainer.strategy.broadcast(self.process.learn(images) if first else None)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Non-finite gradients are replaced and counted (EDM's recipe).

@@ -82,10 +82,16 @@ def trajectory(model: DiffusionModel, sampler: Sampler, seeds: Sequence[int], co
     Returns:
         One picture, uint8 [3, height, width].
     """
+    shown = torch.linspace(0, len(sampler.grid.clocks()) - 1, columns).round().unique().long().tolist()
     states: list[Tensor] = []
     views: list[Tensor] = []
+    met = 0
 
     def watch(u: Tensor, level: Level) -> None:
+        nonlocal met
+        met += 1
+        if met - 1 not in shown:
+            return
         spread = model.process.scale(level) * (1 + level.beta.square()).sqrt()
         states.append(idct(u) / spread.to(u))
         if model.process.ends(level):
@@ -95,6 +101,5 @@ def trajectory(model: DiffusionModel, sampler: Sampler, seeds: Sequence[int], co
             views.append(idct(clean_view(u, estimate, model.process.gains(level, u))))
 
     model.sample(sampler, seeds, watch=watch)
-    shown = torch.linspace(0, len(states) - 1, min(columns, len(states))).round().long().tolist()
-    rows = [torch.stack([frames[i] for i in shown], dim=1) for frames in (states, views)]  # [B, columns, C, H, W]
+    rows = [torch.stack(frames, dim=1) for frames in (states, views)]  # [B, columns, C, H, W]
     return grid(quantise(torch.stack(rows, dim=1).flatten(0, 2)).cpu(), columns=len(shown))

@@ -35,7 +35,13 @@ class Coefficients:
 
 
 class Preconditioning(ABC):
-    """Level → coefficients."""
+    """Level → coefficients.
+
+    Attributes:
+        time: whether c_noise is a time from 0 to 1,000, which networks whose embedding has another range scale.
+    """
+
+    time: bool = False
 
     @abstractmethod
     def __call__(self, level: Level) -> Coefficients:
@@ -75,11 +81,12 @@ class Unscaled(Preconditioning):
     It is told the clock, and of blur nothing more, a process's clock saying it all.
 
     Args:
-        conditioning: c_noise for a unit of the clock. For the positional embedding of DDPM and DDPM++, c_noise is to
-            go from 0 to 1,000 or so; for the random Fourier features of NCSN++, from 0 to 1.
+        conditioning: c_noise for a unit of the clock; it is to go from 0 to 1,000 or so.
         residual: whether the network says what is to be added to the image that it sees, where the parameterization
             allows it.
     """
+
+    time = True
 
     def __init__(self, conditioning: float = 1.0, residual: bool = False) -> None:
         check(conditioning > 0, f"conditioning is {conditioning}: it must be positive")

@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 from warm_lightning.data import ImageDataModule, ImageSet
 from warm_lightning.data.stream import TrainingStream
+from warm_lightning.errors import check
 from warm_lightning.images import dequantise
 from warm_lightning.rng import BatchDraws
 from warm_lightning.spectral import dct
@@ -25,10 +26,18 @@ class Others:
         data: where the batch comes from.
         seed: the training seed.
         count: how many others there are to be; all there are, if they are fewer.
+
+    Raises:
+        UserError: the images are not in memory.
     """
 
     def __init__(self, data: ImageDataModule, seed: int, count: int) -> None:
-        self.stream = TrainingStream(data.train_images(), seed, data.xflip)
+        images = data.train_images()
+        check(
+            isinstance(images.images, Tensor),
+            f"model.target needs {count} images beside each batch, which cannot be decoded so fast: set data.cache true",
+        )
+        self.stream = TrainingStream(images, seed, data.xflip)
         self.count = count
 
     def __call__(
@@ -45,10 +54,10 @@ class Others:
         if class_labels is not None:
             same = class_labels[:, classes.to(like.device)] > 0
             allowed &= same | (class_labels == 0).all(1, keepdim=True)
-        return dct(dequantise(images, like.dtype).to(like.device)), allowed
+        return dct(dequantise(images.to(like.device), like.dtype)), allowed
 
 
 def all_images(images: ImageSet, what: str) -> Iterator[Tensor]:
     """All images once, in batches [b, C, H, W] in [-1, 1], with a progress bar for long work."""
-    for chunk in tqdm(torch.arange(len(images)).split(CHUNK), desc=what, unit="00 images", delay=2, leave=False):
+    for chunk in tqdm(torch.arange(len(images)).split(CHUNK), desc=what, unit="×500 images", delay=2, leave=False):
         yield dequantise(images.take(chunk), torch.float32)

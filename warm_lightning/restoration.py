@@ -62,7 +62,7 @@ class Start:
         """The start, and what of a grid is beyond it."""
         clocks = grid.clocks()
         beyond = clocks[clocks < self.level.clock]
-        # Multistep rules divide by the length of a step, and the start may be a level of the grid but for rounding.
+        # It would cost a call for next to nothing; and the start may be a level of the grid but for rounding.
         if len(beyond) > 1 and self.level.clock - beyond[0] < SHORT * (beyond[0] - beyond[1]):
             beyond = beyond[1:]
         return [self.level, *(self.process.level(clock) for clock in beyond.split(1))]

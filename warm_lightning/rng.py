@@ -74,8 +74,8 @@ class SeedStreams(Draws):
     """One generator an image, so that its draws are the same bits in any batch on any device.
 
     The order of draws from a stream is part of the contract for sampling: first `normal(C, H, W)` for the
-    initial noise, then the class where none was asked for, then what else the prior needs, then what a stochastic
-    sampler does.
+    initial noise, then a class where the model has classes, asked for or not, then what else the prior needs, then
+    what a stochastic sampler does.
 
     Args:
         seeds: one an image; taken modulo 2³².

@@ -14,8 +14,9 @@ from torch import Tensor
 def _basis(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     # torch-dct transforms by FFT, 30 times slower at image sizes than this matrix; it builds the matrix in
     # float64, so that the float32 basis is the rounded exact one.
-    basis = torch_dct.dct(torch.eye(size, dtype=torch.float64), norm="ortho").T
-    return basis.to(device=device, dtype=dtype)
+    with torch.inference_mode(False):  # or training after a validation could not use it
+        basis = torch_dct.dct(torch.eye(size, dtype=torch.float64), norm="ortho").T
+        return basis.to(device=device, dtype=dtype)
 
 
 @contextmanager
@@ -51,10 +52,11 @@ def idct(u: Tensor) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _frequencies(height: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    rows = torch.arange(height, dtype=torch.float64) / height
-    columns = torch.arange(width, dtype=torch.float64) / width
-    squared = math.pi**2 * (rows[:, None] ** 2 + columns[None, :] ** 2)
-    return squared.to(device=device, dtype=dtype)
+    with torch.inference_mode(False):
+        rows = torch.arange(height, dtype=torch.float64) / height
+        columns = torch.arange(width, dtype=torch.float64) / width
+        squared = math.pi**2 * (rows[:, None] ** 2 + columns[None, :] ** 2)
+        return squared.to(device=device, dtype=dtype)
 
 
 def frequencies(like: Tensor) -> Tensor:

@@ -25,13 +25,17 @@ def posterior_mean(
     Args:
         u: coefficients [B, C, H, W].
         candidates: u0 of the images, [N, C, H, W].
-        process: the law of the noise, which must not be silent.
+        process: the law of the noise.
         gains: at the level of each u.
         allowed: whether an image is a candidate for a u, [B, N]; all are if not given.
 
     Returns:
         [B, C, H, W].
+
+    Raises:
+        UserError: where there is no noise.
     """
+    check(bool((gains.noise > 0).all()), "a process without noise has no posterior: choose another model.target")
     whitened = (u / gains.noise).flatten(1)
     slope = (gains.signal / gains.noise).expand_as(u).flatten(1)
     flat = candidates.flatten(1)

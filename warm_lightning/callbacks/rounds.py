@@ -104,6 +104,7 @@ def conditions(
         "package_version": __version__,
         "weights": weights,
         "weights (sha256)": weights_hash(module, weights),
+        "learned (sha256)": tensors_hash((module.process.learned or {}).items()),
         **{name: config.get(name, repr(getattr(module, name))) for name in MODEL},
         "precision": precision,
         "device": module.device.type,

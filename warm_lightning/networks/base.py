@@ -19,7 +19,11 @@ class Network(nn.Module, ABC):
         image_channels: channels of the images.
         label_dim: number of classes; 0 for an unconditional network.
         augment_dim: length of the vector that tells the network how an image was augmented; 0 for none.
+        time_scale: what a time from 0 to 1,000, as DDPM counts it, is to be multiplied with to suit the embedding
+            of c_noise.
     """
+
+    time_scale: float = 1.0
 
     def __init__(self, branches: int, resolution: int, image_channels: int, label_dim: int, augment_dim: int) -> None:
         super().__init__()

@@ -254,5 +254,6 @@ class NCSNpp(UNet):
 
     embedding = FourierEmbedding
     embedding_mult = 2
+    time_scale = 1e-3  # its features are made for c_noise about 1
     resample_filter = (1, 3, 3, 1)
     auxiliary = True

@@ -8,7 +8,6 @@ import math
 from collections.abc import Iterable
 
 import torch
-from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
 from warm_lightning.errors import UserError, check
@@ -61,8 +60,8 @@ class BlurredImages(Blur):
         for batch in images:
             u0 = dct(batch.float())
             height, width = (self._visible(size) for size in u0.shape[-2:])
-            kept.append(u0[..., :height, :width].cpu())
-        return {"low_frequencies": torch.cat(kept).contiguous()}
+            kept.append(u0[..., :height, :width].clone())  # a view would keep the whole of it in memory
+        return {"low_frequencies": torch.cat(kept)}
 
     def _visible(self, size: int) -> int:
         """How many frequencies of `size` along an axis the largest blur leaves: exp(-(πi/size)²α²/2) > 1e-6."""
@@ -74,10 +73,15 @@ class BlurredImages(Blur):
                 f"sampling starts at step {level.clock.max():g}, but the images that it starts from are known at step "
                 f"{self.last} alone: set model.sampler.grid.first to {self.last}"
             )
-        known = self.what_was_learned()["low_frequencies"].to(normal)
-        index = (draws.uniform(dtype=torch.float64) * len(known)).long()
+        known = self.what_was_learned()["low_frequencies"]
+        check(
+            all(have >= self._visible(size) for have, size in zip(known.shape[-2:], normal.shape[-2:], strict=True)),
+            f"what was learned of the training images is for more blur than blur_max {self.blur_max:g}: set it to what "
+            "it was in training",
+        )
+        index = (draws.uniform(dtype=torch.float64).cpu() * len(known)).long()
         u0 = torch.zeros_like(normal)
-        u0[..., : known.shape[-2], : known.shape[-1]] = known[index.to(known.device)]
+        u0[..., : known.shape[-2], : known.shape[-1]] = known[index].to(normal)
         return self.gains(level, normal).signal * u0
 
 
@@ -192,6 +196,8 @@ class ColdDiffusion(Blur):
                 f"images, but sampling starts from plain colours: set model.process.init_args.blur_max to {size}",
             )
             means.append(batch.double().mean((2, 3)))
+        from sklearn.mixture import GaussianMixture  # takes seconds to import, which other commands need not wait for
+
         points = torch.cat(means).numpy()
         mixture = GaussianMixture(min(self.components, len(points)), random_state=0).fit(points)
         factors = torch.linalg.cholesky(torch.from_numpy(mixture.covariances_))
@@ -202,9 +208,9 @@ class ColdDiffusion(Blur):
         }
 
     def prior(self, normal: Tensor, level: Level, draws: Draws) -> Tensor:
-        mixture = {name: tensor.to(normal) for name, tensor in self.what_was_learned().items()}
-        chosen = torch.searchsorted(mixture["weights"].cumsum(0), draws.uniform(dtype=normal.dtype).to(normal))
+        mixture = self.what_was_learned()
+        chosen = torch.searchsorted(mixture["weights"].cumsum(0), draws.uniform(dtype=torch.float64).cpu())
         chosen = chosen.clamp(max=len(mixture["weights"]) - 1)
-        spread = draws.normal(normal.shape[1], 1, dtype=normal.dtype).to(normal)
+        spread = draws.normal(normal.shape[1], 1, dtype=torch.float64).cpu()
         colour = mixture["means"][chosen] + (mixture["factors"][chosen] @ spread).squeeze(2)
-        return dct(colour[:, :, None, None] + self.prior_noise * normal)
+        return dct(colour.to(normal)[:, :, None, None] + self.prior_noise * normal)

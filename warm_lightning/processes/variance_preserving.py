@@ -72,7 +72,8 @@ class Table:
         """Clock readings ≥ 0 → values, in float64 where the device has it."""
         if self.values.device != clock.device:
             # Apple's devices have no float64. Kept there: a copy a step would make a GPU wait.
-            self.values = self.values.to(clock.device, torch.float32 if clock.device.type == "mps" else None)
+            with torch.inference_mode(False):  # or training after a validation could not use it
+                self.values = self.values.to(clock.device, torch.float32 if clock.device.type == "mps" else None)
         place = clock.to(self.values).clamp(0, len(self.values) - 1)
         low = place.floor().long().clamp(max=len(self.values) - 2)
         return torch.lerp(self.values[low], self.values[low + 1], place - low)
@@ -91,7 +92,14 @@ class VariancePreserving(Process):
         variances = schedule.variances()
         self.last = len(variances)
         none = torch.zeros(1, dtype=torch.float64)
-        self.log_alpha_bar = Table(torch.cat([none, torch.log1p(-variances).cumsum(0)]))
+        log_alpha_bar = torch.cat([none, torch.log1p(-variances).cumsum(0)])
+        left = log_alpha_bar[-1].exp().item()
+        check(
+            left < 0.01,
+            f"the schedule's {self.last} steps leave {left:.0%} of an image's power, but sampling starts from pure "
+            f"noise: raise its variances, those of LinearSchedule to {20 / self.last:.2g} at the last step",
+        )
+        self.log_alpha_bar = Table(log_alpha_bar)
 
     def level(self, clock: Tensor) -> Level:
         beta = torch.expm1(-self.log_alpha_bar(clock)).sqrt()  # √((1-ᾱ)/ᾱ)
@@ -115,15 +123,10 @@ class VariancePreserving(Process):
 
 
 class BlurRate(ABC):
-    """f, how much each step of a chain blurs (Lee et al. 2022, Appendix B).
+    """f, how much each step of a chain blurs, in units of the blur kernel (Lee et al. 2022, Appendix B); f(0) is 0.
 
-    Args:
-        last: f(T) ≥ 0, in units of the blur kernel; f(0) is 0, and `last` 0 blurs nowhere.
+    The classes name their f(T) each in its own way, for one's is a hundred times too much for the other.
     """
-
-    def __init__(self, last: float) -> None:
-        check(last >= 0, f"last is {last}: a chain blurs 0 or more")
-        self.last = last
 
     @abstractmethod
     def __call__(self, steps: int) -> Tensor:
@@ -131,23 +134,33 @@ class BlurRate(ABC):
 
 
 class QuarticRate(BlurRate):
-    """f(i) = f(T)·(i/T)⁴, the paper's choice."""
+    """f(i) = f(T)·(i/T)⁴, the paper's choice.
+
+    Args:
+        last: f(T) ≥ 0; 0 blurs nowhere, which is DDPM.
+    """
 
     def __init__(self, last: float = 0.14) -> None:
-        super().__init__(last)
+        check(last >= 0, f"last is {last}: a chain blurs 0 or more")
+        self.last = last
 
     def __call__(self, steps: int) -> Tensor:
         return self.last * (torch.arange(1, steps + 1, dtype=torch.float64) / steps) ** 4
 
 
 class LogRate(BlurRate):
-    """f(i) = f(T)·ln i/ln T, which blurs too early (their Table 1)."""
+    """f(i) = f(T)·ln i/ln T, which blurs too early (their Table 1).
 
-    def __init__(self, last: float = 0.6) -> None:
-        super().__init__(last)
+    Args:
+        final: f(T) ≥ 0.
+    """
+
+    def __init__(self, final: float = 0.6) -> None:
+        check(final >= 0, f"final is {final}: a chain blurs 0 or more")
+        self.final = final
 
     def __call__(self, steps: int) -> Tensor:
-        return self.last * torch.arange(1, steps + 1, dtype=torch.float64).log() / max(math.log(steps), 1e-9)
+        return self.final * torch.arange(1, steps + 1, dtype=torch.float64).log() / max(math.log(steps), 1e-9)
 
 
 class ProgressiveDeblurring(VariancePreserving):

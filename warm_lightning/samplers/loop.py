@@ -24,7 +24,8 @@ class Churn:
     """EDM's stochastic sampling (Karras et al. 2022, Algorithm 2): before a step, the image is degraded a little more.
 
     The clock is turned back from t to t + γt, γ = min(churn/N, √2 - 1), and what the process does in between is done:
-    u ← (A_t̂/A_t)∘u + √(B_t̂² - (A_t̂/A_t)²B_t²) z. On the hot axis this is EDM's added noise.
+    u ← (A_t̂/A_t)∘u + √(B_t̂² - (A_t̂/A_t)²B_t²) z with normal z. On the hot axis this is EDM's added noise; where the
+    clock is not the noise level, as in DDPM, a share of it may be much noise, so use less churn.
 
     Args:
         churn: S_churn ≥ 0.

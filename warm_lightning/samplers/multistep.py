@@ -49,7 +49,7 @@ class Multistep(StepRule):
         estimate = ask(u, step.t)
         step.history.append((step.source, clean_view(u, estimate, step.source)))
         del step.history[: -self.order]
-        moved = move(u, estimate, step.source, step.target, kept=step.target.noise)
+        moved = move(u, estimate, step.source, step.target, kept=step.noise_to_keep)
         return moved if step.last or len(step.history) == 1 else moved + self.continuation(step.history, step.target)
 
     def continuation(self, history: list[tuple[Gains, Tensor]], target: Gains) -> Tensor:

@@ -35,6 +35,11 @@ class Step:
     draws: Draws
     history: list[tuple[Gains, Tensor]] = field(default_factory=list)
 
+    @property
+    def noise_to_keep(self) -> Tensor:
+        """B_s, but none at the last level: it may have noise in its law, and the mean is returned there."""
+        return torch.zeros_like(self.target.noise) if self.last else self.target.noise
+
     @classmethod
     def between(
         cls, process: Process, u: Tensor, t: Level, s: Level, draws: Draws, history: list | None = None
@@ -129,10 +134,9 @@ class Interpolating(StepRule):
     def __call__(self, ask: Estimator, u: Tensor, step: Step) -> Tensor:
         estimate = self.estimate(ask, u, step)
         if self.eta == 0:
-            return move(u, estimate, step.source, step.target, kept=step.target.noise)
+            return move(u, estimate, step.source, step.target, kept=step.noise_to_keep)
         kept, fresh = split_noise(step.source, step.target, self.eta)
         moved = move(u, estimate, step.source, step.target, kept)
-        # The last level may have noise in its law; the mean is returned there.
         return moved if step.last else moved + fresh * fresh_noise(step.draws, u)
 
 

@@ -27,5 +27,5 @@ def with_values(arguments: list[str], signature: inspect.Signature) -> list[str]
     """The arguments with `--mean` as `--mean=true` where `mean` is a boolean parameter and no value follows."""
     switches = {f"--{p.name}" for p in signature.parameters.values() if p.annotation is bool}
     following = [*arguments[1:], ""]
-    bare = [after.lower() not in ("true", "false") for after in following]
+    bare = [after.lower() not in ("true", "false", "yes", "no") for after in following]
     return [f"{a}=true" if a in switches and alone else a for a, alone in zip(arguments, bare, strict=True)]

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Literal
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from warm_lightning.errors import UserError, check
 from warm_lightning.images import dequantise
 
 ARRAYS = (".npy", ".npz")
+Split = Literal["train", "held_out"]
 LARGEST = 10.0
 """Times the noise level that a number may be beyond [-1.1, 1.1]; more is another range."""
 
@@ -33,15 +35,20 @@ class Pictures:
         names: one an image, without suffix; numbers for arrays.
         images: uint8 files, or an array of them [N, C, H, W], or floats, 1 being white and -1 black.
         many: whether they are files of a folder or zip, whose names mean something.
+        split: which of the splits of their source they are, if it has some.
     """
 
     path: str
     names: tuple[str, ...]
     images: ImageSet | Tensor
     many: bool
+    split: Split | None = None
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def __str__(self) -> str:
+        return f"{self.path}, split {self.split}" if self.split else self.path
 
     def take(self, index: Sequence[int]) -> Tensor:
         """Images by index, float64 [b, C, H, W] in [-1, 1] but for noise. Raises as `ImageSet.take` does."""
@@ -50,26 +57,31 @@ class Pictures:
         return images.double() if images.is_floating_point() else dequantise(images, torch.float64)
 
 
-def open_pictures(path: str, shape: tuple[int, int, int], noise: float) -> Pictures:
+def open_pictures(path: str, shape: tuple[int, int, int], noise: float, split: Split | None = None) -> Pictures:
     """The images of a folder or zip, one image file, or an array in a NumPy file.
 
     Args:
         path: of them.
-        shape: C, H, W that they must have; grey files may become RGB.
+        shape: C, H, W that they must have; grey images may become RGB.
         noise: their noise level, as far as is known.
+        split: which images of a source that has splits; by default the held-out ones, which training has not seen.
 
     Raises:
         UserError: they are not there, damaged, or of another shape or range.
     """
+    check(path != "", "the path of images is empty: give that of a folder, zip, image or NumPy file")
     file = expand(path)
     if file.suffix.lower() in ARRAYS:
         return _array(path, file, shape, noise)
+    chosen: Split | None = None
     if file.suffix.lower() in SUFFIXES and file.is_file():
         reader: Reader = FolderReader(file.parent)
         names: Sequence[str] = [file.name]
     else:
         source = Source.open(path)
-        reader, names = source.reader, source.splits["train"].names
+        if len(source.splits) > 1:
+            chosen = split or "held_out"
+        reader, names = source.reader, source.splits[chosen or "train"].names
     images = ImageSet(store_images(reader, names), torch.zeros(len(names), dtype=torch.int64), ())
     if images.shape[0] == 1 < shape[0]:
         images = images.as_rgb()
@@ -80,7 +92,7 @@ def open_pictures(path: str, shape: tuple[int, int, int], noise: float) -> Pictu
     stems = tuple(str(PurePosixPath(name).with_suffix("")) for name in names)
     twice = [stem for stem, count in Counter(stems).items() if count > 1]
     check(not twice, f"{path} has two images {twice[:1]} of different formats: rename one")
-    return Pictures(path, stems, images, many=len(names) > 1)
+    return Pictures(path, stems, images, many=len(names) > 1, split=chosen)
 
 
 def _array(path: str, file: Path, shape: tuple[int, int, int], noise: float) -> Pictures:
@@ -90,10 +102,16 @@ def _array(path: str, file: Path, shape: tuple[int, int, int], noise: float) -> 
         real or content.dtype == np.uint8,
         f"{path} holds numbers of type {content.dtype}: give uint8 images, or floats in [-1, 1]",
     )
-    channels, height, width = shape
-    if content.shape[1:] == (height, width, channels):
-        content = content.transpose(0, 3, 1, 2)
     found, wanted = _text(content.shape), _text(shape)
+    channels, height, width = shape
+    one = channels > 1 and content.shape == shape
+    check(not one, f"{path} is an array of {found}, one image or {channels} grey ones: give it four dimensions")
+    if content.shape[1:] == (height, width):
+        content = content[:, None]
+    elif content.shape[1:] in ((height, width, channels), (height, width, 1)):
+        content = content.transpose(0, 3, 1, 2)
+    if content.shape[1:] == (1, height, width):
+        content = content.repeat(channels, axis=1)
     check(
         content.shape[1:] == shape and len(content) > 0,
         f"{path} is an array of {found}, but the model's images are N × {wanted}, or channels last: convert them",
@@ -129,13 +147,13 @@ def pair(images: Pictures, clean: Pictures) -> list[int]:
     """
     check(
         len(images) == len(clean),
-        f"{clean.path} has {len(clean)} images and {images.path} {len(images)}: give the truth of each",
+        f"{clean} has {len(clean)} images and {images} {len(images)}: give the truth of each",
     )
     if not (images.many and clean.many):
         return list(range(len(images)))
     place = {name: i for i, name in enumerate(clean.names)}
     missing = [name for name in images.names if name not in place]
-    check(not missing, f"{clean.path} has no {missing[:1]}, which {images.path} has: name each truth as its image")
+    check(not missing, f"{clean} has no {missing[:1]}, which {images} has: name each truth as its image")
     return [place[name] for name in images.names]
 
 

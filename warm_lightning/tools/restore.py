@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from warm_lightning import __version__
+from warm_lightning.callbacks.rounds import weights_hash
 from warm_lightning.data.layout import SUFFIXES
 from warm_lightning.data.sources import expand
 from warm_lightning.errors import check
 from warm_lightning.images import quantise
 from warm_lightning.metrics.fidelity import describe, fidelity
-from warm_lightning.metrics.records import tensors_hash, to_json
+from warm_lightning.metrics.records import to_json
 from warm_lightning.model import Weights
 from warm_lightning.module import DiffusionModule
 from warm_lightning.pictures import grid as make_picture
@@ -24,7 +25,7 @@ from warm_lightning.pictures import read_png, writable_folder, write_file, write
 from warm_lightning.restoration import Start, find_start, observe
 from warm_lightning.rng import SeedStreams, key
 from warm_lightning.seeds import parse_seeds
-from warm_lightning.tools.degraded import Pictures, open_pictures, pair
+from warm_lightning.tools.degraded import Pictures, Split, open_pictures, pair
 from warm_lightning.tools.observing import check_out
 from warm_lightning.tools.sampling import Devices, Precision, load, parse_labels
 
@@ -42,6 +43,7 @@ def restore(
     add_noise: bool = False,
     degrade: bool = False,
     clean: str | None = None,
+    split: Split | None = None,
     seeds: str | None = None,
     steps: int | None = None,
     rho: float | None = None,
@@ -63,20 +65,22 @@ def restore(
     SSIM too, before and after, of 8-bit images.
 
     Args:
-        images: a folder or zip of images, one image file, or an array in a .npy or .npz file, N×C×H×W or N×H×W×C, of
-            floats in [-1, 1] or of uint8. Noise in a PNG is clipped and rounded, which the model does not expect: give
-            floats where you have them.
+        images: a folder or zip of images, one image file, or an array in a .npy or .npz file, N×C×H×W, N×H×W×C or grey
+            N×H×W, of uint8 or of floats in [-1, 1]; that floats are in [0, 1] cannot be told from them. Noise in a PNG
+            is clipped and rounded, which the model does not expect: give floats where you have them.
         blur: standard deviation in pixels of their Gaussian blur, with reflected borders; 0 for none.
         noise: standard deviation of the white normal noise that was added after it, images being in [-1, 1]: that in
             grey levels divided by 127.5.
         ckpt_path: checkpoint that `warm fit` wrote, or folder that `warm export` did.
-        outdir: folder for the results.
+        outdir: folder for the results, apart from images and truth.
         mean: estimate the mean of all clean images that are possible, with one network call (D + R), instead of drawing
             one of them. Yes-or-no options may stand without a value.
         add_noise: where the model knows this blur with more noise only, add what is missing.
         degrade: the images are clean: blur them and add noise first, unclipped. They are then the truth.
         clean: the truth, likewise; matched to the images by name without suffix, or by order where either is an array
             or a single file.
+        split: train or held_out, of images and truth in a folder or zip that has such splits: folders train and test,
+            for instance. The held-out ones, which training has not seen, if not given.
         seeds: of added noise and of stochastic samplers, one an image, such as 0-99; 0, 1, 2 … if not given.
         steps: sampling levels of the whole grid, of which those below the start are used. As trained if not given.
         rho: see `warm generate`.
@@ -95,25 +99,30 @@ def restore(
     check(batch_size > 0, f"--batch_size is {batch_size}: it must be at least 1")
     check(limit is None or limit > 0, f"--limit is {limit}: it must be at least 1")
     check(not (degrade and clean), "--degrade and --clean: images to be degraded are the truth themselves; give one")
+    idle = [n for n, value in {"steps": steps, "rho": rho, "eta": eta}.items() if mean and value is not None]
+    check(not idle, f"--mean with --{' --'.join(idle)}: the mean takes one network call and no sampler; give one")
     chosen = {"sampler.grid.steps": steps, "sampler.grid.rho": rho, "sampler.rule.eta": eta, "guidance": guidance}
     module = load(ckpt_path, weights, chosen, override)
     model = module.model(weights)
     shape = model.image_shape
     start = find_start(model.process, module.sampler.grid, torch.zeros(1, *shape), blur, noise, add_noise)
-    given = open_pictures(images, shape, 0.0 if degrade else noise)
+    given = open_pictures(images, shape, 0.0 if degrade else noise, split)
     count = min(limit or len(given), len(given))
     numbers = parse_seeds(seeds) if seeds is not None else list(range(count))
     check(len(numbers) == count, f"--seeds: {len(numbers)} seeds for {count} images; give one an image, 0-{count - 1}")
     classes = parse_labels(labels, count, model.network.label_dim)
     told = classes is not None or not model.network.label_dim or module.label_dropout > 0
     check(told, "--labels: the model was trained with classes: say which the images are of, one or one an image")
-    task = Task(given, start, blur, noise, numbers, *find_truth(given, clean, degrade, shape))
-    check(not among(images, outdir), f"--outdir {outdir} is where the images are: choose another folder")
+    task = Task(given, start, blur, noise, numbers, *find_truth(given, clean, degrade, shape, split))
+    check(not split or bool(task.split), f"--split {split}: neither images nor truth have splits; leave it out")
+    check_places([images, *([clean] if clean else [])], outdir, grid, given.names[:count])
     folder = writable_folder(outdir)
     check_out(grid)
 
     machine = Devices(accelerator, devices, precision)
     model = machine.take(model)
+    if machine.first and task.split:
+        print(f"images of the split {task.split}")
     for batch in machine.batches(count, batch_size, "Restoring"):
         known = [classes[k] for k in batch] if classes else None
         found = model.restore(module.sampler, start, task.before(batch), [numbers[k] for k in batch], known, mean)
@@ -124,7 +133,7 @@ def restore(
     estimates = 1 if mean else module.sampler.rule.evaluations(len(start.levels(module.sampler.grid)) - 1)
     nfe = estimates * (model.calls if classes else 1)  # guidance needs a class
     scores = task.scores(folder, batch_size)
-    where = {"images": images, "clean": clean, "degraded_here": degrade, "ckpt_path": ckpt_path}
+    where = {"images": images, "clean": clean, "split": task.split, "degraded_here": degrade, "ckpt_path": ckpt_path}
     what = {"mean": mean, "nfe": nfe, "num_images": count, "seeds": seeds or f"0-{count - 1}", "labels": labels}
     about = where | what | protocol(task, module, weights)
     write_file(folder / RECORD, to_json({**scores, "protocol": about}).encode())
@@ -158,6 +167,11 @@ class Task:
     truth: Pictures | None
     order: Sequence[int]
 
+    @property
+    def split(self) -> Split | None:
+        """The split that images, truth or both are of, where one of these has some."""
+        return self.given.split or (self.truth.split if self.truth else None)
+
     def before(self, index: Sequence[int]) -> Tensor:
         """Degraded images, float64 [b, C, H, W]: as given, or made of clean ones, which are the truth then."""
         images = self.given.take(index)
@@ -183,7 +197,7 @@ class Task:
                 for name, values in fidelity(images, truth).items():
                     found.setdefault(f"{name}_{when}", []).append(values)
         whole = {name: torch.cat(parts) for name, parts in found.items()}
-        return {n: {"mean": v.mean().item(), "error": v.std().item() / math.sqrt(len(v))} for n, v in whole.items()}
+        return {name: summary(values) for name, values in whole.items()}
 
     def picture(self, folder: Path) -> Tensor:
         """All of them beside each other, in as many columns of before, after and truth as make it square."""
@@ -192,22 +206,49 @@ class Task:
         return make_picture(torch.stack(views, dim=1).flatten(0, 1), columns=across * len(views))
 
 
+def summary(values: Tensor) -> dict[str, float]:
+    """Mean and, of more than one, its standard error; float64 [N]."""
+    error = {"error": values.std().item() / math.sqrt(len(values))} if len(values) > 1 else {}
+    return {"mean": values.mean().item(), **error}
+
+
 def find_truth(
-    given: Pictures, clean: str | None, degrade: bool, shape: tuple[int, int, int]
+    given: Pictures, clean: str | None, degrade: bool, shape: tuple[int, int, int], split: Split | None
 ) -> tuple[Pictures | None, Sequence[int]]:
     """The truth of some images, if known, and the index there of each. Raises as `open_pictures` and `pair` do."""
     if degrade:
         return given, range(len(given))
     if clean is None:
         return None, ()
-    truth = open_pictures(clean, shape, 0.0)
+    truth = open_pictures(clean, shape, 0.0, split)
     return truth, pair(given, truth)
 
 
-def among(images: str, outdir: str) -> bool:
-    """Whether results would be written among the images, or over one that lies alone."""
-    path = expand(images).resolve()
-    return Path(outdir).resolve() == (path.parent if path.suffix.lower() in SUFFIXES else path)
+def check_places(sources: Sequence[str], outdir: str, grid: str | None, names: Sequence[str]) -> None:
+    """Raise UserError where results would be written among given images, which the next run would take for some of
+    them, or over them; or a picture over a result.
+
+    Args:
+        sources: of images and truth, which exist.
+        outdir: folder of the results.
+        grid: of the picture, if any.
+        names: of the results, without suffix.
+    """
+    check(outdir != "", "--outdir is empty: name a folder for the results")
+    folder, picture = Path(outdir).resolve(), Path(grid).resolve() if grid else None
+    for source in sources:
+        place = expand(source).resolve()
+        if place.is_dir():
+            among = folder.is_relative_to(place) or place.is_relative_to(folder)
+            over = picture is not None and picture.is_relative_to(place)
+        else:
+            among = place.suffix.lower() in SUFFIXES and folder == place.parent
+            over = picture == place
+        check(not among, f"--outdir {outdir} is where the images of {source} are: choose a folder apart from them")
+        check(not over, f"--grid {grid} is where the images of {source} are: name a file apart from them")
+    results = {folder / f"{name}.png" for name in names} | {folder / RECORD}
+    covers = picture is not None and not results.isdisjoint([picture, *picture.parents])
+    check(not covers, f"--grid {grid} is where a result goes: name another file")
 
 
 def protocol(task: Task, module: DiffusionModule, weights: Weights) -> dict[str, Any]:
@@ -222,7 +263,7 @@ def protocol(task: Task, module: DiffusionModule, weights: Weights) -> dict[str,
         "sampler": module.config["sampler"] if module.config else None,
         "guidance": module.guidance,
         "weights": weights,
-        "weights_sha256": tensors_hash(module.model(weights).network.named_parameters()),
+        "weights_sha256": weights_hash(module, weights),
         "images_seen": module.images_seen,
         "measures": describe(module.network.resolution) if task.truth else None,
         "package_version": __version__,

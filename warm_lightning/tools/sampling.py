@@ -8,35 +8,38 @@ from lightning.fabric import Fabric
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from tqdm import tqdm
 
-from warm_lightning.checkpoints import check_weights, read
 from warm_lightning.config import load_checkpoint
 from warm_lightning.errors import UserError, check
-from warm_lightning.model import DiffusionModel
+from warm_lightning.model import DiffusionModel, Weights
 from warm_lightning.module import DiffusionModule
 
 Precision = Literal["32-true", "64-true", "bf16-mixed", "16-mixed"]
 """Of the network; the sampler's state is float64 in any case."""
 
 
-def load(ckpt_path: str, weights: str, chosen: Mapping[str, Any], override: list[str] | None) -> DiffusionModule:
+def load(ckpt_path: str, weights: Weights, chosen: Mapping[str, Any], override: list[str] | None) -> DiffusionModule:
     """The module of a checkpoint with some of its settings replaced.
 
     Args:
         ckpt_path: see `load_checkpoint`.
         weights: which will be asked for.
         chosen: dotted names and values; None for as trained.
-        override: settings as NAME=VALUE, which win.
+        override: settings as NAME=VALUE, which win where both give the same.
 
     Raises:
-        UserError: see `load_checkpoint`; or a setting is not of that form.
+        UserError: see `load_checkpoint`; a setting is not of that form, or one of something that the model has not; or
+            the file does not hold the weights.
     """
     overrides: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
     for setting in override or []:
         name, equals, value = setting.partition("=")
         check(bool(equals), f"--override {setting!r}: write NAME=VALUE, such as sampler.rule=Euler")
         overrides[name] = value
-    check_weights(ckpt_path, read(ckpt_path), weights)
-    return load_checkpoint(ckpt_path, overrides)
+    # A rule that replaces another drops settings that it does not know, silently; after it, they are errors.
+    outer_first = sorted(overrides, key=lambda name: name.removesuffix(".class_path").count("."))
+    module = load_checkpoint(ckpt_path, {name: overrides[name] for name in outer_first})
+    module.model(weights)  # refuses weights that an exported folder lacks
+    return module
 
 
 def parse_labels(labels: str | None, count: int, label_dim: int) -> list[int] | None:

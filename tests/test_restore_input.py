@@ -1,0 +1,176 @@
+"""What `warm restore` takes for images, and what it refuses, in one line and before anything is written."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from small import REPOSITORY, SMALL, here
+
+from warm_lightning.cli import main
+from warm_lightning.data import Digits
+from warm_lightning.errors import UserError
+from warm_lightning.tools.degraded import open_pictures
+
+
+@pytest.mark.parametrize(
+    ("place", "axes", "channels"),
+    [
+        ("N×H×W×C", (0, 2, 3, 1), 3),
+        ("N×C×H×W", (0, 1, 2, 3), 3),
+        ("N×H×W×1", (0, 2, 3, 1), 1),
+        ("N×1×H×W", (0, 1, 2, 3), 1),
+        ("N×H×W", None, 1),
+    ],
+)
+def test_arrays_in_every_layout(place, axes, channels, tmp_path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (2, channels, 8, 8), np.uint8)
+    stored = images.transpose(axes) if axes else images[:, 0]
+    np.save(tmp_path / "uint8.npy", stored)
+    np.save(tmp_path / "half.npy", (stored / 127.5 - 1).astype(">f2"))
+    for name, tolerance in (("uint8.npy", 1e-15), ("half.npy", 1e-3)):  # half precision rounds to 2⁻¹² in [-1, 1]
+        for model in {channels, 3}:
+            found = open_pictures(str(tmp_path / name), (model, 8, 8), 0.0).take([1, 0])
+            expected = images[::-1].repeat(model // channels, axis=1) / 127.5 - 1
+            np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance)
+
+
+def test_an_array_that_is_one_image_or_three_is_refused(tmp_path) -> None:
+    np.save(tmp_path / "one.npy", np.zeros((3, 8, 8)))
+    with pytest.raises(UserError, match="one image or 3 grey ones"):
+        open_pictures(str(tmp_path / "one.npy"), (3, 8, 8), 0.0)
+
+
+BAD = [
+    ("nowhere", [], "nowhere"),
+    ("nowhere.npy", [], "nowhere.npy"),
+    ("nowhere.png", [], "nowhere.png"),
+    ("large.png", [], "16"),
+    ("", [], "empty"),
+    ("three.npy", [], "1 × 8 × 8"),
+    ("int.npy", [], "int64"),
+    ("grey.npy", [], "255"),
+    ("nan.npy", [], "not finite"),
+    ("broken.npz", [], "broken.npz"),
+    ("two.npz", [], "2 arrays"),
+    ("good", ["--blur=-1"], "--blur"),
+    ("good", ["--blur=0.7"], "noise 1"),
+    ("good", ["--noise=x"], "noise"),
+    ("good", ["--degrade", "--clean=good"], "--clean"),
+    ("good", ["--clean=few"], "1 images"),
+    ("good", ["--clean=other"], "no ['b']"),
+    ("good", ["--clean=nowhere"], "nowhere"),
+    ("good", ["--seeds=0-4"], "5 seeds for 2 images"),
+    ("good", ["--seeds=a"], "seeds"),
+    ("good", ["--limit=0"], "--limit"),
+    ("good", ["--batch_size=0"], "--batch_size"),
+    ("good", ["--labels=3"], "labels"),
+    ("good", ["--clean="], "empty"),
+    ("good", ["--steps=0", "--mean=no"], "steps"),
+    ("good", ["--steps=9"], "--mean with --steps"),
+    ("good", ["--rho=9", "--eta=0"], "--mean with --rho --eta"),
+    ("good", ["--mean=no", "--eta=1", "--override+=sampler.rule=Multistep"], "eta"),
+    ("good", ["--split=held_out"], "--split held_out"),
+    ("good", ["--split=test"], "split"),
+    ("three.npy", ["--split=train"], "--split train"),
+    ("good", ["--outdir="], "--outdir"),
+    ("good", ["--outdir=good"], "--outdir good"),
+    ("good", ["--outdir=good/results/here"], "--outdir good/results/here"),
+    ("good", ["--outdir=few/../good"], "--outdir few/../good"),
+    ("good", ["--outdir=."], "--outdir . is where the images of good"),
+    ("good", ["--clean=same", "--outdir=same"], "--outdir same is where the images of same"),
+    ("good", ["--clean=same", "--outdir=same/results"], "--outdir same/results"),
+    ("good/a.png", ["--outdir=good"], "--outdir good"),
+    ("few/a.png", ["--clean=good/a.png", "--outdir=good"], "--outdir good is where the images of good/a.png"),
+    ("good", ["--grid=good/c.png"], "--grid good/c.png"),
+    ("good", ["--grid=good/a.png"], "--grid good/a.png"),
+    ("good", ["--clean=same", "--grid=same/a.png"], "--grid same/a.png"),
+    ("good/a.png", ["--grid=good/a.png"], "--grid good/a.png"),
+    ("grey.png.npy", ["--grid=grey.png.npy"], "--grid grey.png.npy"),
+    ("good", ["--grid=OUT/b.png"], "b.png is where a result goes"),
+    ("good", ["--grid=OUT/b.png/grid.png"], "is where a result goes"),
+    ("good", ["--grid=OUT/restored.json"], "restored.json is where a result goes"),
+    ("good", ["--outdir=/proc/nowhere"], "/proc/nowhere"),
+    ("good", ["--grid=good"], "good"),
+    ("good", ["--ckpt_path=nowhere.ckpt"], "nowhere.ckpt"),
+    ("good", ["--override+=sampler.grid.stops=3"], "stops"),
+    ("good", ["--accelerator=banana"], "banana"),
+    ("twice", [], "twice"),
+]
+
+
+@pytest.fixture(scope="module")
+def bad(tmp_path_factory: pytest.TempPathFactory, held_out: Tensor) -> Path:
+    root = tmp_path_factory.mktemp("bad")
+    names = (
+        "good/a.png",
+        "good/b.png",
+        "same/a.png",
+        "same/b.png",
+        "other/a.png",
+        "other/c.png",
+        "few/a.png",
+        "twice/a.png",
+        "twice/a.bmp",
+    )
+    for name in names:
+        path = root / name
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(held_out[0, 0].numpy()).save(path)
+    Image.new("L", (16, 16)).save(root / "large.png")
+    np.save(root / "three.npy", np.zeros((2, 3, 8, 8)))
+    np.save(root / "int.npy", np.zeros((2, 1, 8, 8), np.int64))
+    np.save(root / "grey.png.npy", np.zeros((2, 8, 8)))
+    np.save(root / "grey.npy", np.full((2, 1, 8, 8), 255.0))
+    np.save(root / "nan.npy", np.full((2, 1, 8, 8), np.nan))
+    (root / "broken.npz").write_bytes(b"PK\3\4 and no more")
+    np.savez(root / "two.npz", a=np.zeros((2, 1, 8, 8)), b=np.zeros((2, 1, 8, 8)))
+    return root
+
+
+@pytest.mark.parametrize(("images", "options", "word"), BAD)
+def test_restore_refuses(images, options, word, trained, bad, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(bad)
+    out = tmp_path / "out"
+    level = ["--blur=0.25", "--noise=0.5", f"--ckpt_path={trained}", f"--outdir={out}", "--mean"]
+    before = contents(bad)
+    assert main(["restore", images, *level, *(option.replace("OUT", str(out)) for option in options)]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warm")]
+    assert len(lines) == 1
+    assert word in lines[0]
+    assert not out.exists() or not list(out.iterdir())
+    assert contents(bad) == before
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() if path.is_file() else b"" for path in folder.rglob("*")}
+
+
+def test_the_mean_of_what_a_network_says_of_the_next_step_is_refused(tmp_path, folder, capsys) -> None:
+    settings = ["--model.process.init_args.steps=8", "--model.process.init_args.blur_max=6.0"]
+    settings += ["--model.clock_law.init_args.steps=8", "--model.sampler.grid.init_args={steps: 8, first: 8}"]
+    method = [f"--config={REPOSITORY / 'configs' / 'method' / 'ihdm.yaml'}", *settings, "--model.duration=32"]
+    here("fit", *SMALL, *method, f"--trainer.default_root_dir={tmp_path}", "--trainer.accelerator=cpu")
+    level = ["--blur=6", "--noise=0.02", f"--ckpt_path={tmp_path / 'checkpoints' / 'last.ckpt'}", "--degrade"]
+    where = [f"--outdir={tmp_path / 'out'}", f"--grid={tmp_path / 'grid.png'}", "--limit=2"]
+    assert main(["restore", str(folder), *level, *where, "--mean"]) == 2
+    assert "LessBlurred" in capsys.readouterr().err
+    assert not files(tmp_path / "out")
+    assert not (tmp_path / "grid.png").exists()
+    here("restore", str(folder), *level, *where)
+    assert len(files(tmp_path / "out")) == 2
+
+
+def test_a_model_with_classes_must_be_told_them(tmp_path: Path, folder: Path, capsys) -> None:
+    here("fit", *SMALL, "--model.network.label_dim=10", "--model.duration=32", f"--trainer.default_root_dir={tmp_path}")
+    level = [
+        "--blur=0.25",
+        "--noise=0.5",
+        f"--ckpt_path={tmp_path / 'checkpoints' / 'last.ckpt'}",
+        "--degrade",
+        "--mean",
+    ]
+    assert main(["restore", str(folder), *level, f"--outdir={tmp_path / 'a'}"]) == 2
+    assert "--labels" in capsys.readouterr().err
+    here("restore", str(folder), *level, f"--outdir={tmp_path / 'a'}", "--labels=3")
+    assert len(files(tmp_path / "a")) == 12
