@@ -1,11 +1,14 @@
 """The picture of `experiments.solvers`."""
 
+import io
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from warm_lightning.pictures import write_file
 
 COLOURS = {
     "Euler": "0.6",
@@ -41,9 +44,10 @@ def plot(rows: list[dict[str, Any]], out: Path) -> None:
     figure.axes[0].legend(fontsize=9)
     figure.axes[8].legend(fontsize=9)
     figure.supylabel("squared Fréchet distance to the data, Gaussian oracle")
-    out.parent.mkdir(parents=True, exist_ok=True)
+    content = io.BytesIO()
     with mpl.rc_context({"font.size": 11}):
-        figure.savefig(out, dpi=100)
+        figure.savefig(content, dpi=100)
+    write_file(out, content.getvalue())
 
 
 def line(axes: Axes, rows: list[dict[str, Any]], label: str, colour: str) -> None:

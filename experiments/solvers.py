@@ -29,6 +29,7 @@ from warm_lightning.errors import UserError, check
 from warm_lightning.pictures import write_file
 from warm_lightning.samplers import Euler, Heun, Multistep, PowerGrid, Sampler, StepRule
 from warm_lightning.samplers.multistep import half_log_snr
+from warm_lightning.tools.observing import check_out
 from warm_lightning.types import Gains
 
 RHOS = (5.0, 7.0, 10.0)
@@ -110,10 +111,17 @@ def trained_table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def words(value: Any) -> str:
+    """Plain data on a line."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {words(of)}" for name, of in value.items())
+    return "; ".join(map(words, value)) if isinstance(value, list) else str(value)
+
+
 def report(results: dict[str, Any]) -> str:
     """Everything in Markdown."""
     protocol, parts = results["protocol"], ["# Error of solvers against network calls"]
-    parts.append("\n".join(f"* {name}: {text}" for name, text in protocol.items() if isinstance(text, str)))
+    parts.append("\n".join(f"* {name}: {words(value)}" for name, value in protocol.items()))
     for rho in RHOS if "rows" in results else ():
         parts += [f"## ρ = {rho:g}, to the data", table(results["rows"], rho, "frechet")]
         parts += [f"## ρ = {rho:g}, to the exact ODE", table(results["rows"], rho, "frechet_ode")]
@@ -155,12 +163,20 @@ def run(options: argparse.Namespace, command: list[str]) -> dict[str, Any]:
     return results
 
 
+def check_files(out: Path, plot: Path | None) -> None:
+    """Raise UserError unless results can be written to these paths, before the half hour that leads to them."""
+    for name, path, suffix in (("--out", out, ".json"), ("--plot", plot, ".png")):
+        check(path is None or path.suffix == suffix, f"{name} {path}: name a file that ends in {suffix}")
+    for path in filter(None, (out, out.with_suffix(".md"), plot)):
+        check_out(str(path))
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m experiments.solvers", description=__doc__.split("\n")[0])
     parser.add_argument("--data", help="folder or zip of images, CIFAR-10's for instance")
     parser.add_argument("--checkpoints", nargs="+", default=[], metavar="LABEL=PATH", help="models trained on digits")
-    parser.add_argument("--out", required=True, type=Path, help="JSON file to write")
+    parser.add_argument("--out", required=True, type=Path, help="JSON file to write, with tables beside it in .md")
     parser.add_argument("--plot", type=Path, help="PNG file to draw what --data gives in")
     options = parser.parse_args(arguments)
     try:
@@ -170,6 +186,7 @@ def main(arguments: list[str] | None = None) -> int:
         check(not wrong, f"--checkpoints {' '.join(wrong)}: write LABEL=PATH")
         missing = options.plot and find_spec("matplotlib") is None
         check(not missing, "--plot needs matplotlib: pip install 'warm-lightning[plots]'")
+        check_files(options.out, options.plot)
         results = run(options, [parser.prog, *(sys.argv[1:] if arguments is None else arguments)])
     except UserError as error:
         print(f"solvers: {error}", file=sys.stderr)

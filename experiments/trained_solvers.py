@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from warm_lightning.checkpoints import SECTION, read
 from warm_lightning.config import load_checkpoint
 from warm_lightning.data import Digits
 from warm_lightning.errors import check
@@ -45,16 +44,21 @@ def score_solvers(
         from the same seeds), fd_pixel and fd_digits, where scored; "beside": the same of halves and a Gaussian.
 
     Raises:
-        UserError: a checkpoint cannot be read, or is no model of digits.
+        UserError: a checkpoint cannot be read, or is no model of digits that is sampled on a `PowerGrid`.
     """
     data = Digits().train_images()
     models, seen = {}, {}
     for label, path in checkpoints.items():
-        models[label] = load_checkpoint(path, {}).model("ema")
-        seen[label] = read(path)[SECTION]["images_seen"]
-        shape = models[label].image_shape
+        module = load_checkpoint(path)
+        models[label], seen[label] = module.model("ema"), module.images_seen
+        shape, grid = models[label].image_shape, module.sampler.grid
         check(
             shape == data.shape, f"{path}: a model of {shape}, not of digits, which are {data.shape}: give one of them"
+        )
+        check(
+            isinstance(grid, PowerGrid),
+            f"{path}: is sampled on {type(grid).__name__}, but the solvers on noise levels from 80 to 0.002: give a "
+            "model whose clock is the noise level, hot or warm for instance",
         )
     observers = [Observer(extractor, BATCH_SIZE, "cpu") for extractor in (DigitsFeatures(), Pixels())]
     references = [measure(observer, data, source="Digits: all images") for observer in observers]

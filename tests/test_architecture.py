@@ -4,6 +4,7 @@ import ast
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from small import REPOSITORY
 
@@ -103,6 +104,18 @@ def test_every_overlay_combines(overlay: Path) -> None:
     assert type(module.process).__name__ == process
     assert type(module.parameterization).__name__ == stated["parameterization"]
     assert module.network.branches == len(module.parameterization.names)
+
+
+@pytest.mark.parametrize("config", ["cifar10_cond", "ffhq64"])
+@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.stem)
+def test_every_overlay_combines_at_full_size(overlay: Path, config: str) -> None:
+    # The network's size is no matter here, and takes seconds to make.
+    small = {"model.network.model_channels": 8, "model.network.num_blocks": 1, "model.network.attn_resolutions": []}
+    module, _ = load_config([REPOSITORY / "configs" / f"{config}.yaml", overlay], small)
+    c = module.preconditioning(module.process.level(module.clock_law.quantile(torch.tensor([0.0, 0.5, 1 - 1e-6]))))
+    told = c.noise * (module.network.time_scale if module.preconditioning.time else 1)
+    # What the network is told suits its embedding: ln β/4, or a time of up to 1,000, a thousandth for Fourier features.
+    assert told[2] == pytest.approx(1000 * module.network.time_scale, rel=0.01) or told.abs()[1:].max() < 2
 
 
 def test_no_configuration_repeats_a_default() -> None:

@@ -16,7 +16,8 @@ from warm_lightning.model import DiffusionModel, one_hot
 from warm_lightning.module import DiffusionModule
 from warm_lightning.networks import DDPMpp
 from warm_lightning.parameterizations import DenoiseDeblur
-from warm_lightning.rng import BatchDraws, Draws
+from warm_lightning.rng import BatchDraws, Draws, SeedStreams
+from warm_lightning.samplers import Euler, PowerGrid, Sampler
 from warm_lightning.spectral import dct
 
 
@@ -128,3 +129,12 @@ def test_channels_last_gives_the_same_losses_and_gradients() -> None:
     for a, b in zip(*found, strict=True):
         # Another order of summation: rounding of float32 relative to each tensor's size.
         torch.testing.assert_close(a, b, rtol=0, atol=1e-5 * a.abs().max().item() + 1e-12)
+
+
+def test_a_class_that_is_asked_for_leaves_the_other_draws_alone() -> None:
+    """Seed 5 draws a class of its own; asked for that class, it makes the same image, fresh noise on the way too."""
+    model, sampler = module_of_classes().model(), Sampler(PowerGrid(4), Euler(1.0))
+    drawn = SeedStreams([5])
+    drawn.normal(*model.image_shape)
+    own = drawn.integers(3).tolist()
+    torch.testing.assert_close(model.sample(sampler, [5]), model.sample(sampler, [5], own), rtol=0, atol=0)

@@ -6,7 +6,6 @@ import shlex
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from image_files import encode, pixels
@@ -15,6 +14,7 @@ from small import REPOSITORY, SMALL, here
 from warm_lightning import load_config
 from warm_lightning.checkpoints import read
 from warm_lightning.cli import TOOLS, TRAINER_COMMANDS
+from warm_lightning.pictures import write_png
 from warm_lightning.spectral import frequencies
 
 README = (REPOSITORY / "README.md").read_text()
@@ -92,7 +92,9 @@ def prepare(command: str, arguments: list[str], changes: list[str], request: pyt
     if command in ("test", "generate", "restore", "export", "score", "compare"):
         here(*train)
     if command == "restore":
-        np.save("held-out.npy", np.zeros((2, 8, 8, 1), dtype=np.uint8))
+        Path(arguments[0]).mkdir()
+        for i in range(2):
+            write_png(Path(arguments[0]) / f"{i}.png", torch.full((1, 8, 8), 100 * i, dtype=torch.uint8))
     if "digits.npz" in arguments and command != "reference-stats":
         here("reference-stats", "configs/digits.yaml", "digits.npz", "--extractor", "DigitsFeatures")
     if command in ("score", "compare"):

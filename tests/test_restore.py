@@ -10,13 +10,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small import REPOSITORY, SMALL, here, warm
+from small import SMALL, here, warm
 from torch import Tensor
 
 from warm_lightning.checkpoints import EMA, part, read
-from warm_lightning.cli import main
 from warm_lightning.data import Digits
-from warm_lightning.errors import UserError
 from warm_lightning.images import dequantise, quantise
 from warm_lightning.metrics.fidelity import fidelity
 from warm_lightning.metrics.records import tensors_hash
@@ -24,7 +22,6 @@ from warm_lightning.pictures import read_png, write_png
 from warm_lightning.restoration import observe
 from warm_lightning.rng import SeedStreams, key
 from warm_lightning.samplers import PowerGrid
-from warm_lightning.tools.degraded import open_pictures
 
 
 @pytest.fixture(scope="module")
@@ -185,14 +182,3 @@ def test_of_a_source_with_splits_the_held_out_images_are_restored(run, tmp_path,
     # The truth has splits, the images have none.
     np.save(tmp_path / "y.npy", held_out[2:3].numpy())
     assert run(tmp_path / "y.npy", "truth", f"--clean={source}", "--mean")["ssim_before"]["mean"] == pytest.approx(1)
-
-
-def test_results_may_lie_beside_what_they_cannot_hurt(run, tmp_path, held_out) -> None:
-    """An array, a zip, a sibling whose name begins alike."""
-    np.save(tmp_path / "y.npy", held_out[:1].numpy())
-    write_png(tmp_path / "imgs" / "a.png", held_out[0])
-    shutil.make_archive(str(tmp_path / "packed"), "zip", tmp_path / "imgs")
-    for source in ("y.npy", "packed.zip"):
-        run(tmp_path / source, "", "--mean", f"--grid={tmp_path / 'grid.png'}")
-    run(tmp_path / "imgs", "imgs-restored", "--mean", f"--grid={tmp_path / 'imgs-restored' / 'grid.png'}")
-    assert files(tmp_path / "imgs-restored").keys() == {"a.png", "grid.png"}

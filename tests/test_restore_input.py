@@ -11,6 +11,7 @@ from warm_lightning.cli import main
 from warm_lightning.data import Digits
 from warm_lightning.errors import UserError
 from warm_lightning.tools.degraded import open_pictures
+from warm_lightning.tools.restore import check_places
 
 
 @pytest.mark.parametrize(
@@ -72,24 +73,11 @@ BAD = [
     ("good", ["--mean=no", "--eta=1", "--override+=sampler.rule=Multistep"], "eta"),
     ("good", ["--split=held_out"], "--split held_out"),
     ("good", ["--split=test"], "split"),
-    ("three.npy", ["--split=train"], "--split train"),
-    ("good", ["--outdir="], "--outdir"),
-    ("good", ["--outdir=good"], "--outdir good"),
-    ("good", ["--outdir=good/results/here"], "--outdir good/results/here"),
-    ("good", ["--outdir=few/../good"], "--outdir few/../good"),
-    ("good", ["--outdir=."], "--outdir . is where the images of good"),
-    ("good", ["--clean=same", "--outdir=same"], "--outdir same is where the images of same"),
-    ("good", ["--clean=same", "--outdir=same/results"], "--outdir same/results"),
-    ("good/a.png", ["--outdir=good"], "--outdir good"),
-    ("few/a.png", ["--clean=good/a.png", "--outdir=good"], "--outdir good is where the images of good/a.png"),
-    ("good", ["--grid=good/c.png"], "--grid good/c.png"),
-    ("good", ["--grid=good/a.png"], "--grid good/a.png"),
-    ("good", ["--clean=same", "--grid=same/a.png"], "--grid same/a.png"),
-    ("good/a.png", ["--grid=good/a.png"], "--grid good/a.png"),
-    ("grey.png.npy", ["--grid=grey.png.npy"], "--grid grey.png.npy"),
+    ("plain.npy", ["--split=train"], "--split train"),
+    ("good", ["--outdir=good"], "--outdir good is where the images of good are"),
+    ("good", ["--clean=same", "--outdir=same"], "--outdir same is where the images of same are"),
+    ("good/a.png", ["--grid=good/a.png"], "--grid good/a.png is where the images of good/a.png are"),
     ("good", ["--grid=OUT/b.png"], "b.png is where a result goes"),
-    ("good", ["--grid=OUT/b.png/grid.png"], "is where a result goes"),
-    ("good", ["--grid=OUT/restored.json"], "restored.json is where a result goes"),
     ("good", ["--outdir=/proc/nowhere"], "/proc/nowhere"),
     ("good", ["--grid=good"], "good"),
     ("good", ["--ckpt_path=nowhere.ckpt"], "nowhere.ckpt"),
@@ -99,28 +87,31 @@ BAD = [
 ]
 
 
+def fitted(folder: Path, *options: str) -> Path:
+    """The checkpoint of a step of training."""
+    here("fit", *SMALL, *options, "--model.duration=32", f"--trainer.default_root_dir={folder}")
+    return folder / "checkpoints" / "last.ckpt"
+
+
 @pytest.fixture(scope="module")
-def bad(tmp_path_factory: pytest.TempPathFactory, held_out: Tensor) -> Path:
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fitted(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def bad(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("bad")
-    names = (
-        "good/a.png",
-        "good/b.png",
-        "same/a.png",
-        "same/b.png",
-        "other/a.png",
-        "other/c.png",
-        "few/a.png",
-        "twice/a.png",
-        "twice/a.bmp",
-    )
-    for name in names:
+    folders = {"good": "ab", "same": "ab", "other": "ac", "few": "a"}
+    names = [f"{folder}/{name}.png" for folder, these in folders.items() for name in these]
+    for name in [*names, "twice/a.png", "twice/a.bmp"]:
         path = root / name
         path.parent.mkdir(exist_ok=True)
-        Image.fromarray(held_out[0, 0].numpy()).save(path)
+        Image.fromarray(Digits().train_images().all()[0, 0].numpy()).save(path)
+    (root / "link").symlink_to("good")
     Image.new("L", (16, 16)).save(root / "large.png")
     np.save(root / "three.npy", np.zeros((2, 3, 8, 8)))
     np.save(root / "int.npy", np.zeros((2, 1, 8, 8), np.int64))
-    np.save(root / "grey.png.npy", np.zeros((2, 8, 8)))
+    np.save(root / "plain.npy", np.zeros((2, 8, 8)))
     np.save(root / "grey.npy", np.full((2, 1, 8, 8), 255.0))
     np.save(root / "nan.npy", np.full((2, 1, 8, 8), np.nan))
     (root / "broken.npz").write_bytes(b"PK\3\4 and no more")
@@ -129,10 +120,10 @@ def bad(tmp_path_factory: pytest.TempPathFactory, held_out: Tensor) -> Path:
 
 
 @pytest.mark.parametrize(("images", "options", "word"), BAD)
-def test_restore_refuses(images, options, word, trained, bad, tmp_path, monkeypatch, capsys) -> None:
+def test_restore_refuses(images, options, word, fresh, bad, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(bad)
     out = tmp_path / "out"
-    level = ["--blur=0.25", "--noise=0.5", f"--ckpt_path={trained}", f"--outdir={out}", "--mean"]
+    level = ["--blur=0.25", "--noise=0.5", f"--ckpt_path={fresh}", f"--outdir={out}", "--mean"]
     before = contents(bad)
     assert main(["restore", images, *level, *(option.replace("OUT", str(out)) for option in options)]) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warm")]
@@ -142,35 +133,69 @@ def test_restore_refuses(images, options, word, trained, bad, tmp_path, monkeypa
     assert contents(bad) == before
 
 
+PLACES = [
+    (["good"], "good/results/here", None, "--outdir good/results/here is where the images of good are"),
+    (["good"], "few/../good", None, "--outdir few/../good"),
+    (["good"], ".", None, "--outdir . is where the images of good are"),
+    (["good"], "link", None, "--outdir link"),
+    (["link"], "good/results", None, "--outdir good/results is where the images of link are"),
+    (["good"], "", None, "--outdir is empty"),
+    (["plain.npy", "same"], "same/results", None, "--outdir same/results is where the images of same are"),
+    (["good/a.png"], "good", None, "--outdir good"),
+    (["few/a.png", "good/a.png"], "good", None, "--outdir good is where the images of good/a.png are"),
+    (["good"], "out", "good/new.png", "--grid good/new.png"),
+    (["good"], "out", "good/a.png", "--grid good/a.png"),
+    (["good", "same"], "out", "same/a.png", "--grid same/a.png is where the images of same are"),
+    (["plain.npy"], "out", "plain.npy", "--grid plain.npy"),
+    (["good"], "out", "out/b.png/grid.png", "is where a result goes"),
+    (["good"], "out", "out/restored.json", "is where a result goes"),
+]
+
+
+@pytest.mark.parametrize(("sources", "outdir", "grid", "words"), PLACES)
+def test_nothing_is_written_among_the_images_or_over_results(sources, outdir, grid, words, bad, monkeypatch) -> None:
+    monkeypatch.chdir(bad)
+    with pytest.raises(UserError) as error:
+        check_places(sources, outdir, grid, ["a", "b"])
+    assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("sources", "outdir", "grid"),
+    [
+        (["plain.npy", "two.npz"], ".", "grid.png"),
+        (["good", "same"], "good-restored", "good-restored/grid.png"),
+        (["good/a.png"], "good/results", "good/results/c.png"),
+        (["good/a.png"], "out", "good/grid.png"),
+    ],
+)
+def test_results_may_lie_beside_what_they_cannot_hurt(sources, outdir, grid, bad, monkeypatch) -> None:
+    monkeypatch.chdir(bad)
+    check_places(sources, outdir, grid, ["a", "b"])
+
+
 def contents(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() if path.is_file() else b"" for path in folder.rglob("*")}
 
 
-def test_the_mean_of_what_a_network_says_of_the_next_step_is_refused(tmp_path, folder, capsys) -> None:
+def test_the_mean_of_what_a_network_says_of_the_next_step_is_refused(tmp_path, bad, capsys) -> None:
     settings = ["--model.process.init_args.steps=8", "--model.process.init_args.blur_max=6.0"]
     settings += ["--model.clock_law.init_args.steps=8", "--model.sampler.grid.init_args={steps: 8, first: 8}"]
-    method = [f"--config={REPOSITORY / 'configs' / 'method' / 'ihdm.yaml'}", *settings, "--model.duration=32"]
-    here("fit", *SMALL, *method, f"--trainer.default_root_dir={tmp_path}", "--trainer.accelerator=cpu")
-    level = ["--blur=6", "--noise=0.02", f"--ckpt_path={tmp_path / 'checkpoints' / 'last.ckpt'}", "--degrade"]
-    where = [f"--outdir={tmp_path / 'out'}", f"--grid={tmp_path / 'grid.png'}", "--limit=2"]
-    assert main(["restore", str(folder), *level, *where, "--mean"]) == 2
+    ihdm = fitted(tmp_path, f"--config={REPOSITORY / 'configs' / 'method' / 'ihdm.yaml'}", *settings)
+    out, grid = tmp_path / "out", tmp_path / "grid.png"
+    where = ["--blur=6", "--noise=0.02", f"--ckpt_path={ihdm}", f"--outdir={out}", f"--grid={grid}"]
+    assert main(["restore", str(bad / "good"), *where, "--mean"]) == 2
     assert "LessBlurred" in capsys.readouterr().err
-    assert not files(tmp_path / "out")
-    assert not (tmp_path / "grid.png").exists()
-    here("restore", str(folder), *level, *where)
-    assert len(files(tmp_path / "out")) == 2
+    assert not grid.exists()
+    assert not list(out.iterdir())
+    here("restore", str(bad / "good"), *where)
+    assert sorted(path.name for path in out.iterdir()) == ["a.png", "b.png", "restored.json"]
 
 
-def test_a_model_with_classes_must_be_told_them(tmp_path: Path, folder: Path, capsys) -> None:
-    here("fit", *SMALL, "--model.network.label_dim=10", "--model.duration=32", f"--trainer.default_root_dir={tmp_path}")
-    level = [
-        "--blur=0.25",
-        "--noise=0.5",
-        f"--ckpt_path={tmp_path / 'checkpoints' / 'last.ckpt'}",
-        "--degrade",
-        "--mean",
-    ]
-    assert main(["restore", str(folder), *level, f"--outdir={tmp_path / 'a'}"]) == 2
+def test_a_model_with_classes_must_be_told_them(tmp_path, bad, capsys) -> None:
+    checkpoint = fitted(tmp_path, "--model.network.label_dim=10")
+    level = ["--blur=0.25", "--noise=0.5", f"--ckpt_path={checkpoint}", f"--outdir={tmp_path / 'a'}", "--mean"]
+    assert main(["restore", str(bad / "good"), *level]) == 2
     assert "--labels" in capsys.readouterr().err
-    here("restore", str(folder), *level, f"--outdir={tmp_path / 'a'}", "--labels=3")
-    assert len(files(tmp_path / "a")) == 12
+    here("restore", str(bad / "good"), *level, "--labels=3")
+    assert (tmp_path / "a" / "b.png").is_file()

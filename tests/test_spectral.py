@@ -65,3 +65,15 @@ def test_power_spectrum_is_the_variance_of_each_coefficient() -> None:
     images = torch.randn(2300, 1, 4, 4, generator=torch.Generator().manual_seed(1)) * 0.1 + 0.9
     expected = dct(images.double()).var(dim=0, correction=0)
     torch.testing.assert_close(power_spectrum(images), expected, rtol=1e-12, atol=0)
+
+
+def test_what_a_validation_has_cached_serves_training() -> None:
+    """Lightning validates in inference mode, whose tensors autograd refuses."""
+    shape = (1, 1, 19, 23)  # a size that nothing else has cached
+    with torch.inference_mode():
+        dct(torch.ones(shape))
+        log_blur_mask(torch.ones(1), torch.ones(shape))
+    x, alpha = torch.ones(shape, requires_grad=True), torch.ones(1, requires_grad=True)
+    (dct(x) * log_blur_mask(alpha, x)).sum().backward()
+    assert x.grad is not None
+    assert x.grad.isfinite().all()

@@ -35,7 +35,7 @@ class Others:
         images = data.train_images()
         check(
             isinstance(images.images, Tensor),
-            f"model.target needs {count} images beside each batch, which cannot be decoded so fast: set data.cache true",
+            f"model.target needs {count} images beside each batch, which cannot be decoded so fast: set data.cache",
         )
         self.stream = TrainingStream(images, seed, data.xflip)
         self.count = count

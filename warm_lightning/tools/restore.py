@@ -66,8 +66,8 @@ def restore(
 
     Args:
         images: a folder or zip of images, one image file, or an array in a .npy or .npz file, N×C×H×W, N×H×W×C or grey
-            N×H×W, of uint8 or of floats in [-1, 1]; that floats are in [0, 1] cannot be told from them. Noise in a PNG
-            is clipped and rounded, which the model does not expect: give floats where you have them.
+            N×H×W, of uint8 or of floats in [-1, 1]; floats in [0, 1] would pass for pale images: scale them first. Noise
+            in a PNG is clipped and rounded, which the model does not expect: give floats where you have them.
         blur: standard deviation in pixels of their Gaussian blur, with reflected borders; 0 for none.
         noise: standard deviation of the white normal noise that was added after it, images being in [-1, 1]: that in
             grey levels divided by 127.5.
