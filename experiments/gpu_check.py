@@ -17,7 +17,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -35,7 +36,7 @@ from warm_lightning.pictures import writable_folder, write_file
 REPOSITORY = Path(__file__).resolve().parent.parent
 PARTS = ("tests", "speed", "training")
 FULL_SIZE = {"configs/cifar10.yaml": 256, "configs/ffhq64.yaml": 128}
-"""Configurations whose speed is measured, and images at once: what 80 GB hold in float32."""
+"""Configurations whose speed is measured, and images at once: a guess at what 80 GB hold, halved until it fits."""
 
 
 def run_tests(device: str) -> dict[str, Any]:
@@ -68,17 +69,30 @@ def measure_speed(options: argparse.Namespace) -> dict[str, Any]:
     sizes = FULL_SIZE if on_gpu else {options.config: 4}
     modes = MODES if on_gpu else {"fp32": MODES["fp32"]}
     limit = options.seconds
-    found: dict[str, Any] = {}
-    for config, batch_size in sizes.items():
+
+    def of(config: str, batch_size: int) -> dict[str, Any]:
         paths, changes = [Path(config)], {"data.batch_size": batch_size}
-        found[Path(config).stem] = {
+        kinds = None if on_gpu else modes
+        return {
             "training": measure_training(paths, options.device, limit, changes, modes),
-            "sampling": measure_sampling(
-                paths, options.device, limit, batch_size=batch_size, modes=None if on_gpu else modes
-            ),
+            "sampling": measure_sampling(paths, options.device, limit, batch_size=batch_size, modes=kinds),
         }
+
+    found = {Path(config).stem: halved_until_it_fits(partial(of, config), size) for config, size in sizes.items()}
     inception = measure_inception(options.device, limit, batch_size=256 if on_gpu else 2)
     return {**found, "inception": inception}
+
+
+def halved_until_it_fits(measure: Callable[[int], dict[str, Any]], batch_size: int) -> dict[str, Any]:
+    """What is measured with so many images at once, or as many as the GPU's memory holds."""
+    while True:
+        try:
+            return measure(batch_size)
+        except torch.OutOfMemoryError:
+            if batch_size == 1:
+                raise
+            batch_size //= 2
+            torch.cuda.empty_cache()
 
 
 def data_options(data: str | None) -> list[str]:

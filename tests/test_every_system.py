@@ -1,6 +1,7 @@
 """Every overlay of configs/method in miniature: it learns from digits, and its sampler gives images."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,6 +25,11 @@ SMALL = {
 }
 
 
+def scaled(overlay: Path) -> dict[str, Any]:
+    """What an overlay's system needs for 8×8 images."""
+    return PLAN["trainings"].get(overlay.stem, {}).get("set", {})
+
+
 def held_loss(module: DiffusionModule, images: StoredOrder) -> float:
     """The loss of the weights in training on the same images, levels and noise every time."""
     module.network.eval()
@@ -37,8 +43,7 @@ def held_loss(module: DiffusionModule, images: StoredOrder) -> float:
 def test_it_learns_and_samples(overlay: Path) -> None:
     """Untrained, a network says 0 (its last layer is zero); it must learn to say better than that of images that
     are degraded by draws it has not seen, by a margin that chance does not give."""
-    scaled = PLAN["trainings"].get(overlay.stem, {}).get("set", {})  # to 8×8 images
-    module, data = load_config([DIGITS, overlay], SMALL | scaled)
+    module, data = load_config([DIGITS, overlay], SMALL | scaled(overlay))
     images = data.train_images()
     if module.process.learned is None:
         module.process.learned = module.process.learn(all_images(images, ""))

@@ -13,14 +13,17 @@ import pytest
 import torch
 from lightning import Trainer
 from small import DIGITS
+from test_every_system import OVERLAYS, SMALL, scaled
 from torch import Tensor
 
 from warm_lightning import load_config
 from warm_lightning.data import ImageSet
+from warm_lightning.data.stream import TrainingStream
 from warm_lightning.images import quantise
 from warm_lightning.metrics import Observer, Pixels, Scores, measure
 from warm_lightning.module import DiffusionModule
 from warm_lightning.networks import DDPMpp
+from warm_lightning.reference import Others, all_images
 from warm_lightning.rng import BatchDraws, SeedStreams
 from warm_lightning.samplers import Heun, PowerGrid, Sampler
 from warm_lightning.spectral import dct, frequencies, idct, log_blur_mask
@@ -269,3 +272,23 @@ def test_scores_are_those_of_the_cpu() -> None:
         values.append({**found, **scores.companions(count)})
     # A draw of the Gaussian may round to another grey level.
     assert values[1] == pytest.approx(values[0], rel=1e-3, abs=1e-6)
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.stem)
+def test_every_system_trains_and_samples(overlay: Path) -> None:
+    """Tables, priors, draws and reference images that stayed on the CPU would end this."""
+    torch.use_deterministic_algorithms(True)
+    module, data = load_config([DIGITS, overlay], SMALL | scaled(overlay))
+    module.to(DEVICE)
+    if module.process.learned is None:
+        module.process.learned = module.process.learn(all_images(data.train_images(), ""))
+    if module.target:
+        module.others = Others(data, module.seed, module.target.references)
+    positions = torch.arange(BATCH)
+    batch = Batch(*TrainingStream(data.train_images(), 0)[range(BATCH)][:2], positions)
+    batch = Batch(*(part.to(DEVICE) for part in batch))
+    losses, _ = module.losses(module.model("raw"), batch, BatchDraws(0, 0, BATCH, batch.positions), training=True)
+    losses.sum().backward()
+    assert all(p.grad.isfinite().all() for p in module.network.parameters() if p.grad is not None)
+    module.sampler.grid.steps = min(module.sampler.grid.steps, 50)
+    assert module.model("raw").sample(module.sampler, range(3)).isfinite().all()

@@ -66,7 +66,7 @@ def restore(
 
     Args:
         images: a folder or zip of images, one image file, or an array in a .npy or .npz file, N×C×H×W, N×H×W×C or grey
-            N×H×W, of uint8 or of floats in [-1, 1]; floats in [0, 1] would pass for pale images: scale them first. Noise
+            N×H×W, of uint8 or of floats in [-1, 1]; floats in [0, 1] would pass for pale images: scale them. Noise
             in a PNG is clipped and rounded, which the model does not expect: give floats where you have them.
         blur: standard deviation in pixels of their Gaussian blur, with reflected borders; 0 for none.
         noise: standard deviation of the white normal noise that was added after it, images being in [-1, 1]: that in
