@@ -12,8 +12,19 @@ from truths import Prescribed
 from warm_lightning.oracles import DatasetOracle, GaussianOracle
 from warm_lightning.processes import BlurringDiffusion, ConstantBNR, Hot, Process, VariancePreserving, Warm
 from warm_lightning.rng import Draws, SeedStreams
-from warm_lightning.samplers import Churn, EpsilonScaling, Euler, Heun, Multistep, PowerGrid, Sampler, StepRule
+from warm_lightning.samplers import (
+    Churn,
+    ClippedImage,
+    EpsilonScaling,
+    Euler,
+    Heun,
+    Multistep,
+    PowerGrid,
+    Sampler,
+    StepRule,
+)
 from warm_lightning.spectral import dct, idct
+from warm_lightning.types import Estimate, Level
 
 
 def algorithm_2(denoise, x: Tensor, times: list[float], draws: Draws, churn: float, low: float, high: float, noise):
@@ -76,7 +87,7 @@ def test_churned_samples_have_the_datas_variance(rule: StepRule) -> None:
     assert (u.square().mean(0) / spectrum).mean().item() == pytest.approx(1, abs=0.05)
 
 
-@pytest.mark.parametrize("options", [{"churn": Churn(churn=0.0)}, {"scaling": EpsilonScaling(b=1.0)}])
+@pytest.mark.parametrize("options", [{"churn": Churn(churn=0.0)}, {"belief": EpsilonScaling(b=1.0)}])
 @pytest.mark.parametrize("rule", [Heun(), Multistep(3), Euler(eta=0.5)])
 def test_what_is_off_changes_no_bit(rule: StepRule, options: dict) -> None:
     process, start = Warm(), SeedStreams([5]).normal(1, 8, 8, dtype=torch.float64)
@@ -88,10 +99,29 @@ def test_what_is_off_changes_no_bit(rule: StepRule, options: dict) -> None:
 def test_epsilon_scaling_divides_the_direction() -> None:
     # Ning et al. 2024, Section 4: on the hot axis EDM's d_i becomes d_i/κ(t), κ = b + kt.
     oracle, b, k = GaussianOracle(power_law(8), Hot()), 1.01, 0.002
-    sampler = Sampler(PowerGrid(5), Euler(), scaling=EpsilonScaling(b, k))
+    sampler = Sampler(PowerGrid(5), Euler(), belief=EpsilonScaling(b, k))
     x = 80 * dct(SeedStreams([0]).normal(1, 8, 8, dtype=torch.float64))
     found = sampler.descend(oracle, Hot(), x, sampler.grid.levels(Hot()), SeedStreams([0]))
     for t, s in itertools.pairwise(sampler.grid.clocks().tolist()):
         d = (x - oracle(x, level(Hot(), t)).clean) / t
         x = x + (s - t) * d / (b + k * t)
     torch.testing.assert_close(found, x, rtol=0, atol=1e-12)
+
+
+def test_a_clipped_image_is_an_image_and_explains_what_is_seen() -> None:
+    """Ho et al. in their program: ε̂ → x̂0 = (x - √(1-ᾱ)ε̂)/√ᾱ → clipped → the ε̂ that goes with it."""
+    process, u = VariancePreserving(), dct(SeedStreams([0]).normal(1, 8, 8, dtype=torch.float64))
+    here = level(process, 900.0)
+    gains = process.gains(here, u)
+    said = dct(SeedStreams([1]).normal(1, 8, 8, dtype=torch.float64))
+
+    def ask(u: Tensor, at: Level) -> Estimate:
+        return Estimate((u - gains.noise * said) / gains.signal, said)
+
+    estimate = ClippedImage()(ask, process)(u, here)
+    alpha_bar = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)[899]
+    x0 = ((idct(u) - (1 - alpha_bar).sqrt() * idct(said)) / alpha_bar.sqrt()).clamp(-1, 1)
+    assert x0.abs().max() == 1  # something was to be clipped
+    torch.testing.assert_close(idct(estimate.clean), x0, rtol=0, atol=1e-11)
+    noise = (idct(u) - alpha_bar.sqrt() * x0) / (1 - alpha_bar).sqrt()
+    torch.testing.assert_close(idct(estimate.noise), noise, rtol=0, atol=1e-11)

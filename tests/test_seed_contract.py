@@ -79,7 +79,7 @@ def test_fresh_noise_is_drawn_on_the_way(name: str, monkeypatch: pytest.MonkeyPa
     assert not torch.equal(images(name, [0]), before)
 
 
-@pytest.mark.parametrize("name", ["ddpm", "progressive_deblurring", "ihdm", "cold", "soft", "pfgmpp", "hot"])
+@pytest.mark.parametrize("name", RUNS)
 def test_two_processes_make_the_same_bytes(name: str, tmp_path: Path) -> None:
     """`warm generate` on two devices, of which each has every second seed, and what Python makes in one batch."""
     module, path = module_of(name), tmp_path / "random.ckpt"

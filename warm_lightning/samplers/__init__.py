@@ -1,7 +1,7 @@
 """Samplers: a grid of levels, a rule for a step, and the one loop."""
 
 from warm_lightning.samplers.grids import EvenGrid, Grid, PowerGrid
-from warm_lightning.samplers.loop import Churn, EpsilonScaling, Sampler
+from warm_lightning.samplers.loop import Belief, Churn, ClippedImage, EpsilonScaling, Sampler
 from warm_lightning.samplers.multistep import Multistep
 from warm_lightning.samplers.rules import (
     Direct,
@@ -18,7 +18,9 @@ from warm_lightning.samplers.rules import (
 )
 
 __all__ = [
+    "Belief",
     "Churn",
+    "ClippedImage",
     "Direct",
     "EpsilonScaling",
     "Euler",

@@ -1,6 +1,7 @@
 """The one loop of every sampler, and what may be done to it."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -14,6 +15,8 @@ from warm_lightning.processes import Process
 from warm_lightning.rng import Draws
 from warm_lightning.samplers.grids import Grid, PowerGrid
 from warm_lightning.samplers.rules import Heun, Step, StepRule, fresh_noise, step_ratio
+from warm_lightning.spectral import dct, idct
+from warm_lightning.targets import consistent
 from warm_lightning.types import Estimate, Estimator, Gains, Level
 
 Watch = Callable[[Tensor, Level], None]
@@ -57,7 +60,15 @@ class Churn:
         return ratio * u + self.noise * added * fresh_noise(draws, u), back
 
 
-class EpsilonScaling:
+class Belief(ABC):
+    """What is done to what the network believes before a rule moves by it."""
+
+    @abstractmethod
+    def __call__(self, ask: Estimator, process: Process) -> Estimator:
+        """Somebody who is asked in the network's place."""
+
+
+class EpsilonScaling(Belief):
     """Epsilon scaling (Ning et al. 2024): ε̂ is divided by κ(t) = b + k·t, against the drift of a sampler that meets
     other noise than the network was trained on. b = 1 with k = 0 changes nothing.
 
@@ -71,14 +82,27 @@ class EpsilonScaling:
         self.b = b
         self.k = k
 
-    def __call__(self, ask: Estimator) -> Estimator:
-        """Somebody who believes in less noise."""
-
-        def asked(u: Tensor, level: Level) -> Estimate:
+    def __call__(self, ask: Estimator, process: Process) -> Estimator:
+        def scaled(u: Tensor, level: Level) -> Estimate:
             estimate = ask(u, level)
             return replace(estimate, noise=estimate.noise / (self.b + self.k * level.clock.to(u).view(-1, 1, 1, 1)))
 
-        return asked
+        return scaled
+
+
+class ClippedImage(Belief):
+    """x̂0 has the range of an image, [-1, 1], and ε̂ is what is then left of u: as implementations of DDPM sample.
+
+    For ε-prediction without blur, whose x̂0 at the first levels is the network's error many times over. Where blur has
+    taken high frequencies, clipping puts others there (Hoogeboom & Salimans 2022, Appendix A.1).
+    """
+
+    def __call__(self, ask: Estimator, process: Process) -> Estimator:
+        def clipped(u: Tensor, level: Level) -> Estimate:
+            clean = dct(idct(ask(u, level).clean).clamp(-1, 1))
+            return consistent(clean, u, process.gains(level, u))
+
+        return clipped
 
 
 @dataclass(frozen=True)
@@ -89,13 +113,13 @@ class Sampler:
         grid: the levels to stop at.
         rule: how to step between them.
         churn: noise added on the way, if any.
-        scaling: what is done to the beliefs about noise, if anything.
+        belief: what is done to the network's beliefs, if anything.
     """
 
     grid: Grid = lazy_instance(PowerGrid)
     rule: StepRule = lazy_instance(Heun)
     churn: Churn | None = None
-    scaling: EpsilonScaling | None = None
+    belief: Belief | None = None
 
     @property
     def nfe(self) -> int:
@@ -131,8 +155,8 @@ class Sampler:
         watch: Watch | None = None,
     ) -> Tensor:
         """The loop: from u at the first of some levels to the last."""
-        if self.scaling:
-            ask = self.scaling(ask)
+        if self.belief:
+            ask = self.belief(ask, process)
         history: list[tuple[Gains, Tensor]] = []
         for t, s in pairwise(levels):
             if watch:
