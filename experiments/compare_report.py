@@ -105,7 +105,7 @@ def picture(rows: Mapping[str, Tensor], path: Path) -> None:
     figure, axes = plt.subplots(len(rows), SHOWN, figsize=(SHOWN * 0.55 + 3, len(rows) * 0.6), squeeze=False)
     for line, (name, images) in zip(axes, rows.items(), strict=True):
         for axis, image in zip(line, images, strict=False):
-            axis.imshow(image[0], cmap="gray", vmin=0, vmax=255)
+            axis.imshow(image[0].numpy(), cmap="gray", vmin=0, vmax=255)
             axis.set_xticks([])
             axis.set_yticks([])
         line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)

@@ -31,6 +31,9 @@ class Fixed(Draws):
     def uniform(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return self.rows(self.uniforms, shape, dtype)
 
+    def chi_square(self, degrees: float) -> Tensor:
+        raise AssertionError("augmentation has no use for it")
+
     def rows(self, values: tuple[float, ...], shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         assert shape == (len(values),)
         return torch.tensor(values).to(dtype).expand(self.size, -1)

@@ -1,20 +1,29 @@
 """`make compare` in miniature: run, resumed, changed and broken."""
 
+import contextlib
 import json
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 import torch
 import yaml
+from small import REPOSITORY
 
 from experiments import compare
 from experiments.compare_report import yardsticks
+from warm_lightning.cli import main as warm
+from warm_lightning.errors import UserError
 
 TINY = [
     "--model.network.model_channels=8",
     "--model.network.channel_mult=[1]",
     "--model.duration=64",
     "--samples.seeds=0-1",
+    "--samples.trajectory=0",
 ]
 PLAN = {
     "config": "configs/digits.yaml",
@@ -39,7 +48,39 @@ def seconds(folder: Path) -> dict[str, float]:
     return {name: note["seconds"] for name, note in notes.items()}
 
 
-def test_compare_runs_and_knows_what_is_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@dataclass
+class Ended:
+    returncode: int
+
+
+class Serial:
+    """A pool of one, this thread, in which Lightning may listen to signals."""
+
+    def __init__(self, jobs: int) -> None: ...
+
+    def submit(self, call: Callable[..., None], *arguments: object) -> Future[None]:
+        future: Future[None] = Future()
+        try:
+            future.set_result(call(*arguments))
+        except UserError as error:
+            future.set_exception(error)
+        return future
+
+    def shutdown(self, cancel_futures: bool) -> None: ...
+
+
+def in_this_process(command: list[str], stdout: TextIO, **_: object) -> Ended:
+    """What `subprocess.run` would do, without the seconds that importing takes."""
+    with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stdout):
+        return Ended(warm(command[3:]))
+
+
+def test_compare_runs_and_knows_what_is_done(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    monkeypatch.setattr(compare.subprocess, "run", in_this_process)
+    monkeypatch.setattr(compare, "ThreadPoolExecutor", Serial)
     assert run(tmp_path, PLAN) == 0
     table = (tmp_path / "compare.md").read_text()
     assert table in capsys.readouterr().out + "\n"
@@ -69,16 +110,13 @@ def test_what_is_made_of_what_has_changed_is_made_anew(tmp_path: Path, monkeypat
     """Without the seconds of real runs: `warm` is replaced by something that leaves what it would."""
     ran = []
 
-    class Finished:
-        returncode = 0
-
-    def pretend(command: list[str], **_: object) -> Finished:
+    def pretend(command: list[str], **_: object) -> Ended:
         options = dict(a.removeprefix("--").split("=", 1) for a in command[4:] if not a.startswith("--config"))
         folder = Path(options["trainer.default_root_dir"])
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         (folder / "checkpoints" / "last.ckpt").write_text(options["model.lr"])
         ran.append(folder.name)
-        return Finished()
+        return Ended(0)
 
     monkeypatch.setattr(compare.subprocess, "run", pretend)
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(PLAN))
