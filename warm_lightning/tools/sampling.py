@@ -1,5 +1,6 @@
 """What the commands that sample share: overrides, classes, and devices that share the work."""
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
@@ -37,7 +38,16 @@ def load(ckpt_path: str, weights: Weights, chosen: Mapping[str, Any], override: 
         overrides[name] = value
     # A rule that replaces another drops settings that it does not know, silently; after it, they are errors.
     outer_first = sorted(overrides, key=lambda name: name.removesuffix(".class_path").count("."))
-    module = load_checkpoint(ckpt_path, {name: overrides[name] for name in outer_first})
+    try:
+        module = load_checkpoint(ckpt_path, {name: overrides[name] for name in outer_first})
+    except UserError as error:
+        lacking = re.search(r"class_path '[\w.]*?(\w+)'.*[Oo]ption '(\w+)' is not accepted", str(error))
+        asked = {name.rpartition(".")[2] for name, value in chosen.items() if value is not None}
+        if lacking is None or lacking[2] not in asked:
+            raise
+        raise UserError(
+            f"--{lacking[2]}: {lacking[1]}, with which this model samples, has no {lacking[2]}; leave it out"
+        ) from error
     module.model(weights)  # refuses weights that an exported folder lacks
     return module
 
