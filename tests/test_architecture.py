@@ -26,6 +26,7 @@ ORDER: list[set[str]] = [
     {"metrics", "interop"},
     {"model", "checkpoints", "ema"},
     {"pictures", "strategies"},
+    {"analysis"},
     {"module"},
     {"callbacks"},
     {"lightning_cli"},

@@ -70,6 +70,7 @@ BAD = [
     ("good", ["--steps=0", "--mean=no"], "steps"),
     ("good", ["--steps=9"], "--mean with --steps"),
     ("good", ["--rho=9", "--eta=0"], "--mean with --rho --eta"),
+    ("good", ["--override+=sampler.rule=Euler"], "--mean with --override sampler.rule=Euler"),
     ("good", ["--mean=no", "--eta=1", "--override+=sampler.rule=Multistep"], "eta"),
     ("good", ["--split=held_out"], "--split held_out"),
     ("good", ["--split=test"], "split"),
@@ -81,7 +82,7 @@ BAD = [
     ("good", ["--outdir=/proc/nowhere"], "/proc/nowhere"),
     ("good", ["--grid=good"], "good"),
     ("good", ["--ckpt_path=nowhere.ckpt"], "nowhere.ckpt"),
-    ("good", ["--override+=sampler.grid.stops=3"], "stops"),
+    ("good", ["--mean=no", "--override+=sampler.grid.stops=3"], "stops"),
     ("good", ["--accelerator=banana"], "banana"),
     ("twice", [], "twice"),
 ]

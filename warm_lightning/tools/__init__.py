@@ -3,9 +3,13 @@
 import importlib
 import inspect
 
-from jsonargparse import auto_cli
+from jsonargparse import ArgumentParser
 
 from warm_lightning.lightning_cli import user_errors
+
+SETTINGS = "settings"
+"""The parameter of a function that is given the options of `warm fit` that say which model and data are meant."""
+SECTIONS = ("--config", "--model", "--data")
 
 
 def run_tool(command: str, arguments: list[str]) -> int:
@@ -13,14 +17,39 @@ def run_tool(command: str, arguments: list[str]) -> int:
 
     Parameters with defaults are options, and yes-or-no ones may stand without a value. Required ones are positional,
     as in `warm dataset SRC DST`, or options where the function takes them by keyword only, as in `warm generate
-    --ckpt_path C`.
+    --ckpt_path C`. A function with the parameter `settings` takes the options --config, --model.… and --data.… too.
     """
     name = command.replace("-", "_")
     function = getattr(importlib.import_module(f"warm_lightning.tools.{name}"), name)
-    arguments = with_values(arguments, inspect.signature(function))
+    signature = inspect.signature(function)
+    given: dict[str, list[str]] = {}
+    epilog = None
+    if SETTINGS in signature.parameters:
+        given[SETTINGS], arguments = split_settings(arguments)
+        epilog = "Which model and data: --config FILE (any number of them), --model.… and --data.…, as of `warm fit`."
+    arguments = with_values(arguments, signature)
+    described = inspect.getdoc(function) or ""
+    parser = ArgumentParser(
+        prog=f"warm {command}", exit_on_error=False, description=described.partition("\nArgs:")[0], epilog=epilog
+    )
+    parser.add_function_arguments(function, as_group=False, as_positional=True, skip={SETTINGS}, sub_configs=True)
     with user_errors():
-        auto_cli(function, as_positional=True, args=arguments, exit_on_error=False, prog=f"warm {command}")
+        parsed = parser.parse_args(arguments)
+        function(**given, **parser.instantiate_classes(parsed))
     return 0
+
+
+def split_settings(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Options of the model and the data, as --name=value, and the other arguments."""
+    settings, others = [], []
+    words = iter(arguments)
+    for word in words:
+        name, equals, _ = word.partition("=")
+        if not name.startswith(tuple(f"{section}." for section in SECTIONS)) and name not in SECTIONS:
+            others.append(word)
+        else:
+            settings.append(word if equals else f"{word}={next(words, '')}")
+    return settings, others
 
 
 def with_values(arguments: list[str], signature: inspect.Signature) -> list[str]:

@@ -99,8 +99,9 @@ def restore(
     check(batch_size > 0, f"--batch_size is {batch_size}: it must be at least 1")
     check(limit is None or limit > 0, f"--limit is {limit}: it must be at least 1")
     check(not (degrade and clean), "--degrade and --clean: images to be degraded are the truth themselves; give one")
-    idle = [n for n, value in {"steps": steps, "rho": rho, "eta": eta}.items() if mean and value is not None]
-    check(not idle, f"--mean with --{' --'.join(idle)}: the mean takes one network call and no sampler; give one")
+    idle = [n for n, value in {"steps": steps, "rho": rho, "eta": eta}.items() if value is not None]
+    idle += [f"override {setting}" for setting in override or [] if setting.startswith("sampler.")]
+    check(not (mean and idle), f"--mean with --{' --'.join(idle)}: the mean takes one call and no sampler; give one")
     chosen = {"sampler.grid.steps": steps, "sampler.grid.rho": rho, "sampler.rule.eta": eta, "guidance": guidance}
     module = load(ckpt_path, weights, chosen, override)
     model = module.model(weights)

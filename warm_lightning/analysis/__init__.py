@@ -1,0 +1,1 @@
+"""What can be found out about data, processes and models besides scoring samples."""
