@@ -6,13 +6,13 @@ READY := $(VENV)/.ready
 CONFIG ?= configs/digits.yaml
 DEMO ?= runs/demo
 MINUTES ?= 5
-DATA ?= data
 OUT ?= docs/measurements
 JOBS ?= 2
 COMPARE ?= short
+BUDGET ?= small
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo compare test lint format bench gpu-check clean
+.PHONY: help setup demo compare ablation-bnr test lint format bench gpu-check clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 14
@@ -20,7 +20,7 @@ help:  ## list the targets
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "warm_lightning needs Python 3.11 or newer: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,inception,lmdb,plots]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,inception,lmdb]'
 	touch $(READY)
 
 setup: $(READY)  ## make the virtual environment with pinned dependencies (some minutes, 6 GB)
@@ -39,6 +39,9 @@ demo: setup  ## train on digits, sample and score: about 5 minutes on two CPU co
 compare: setup  ## train, sample and score every system on digits: under an hour on two CPU cores; COMPARE=full for whole chains
 	$(BIN)/python -m experiments.compare --out runs/compare-$(COMPARE) --jobs $(JOBS) $(if $(filter full,$(COMPARE)),--full,$(if $(filter short,$(COMPARE)),,$(error COMPARE is short or full)))
 
+ablation-bnr: setup  ## the BNR sweep: on digits under 45 minutes on two CPU cores; DATA=cifar10 BUDGET=paper for the paper's
+	$(BIN)/python -m experiments run experiments/ablation_bnr.yaml --data $(or $(DATA),digits) --budget $(BUDGET) --jobs $(JOBS) $(ARGS)
+
 test: setup  ## run all tests that need no GPU, JOBS at a time (under 12 minutes on two cores)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m 'not gpu' $(ARGS)
 
@@ -55,7 +58,7 @@ bench: setup  ## measure speed and memory on this machine into bench.json (some 
 	$(BIN)/python -m experiments.bench --out bench.json
 
 gpu-check:  ## on a machine with one GPU, no network needed: GPU tests, then MINUTES of configs/cifar10.yaml on DATA
-	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m experiments.gpu_check --minutes $(MINUTES) --data $(DATA) --out $(OUT)
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m experiments.gpu_check --minutes $(MINUTES) --data $(or $(DATA),data) --out $(OUT)
 
 clean:  ## remove the virtual environment and caches, but no results
 	rm -rf $(VENV) *.egg-info .pytest_cache .mypy_cache .ruff_cache build

@@ -2,10 +2,10 @@
 
     python -m experiments.compare --out runs/compare --jobs 2
 
-Trains each system once through `warm fit`, samples and scores what `compare.yaml` says through `warm test`, each in a
-process and a folder of its own, and writes a table, a picture and their protocol. Started again after it was stopped,
-it does what is missing: a training goes on from its last checkpoint, and rows that are there are kept, unless what was
-asked for or what they are made of has changed.
+Trains each system once through `warm fit`, samples and scores what `plans/compare.yaml` says through `warm test`, each
+in a process and a folder of its own, and writes a table, a picture and their protocol. Started again after it was
+stopped, it does what is missing: a training goes on from its last checkpoint, and rows that are there are kept, unless
+what was asked for or what they are made of has changed.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from warm_lightning.errors import UserError, check
 from warm_lightning.pictures import writable_folder, write_file
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-PLAN = Path(__file__).with_suffix(".yaml")
+PLAN = Path(__file__).parent / "plans" / "compare.yaml"
 LAST = Path("checkpoints") / "last.ckpt"
 QUIET = ["--trainer.enable_progress_bar=false"]
 

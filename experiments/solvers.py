@@ -3,9 +3,9 @@
     python -m experiments.solvers --data cifar10.zip --out solvers.json --plot solvers.png
     python -m experiments.solvers --checkpoints hot=hot.ckpt warm=warm.ckpt --out trained.json
 
-With --data, the error of each solver with a Gaussian oracle on the data's spectrum, exact and without training (see
-`experiments.gaussian_oracle`). With --checkpoints, what trained models of digits make of the same solvers. The tables
-are printed and written as Markdown beside the JSON file.
+With --data, the error of each solver with a Gaussian oracle on the data's spectrum, exact and without training, as
+`warm oracle` measures it for one. With --checkpoints, what trained models of digits make of the same solvers. The
+tables are printed and written as Markdown beside the JSON file.
 """
 
 import argparse
@@ -22,17 +22,23 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from experiments.gaussian_oracle import BNRS, distances, read_spectrum
 from experiments.machine import describe
 from experiments.trained_solvers import score_solvers
+from warm_lightning.analysis.oracle_error import gaussian_error
+from warm_lightning.data import ImageFolder
 from warm_lightning.errors import UserError, check
+from warm_lightning.images import dequantise
 from warm_lightning.pictures import write_file
+from warm_lightning.processes import ConstantBNR, Warm
 from warm_lightning.samplers import Euler, Heun, Multistep, PowerGrid, Sampler, StepRule
 from warm_lightning.samplers.multistep import half_log_snr
+from warm_lightning.spectral import power_spectrum
 from warm_lightning.tools.observing import check_out
 from warm_lightning.types import Gains
 
 RHOS = (5.0, 7.0, 10.0)
+BNRS = (0, 0.1, 0.3, 0.5, 0.65, 1, 2, 10)
+"""The eight of Table 3."""
 
 
 class InLogSNR(Multistep):
@@ -75,6 +81,19 @@ def samplers(nfes: Sequence[int], rho: float = 7.0) -> list[tuple[str, Sampler]]
         for name, rule in SOLVERS.items()
         for nfe in nfes
     ]
+
+
+def read_spectrum(data: str) -> tuple[Tensor, str]:
+    """S, float64 [C, H, W], of the training images in a folder or zip, and what they are in words."""
+    images = ImageFolder(data).train_images().all()
+    about = f"{Path(data).name}: {len(images)} training images {list(images.shape[1:])} in [-1, 1]"
+    return power_spectrum(dequantise(images)), about
+
+
+def distances(spectrum: Tensor, bnr: float, sampler: Sampler) -> dict[str, float]:
+    """frechet and frechet_ode of a deterministic sampler of the warm family."""
+    found = gaussian_error(spectrum, Warm(ConstantBNR(bnr)), sampler)
+    return {name: found[name] for name in ("frechet", "frechet_ode")}
 
 
 def measure(spectrum: Tensor) -> list[dict[str, Any]]:

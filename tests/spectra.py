@@ -14,5 +14,5 @@ def level(process: Process, clock: float) -> Level:
 
 def power_law(size: int) -> Tensor:
     """S = 0.25/λ, float64 [1, size, size], about that of photographs; the mean's is four times the largest other."""
-    rates = frequencies(torch.zeros(1, 1, size, size, dtype=torch.float64))[0]
+    rates = frequencies(torch.zeros(1, size, size, dtype=torch.float64)).unsqueeze(0)
     return 0.25 / rates.clamp(min=rates[rates > 0].min() / 4)

@@ -15,6 +15,7 @@ from warm_lightning import __version__, load_config
 from warm_lightning.cli import main
 from warm_lightning.errors import UserError
 from warm_lightning.seeds import parse_seeds
+from warm_lightning.tools import split_settings
 
 
 @pytest.fixture(scope="module")
@@ -239,3 +240,21 @@ def test_load_config_overrides(capsys: pytest.CaptureFixture[str]) -> None:
         load_config(DIGITS, {"model.lr_rate": 3e-4})
     with pytest.raises(UserError, match=r"nowhere\.yaml"):
         load_config("nowhere.yaml")
+
+
+def test_options_of_model_and_data_in_any_form() -> None:
+    words = [
+        "a",
+        "--config",
+        "x.yaml",
+        "--config=y.yaml",
+        "--model.lr=1",
+        "--data",
+        "Digits",
+        "--models=3",
+        "--out",
+        "d",
+    ]
+    settings, others = split_settings(words)
+    assert settings == ["--config=x.yaml", "--config=y.yaml", "--model.lr=1", "--data=Digits"]
+    assert others == ["a", "--models=3", "--o", "d"]

@@ -14,7 +14,7 @@ from warm_lightning.module import DiffusionModule
 from warm_lightning.reference import Others, all_images
 from warm_lightning.rng import BatchDraws, SeedStreams
 
-PLAN = yaml.safe_load((REPOSITORY / "experiments" / "compare.yaml").read_text())
+PLAN = yaml.safe_load((REPOSITORY / "experiments" / "plans" / "compare.yaml").read_text())
 OVERLAYS = sorted((REPOSITORY / "configs" / "method").glob("*.yaml"))
 BATCH, STEPS = 32, 150
 SMALL = {

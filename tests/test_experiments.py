@@ -11,13 +11,14 @@ import pytest
 import torch
 from image_files import encode, store
 from PIL import Image
-from scipy.fft import dctn
 from small import REPOSITORY
 
-from experiments import bench, gaussian_oracle, gpu_check, machine
+from experiments import bench, gpu_check, machine
+from experiments.solvers import distances
 from experiments.training_step import TrainingStep
 from warm_lightning import load_config
 from warm_lightning.networks.blocks import AttentionBlock
+from warm_lightning.samplers import Heun, PowerGrid, Sampler
 
 CIFAR10 = REPOSITORY / "configs" / "cifar10.yaml"
 CIFAR10_SMALL = REPOSITORY / "configs" / "cifar10_small.yaml"
@@ -52,7 +53,7 @@ def algorithm_2(bnr: float, steps: int, variance: float, frequency: float) -> tu
 
 def expected_row(spectrum: np.ndarray, bnr: float, nfe: int) -> dict[str, float]:
     """What a row should be, a coefficient of S [C, H, W] at a time."""
-    row = {"bnr": bnr, "nfe": nfe, "frechet": 0.0, "frechet_ode": 0.0}
+    row = {"frechet": 0.0, "frechet_ode": 0.0}
     for (_, i, j), variance in np.ndenumerate(spectrum):
         frequency = math.pi**2 * ((i / spectrum.shape[1]) ** 2 + (j / spectrum.shape[2]) ** 2)
         end, exact = algorithm_2(bnr, (nfe + 1) // 2, variance, frequency)
@@ -65,38 +66,9 @@ def expected_row(spectrum: np.ndarray, bnr: float, nfe: int) -> dict[str, float]
 @pytest.mark.parametrize("nfe", [19, 35])
 def test_gaussian_oracle_is_algorithm_2_a_coefficient_at_a_time(bnr: float, nfe: int) -> None:
     spectrum = np.random.default_rng(0).uniform(0.001, 30, (2, 4, 6)) / np.arange(1, 7) ** 2
-    row = gaussian_oracle.measure(torch.from_numpy(spectrum), bnr, nfe)
+    row = distances(torch.from_numpy(spectrum), bnr, Sampler(PowerGrid((nfe + 1) // 2), Heun()))
     # Float64; the difference of √v and √S loses a few digits.
     assert row == pytest.approx(expected_row(spectrum, bnr, nfe), rel=1e-9)
-
-
-def test_gaussian_oracle_from_images_to_rows(tmp_path: Path) -> None:
-    random = np.random.default_rng(0)
-    images = random.integers(0, 256, (20, 8, 8, 3), np.uint8)
-    files = {f"train/a/{k:02}.png": encode(image) for k, image in enumerate(images)}
-    files |= {f"test/a/{k}.png": encode(np.full((8, 8, 3), 80 * k, np.uint8)) for k in range(3)}
-    data, out = store(tmp_path, files, "zip"), tmp_path / "new" / "rows.json"
-    assert gaussian_oracle.main(["--data", data, "--out", str(out)]) == 0
-    found = json.loads(out.read_text())
-    # By scipy, and of the training images alone.
-    spectrum = dctn(images / 127.5 - 1, axes=(1, 2), norm="ortho").var(0).transpose(2, 0, 1)
-    rows = {(row["bnr"], row["nfe"]): row for row in found["rows"]}
-    table_3, nfes = (0, 0.1, 0.3, 0.5, 0.65, 1, 2, 10), (19, 35, 79, 159, 319, 999)
-    assert set(rows) == {(bnr, nfe) for bnr in table_3 for nfe in nfes}
-    for bnr, nfe in [(0, 79), (0.65, 35), (10, 319)]:
-        # The images are float32: S is good to 1e-6.
-        assert rows[bnr, nfe] == pytest.approx(expected_row(spectrum, bnr, nfe), rel=1e-4)
-    assert found["protocol"]["data"].startswith("images.zip: 20 training images")
-
-
-def test_gaussian_oracle_without_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "rows.json"
-    assert gaussian_oracle.main(["--data", str(tmp_path / "none.zip"), "--out", str(out)]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("gaussian_oracle: ")
-    assert "none.zip" in error
-    assert error.count("\n") == 1
-    assert not out.exists()
 
 
 def test_rounds_and_ratios(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import torch
 from image_files import encode, store
 from small import SMALL, here
 
-from experiments import gaussian_oracle, solvers, trained_solvers
+from experiments import solvers, trained_solvers
 from warm_lightning import load_checkpoint
 from warm_lightning.checkpoints import SECTION
 from warm_lightning.data import Digits
@@ -27,10 +27,10 @@ def test_solvers_from_images_to_tables(tmp_path: Path, monkeypatch: pytest.Monke
     assert solvers.main(["--data", data, "--out", str(out), "--plot", str(picture)]) == 0
     found = json.loads(out.read_text())
     assert len(found["rows"]) == 3 * 8 * 6
-    spectrum, _ = gaussian_oracle.read_spectrum(data)
+    spectrum, _ = solvers.read_spectrum(data)
     rows = {(row["rho"], row["bnr"], row["solver"], row["nfe"]): row["frechet"] for row in found["rows"]}
     for bnr in (0, 0.5, 10):
-        expected = gaussian_oracle.measure(spectrum, bnr, 9)
+        expected = solvers.distances(spectrum, bnr, Sampler(PowerGrid(5), Heun()))
         assert rows[7, bnr, "Heun", 9] == pytest.approx(expected["frechet"], rel=1e-9)
     table = out.with_suffix(".md").read_text()
     assert f"| Heun | 9 | {rows[7, 0, 'Heun', 9]:.3g} |" in table.split("## ρ = 7, to the data")[1]

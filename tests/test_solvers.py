@@ -11,7 +11,7 @@ from scipy.integrate import quad
 from spectra import level, power_law
 from torch import Tensor
 
-from experiments import gaussian_oracle
+from experiments.solvers import distances
 from warm_lightning.data import CIFAR10
 from warm_lightning.errors import UserError
 from warm_lightning.images import dequantise
@@ -95,11 +95,11 @@ def test_order_with_blur_that_keeps_the_variance() -> None:
 
 @pytest.mark.parametrize("bnr", [0, 0.3, 0.5, 0.65, 1])
 def test_half_the_calls_of_heun_for_less_error(spectrum: Tensor, bnr: float) -> None:
-    heun = gaussian_oracle.distances(spectrum, bnr, Sampler(PowerGrid(18), Heun()))
+    heun = distances(spectrum, bnr, Sampler(PowerGrid(18), Heun()))
     for order, factor in ((2, 2), (3, 15)):  # measured: 2.5 to 4.4, and 20 and more
         sampler = Sampler(PowerGrid(18), Multistep(order))
         assert sampler.nfe == 18
-        found = gaussian_oracle.distances(spectrum, bnr, sampler)
+        found = distances(spectrum, bnr, sampler)
         for key in ("frechet", "frechet_ode"):
             assert found[key] < heun[key] / factor, (order, key)
 

@@ -23,6 +23,11 @@ TOOLS = {
     "convert-edm": "a snapshot of EDM's weights as a checkpoint",
     "export": "a checkpoint as a folder for others: safetensors, YAML, model card",
     "ema": "a checkpoint with averaged weights of another length, after training",
+    "describe": "a configuration in numbers: network, cost, path through the blur-noise plane",
+    "drift": "how far the samples of a model are from truly degraded images, level by level",
+    "spectrum": "the power spectrum of a data set, the BNR it suggests, and where generated images differ",
+    "bits": "bits per dimension of a trained model, by the probability-flow ODE",
+    "oracle": "how far sampling with a perfect network ends from the data",
 }
 HELP = f"""usage: warm COMMAND [options]
 

@@ -1,9 +1,10 @@
 """The orthonormal 2-D DCT-II, its frequencies, and blur as a gain over them."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import lru_cache, reduce
 
 import torch
 import torch_dct
@@ -75,14 +76,63 @@ def log_blur_mask(alpha: Tensor, like: Tensor) -> Tensor:
         like: any tensor [..., H, W] of the size, dtype and device wanted.
     """
     alpha = alpha.to(device=like.device, dtype=like.dtype)
-    return -frequencies(like) * alpha.view(-1, 1, 1, 1).square() / 2
+    return log_blur(frequencies(like), alpha.view(-1, 1, 1, 1))
 
 
-def power_spectrum(images: Tensor) -> Tensor:
-    """S: variance over images of each DCT coefficient, [N, C, H, W] in [-1, 1] → [C, H, W].
+def log_blur(frequency: Tensor, alpha: Tensor) -> Tensor:
+    """ln M_α = -λα²/2 at any frequencies λ in radians²/pixel² and blur levels α in pixels, broadcast."""
+    return -frequency * alpha.square() / 2
 
-    Float64, and two passes over blocks, so that the large common mean of a coefficient costs no accuracy.
+
+@dataclass(frozen=True)
+class Moments:
+    """Count, mean and spread of DCT coefficients over blocks of images: blocks merge without the images at hand.
+
+    Attributes:
+        count: number of images, or their weight, float64 [K].
+        mean: of each coefficient, float64 [K, C, H, W].
+        squares: sum over images of the squared deviation from that mean, float64 [K, C, H, W].
     """
-    blocks = images.split(1000)
-    mean = sum((dct(b.double()).sum(0) for b in blocks), start=torch.zeros(())) / len(images)
-    return sum(((dct(b.double()) - mean).square().sum(0) for b in blocks), start=torch.zeros(())) / len(images)
+
+    count: Tensor
+    mean: Tensor
+    squares: Tensor
+
+    @classmethod
+    def of(cls, images: Tensor) -> "Moments":
+        """One block: images in [-1, 1], [N, C, H, W]."""
+        u = dct(images.double())
+        mean = u.mean(dim=0, keepdim=True)
+        return cls(torch.tensor([float(len(u))]).to(u), mean, (u - mean).square().sum(dim=0, keepdim=True))
+
+    @classmethod
+    def cat(cls, parts: Sequence["Moments"]) -> "Moments":
+        """The blocks of several, in their order."""
+        columns = zip(*((part.count, part.mean, part.squares) for part in parts), strict=True)
+        return cls(*map(torch.cat, columns))
+
+    def merged(self) -> "Moments":
+        """All blocks as one (Chan, Golub and LeVeque 1979): a large mean costs no accuracy, however many blocks."""
+        count, share = self.count.sum(dim=0, keepdim=True), (self.count / self.count.sum()).view(-1, 1, 1, 1)
+        mean = (share * self.mean).sum(dim=0, keepdim=True)
+        between = count * (share * (self.mean - mean).square()).sum(dim=0, keepdim=True)
+        return Moments(count, mean, self.squares.sum(dim=0, keepdim=True) + between)
+
+    def weighted(self, weights: Tensor) -> "Moments":
+        """The blocks as if each were there so many times, float64 [K]; for resampling."""
+        return Moments(weights * self.count, self.mean, weights.view(-1, 1, 1, 1) * self.squares)
+
+    def variance(self) -> Tensor:
+        """Of each coefficient over the images of all blocks, [C, H, W]."""
+        whole = self.merged()
+        return (whole.squares / whole.count)[0]
+
+
+def power_spectrum(images: Tensor | Iterable[Tensor]) -> Tensor:
+    """S: variance over images of each DCT coefficient, float64 [C, H, W].
+
+    Args:
+        images: in [-1, 1], [N, C, H, W]; or batches of such, of which one is in memory at a time.
+    """
+    batches = images.split(1000) if isinstance(images, Tensor) else images
+    return reduce(lambda a, b: Moments.cat([a, b]).merged(), map(Moments.of, batches)).variance()

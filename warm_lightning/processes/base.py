@@ -28,10 +28,12 @@ class Process(ABC):
 
     Attributes:
         last: the largest clock reading that the process knows.
+        noise_variance: E z² of each coefficient of the noise z of formula F.
         learned: what `learn` has made of the training images, kept in checkpoints; None where it has still to.
     """
 
     last: float = math.inf
+    noise_variance: float = 1.0
     learned: dict[str, Tensor] | None = {}  # noqa: RUF012  (replaced, never written to)
 
     @abstractmethod

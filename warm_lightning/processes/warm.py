@@ -1,5 +1,6 @@
 """The warm family: variance-exploding noise on a blurred image (Section 4.1)."""
 
+import math
 from copy import copy
 
 import torch
@@ -56,6 +57,7 @@ class PFGMpp(Hot):
         super().__init__()
         check(extra_dims >= 1, f"extra_dims is {extra_dims}: PFGM++'s D is 1 or more")
         self.extra_dims = extra_dims
+        self.noise_variance = extra_dims / (extra_dims - 2) if extra_dims > 2 else math.inf  # E 1/χ²_D = 1/(D-2)
 
     def noise(self, normal: Tensor, draws: Draws) -> Tensor:
         return normal * (self.extra_dims / per_image(draws.chi_square(self.extra_dims), normal)).sqrt()

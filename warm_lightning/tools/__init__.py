@@ -35,7 +35,7 @@ def run_tool(command: str, arguments: list[str]) -> int:
     parser.add_function_arguments(function, as_group=False, as_positional=True, skip={SETTINGS}, sub_configs=True)
     with user_errors():
         parsed = parser.parse_args(arguments)
-        function(**given, **parser.instantiate_classes(parsed))
+        function(**given, **parser.instantiate(parsed))
     return 0
 
 
@@ -55,6 +55,6 @@ def split_settings(arguments: list[str]) -> tuple[list[str], list[str]]:
 def with_values(arguments: list[str], signature: inspect.Signature) -> list[str]:
     """The arguments with `--mean` as `--mean=true` where `mean` is a boolean parameter and no value follows."""
     switches = {f"--{p.name}" for p in signature.parameters.values() if p.annotation is bool}
-    following = [*arguments[1:], ""]
+    following = [*arguments, ""][1:]
     bare = [after.lower() not in ("true", "false", "yes", "no") for after in following]
     return [f"{a}=true" if a in switches and alone else a for a, alone in zip(arguments, bare, strict=True)]

@@ -1,0 +1,72 @@
+"""`python -m experiments`: the tables and figures of the papers, a file each.
+
+    python -m experiments list
+    python -m experiments run experiments/table3_bnr.yaml --data digits --budget small --jobs 2
+
+A run that was stopped and is started again does what is missing.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import get_args
+
+from experiments import reproduction
+from experiments.run import run
+from experiments.schema import FOLDER, Budget, Experiment, read
+from warm_lightning.errors import UserError
+
+
+def parser() -> argparse.ArgumentParser:
+    """Commands and options."""
+    top = argparse.ArgumentParser(prog="python -m experiments", description=(__doc__ or "").split("\n")[0])
+    commands = top.add_subparsers(dest="command", required=True)
+    commands.add_parser("list", help="all experiments")
+    commands.add_parser("reproduction", help="write docs/reproduction.md: every published number, command and cost")
+    one = commands.add_parser("run", help="run one, or go on with it")
+    one.add_argument("file", help="of the experiment, such as experiments/table3_bnr.yaml, or table3_bnr")
+    one.add_argument("--data", help="data set instead of the paper's: a name of experiments/data, such as digits")
+    one.add_argument("--budget", choices=get_args(Budget), default="small", help="how thoroughly (default: small)")
+    one.add_argument("--jobs", type=int, default=1, help="runs at a time, which share the cores and GPUs")
+    one.add_argument("--out", type=Path, default=Path("runs/experiments"), help="folder of all experiments")
+    one.add_argument("--seeds", type=int, help="training seeds of each cell, as the file says if not given")
+    one.add_argument("--only", action="append", metavar="AXIS=LABEL", help="only such cells, such as BNR=0.5")
+    one.add_argument("--cells", type=int, help="only the first so many cells")
+    one.add_argument("--plan", action="store_true", help="only say what would run, and what it would cost")
+    one.add_argument("--anyway", action="store_true", help="start even what takes this machine weeks")
+    one.add_argument("--tflops", type=float, help="TFLOP/s that one device sustains, for the plan")
+    one.add_argument(
+        "--slurm", metavar="JSON", help='run on SLURM by submitit: its options, such as {"gpus_per_node": 8}'
+    )
+    one.add_argument("--in_process", action="store_true", help=argparse.SUPPRESS)
+    one.epilog = "Options of warm for every run come after --, such as -- --data.path=cifar10.zip"
+    return top
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; returns the exit code: 1 if a run failed, 2 for a user's error, 130 after Ctrl-C."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    options = parser().parse_args(arguments[:end])
+    options.extra = arguments[end + 1 :]
+    try:
+        if options.command == "list":
+            for path in sorted(FOLDER.glob("*.yaml")):
+                experiment = read(path, Experiment)
+                print(f"{path.stem:<32} {experiment.source}: {experiment.title}")
+            return 0
+        if options.command == "reproduction":
+            print(f"written to {reproduction.write()}")
+            return 0
+        code, text = run(options, " ".join(["python -m experiments", *arguments]))
+    except UserError as error:
+        print(f"experiments: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    print(text)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,135 @@
+"""Pictures of results: scores with error bars and reference lines, and samples of the same seeds."""
+
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+from experiments.results import Group
+from experiments.schema import Plot
+from warm_lightning.pictures import read_png
+
+if TYPE_CHECKING:
+    from experiments.cells import Cell
+
+SHOWN = 12
+"""Samples in a row."""
+DASHES = ("--", ":", "-.")
+MEANINGS = {
+    "frechet_ode": ", squared Fréchet distance to the exact ODE's samples",
+    "frechet": ", squared Fréchet distance to the data",
+    "fid": ", Fréchet inception distance, lower is better",
+    "fd": ", Fréchet distance, lower is better",
+    "is": ", inception-style score, higher is better",
+    "drift": ", rms over levels of ln(noise seen / noise of true images)",
+    "power_drift": ", rms over levels of ln(power / expected power)",
+    "residual_drift": ", rms over levels of ln(detail added / for true images)",
+    "bpd": ", bits per dimension, lower is better",
+    "nearest_mse": ", mean square distance to the nearest image",
+    "rms_ode": ", root mean square distance to the exact ODE's samples",
+}
+"""What values are, by how their names begin."""
+
+
+def png(figure: Figure) -> bytes:
+    """A figure as a file's content."""
+    content = io.BytesIO()
+    with mpl.rc_context({"font.size": 11}):
+        figure.savefig(content, format="png", dpi=110)
+    return content.getvalue()
+
+
+def numbers(labels: Sequence[str]) -> list[float] | None:
+    """Labels as numbers, if all are."""
+    try:
+        return [float(label) for label in labels]
+    except ValueError:
+        return None
+
+
+def ordinate(groups: Sequence[Group], name: str) -> str:
+    """What the scores are, with the number of seeds."""
+    seeds = max(len(group.results) for group in groups)
+    spread = f"\nmean and standard deviation of {seeds} trainings" if seeds > 1 else ""
+    said = next((meaning for start, meaning in MEANINGS.items() if name.startswith(start)), "")
+    return f"{name}{said}{spread}"
+
+
+def scores(groups: Sequence[Group], plot: Plot, main: str) -> Figure:
+    """A score along one axis, a line for each value of another; bars where the axis has no numbers."""
+    labels = list(dict.fromkeys(group.cell.labels[plot.x] for group in groups))
+    places = numbers(labels)
+    if places is None:
+        return bars(groups, plot, main)
+    figure = Figure(figsize=(7.5, 5), layout="constrained")
+    axes = figure.subplots()
+    lines = list(dict.fromkeys(group.cell.labels[plot.lines] for group in groups)) if plot.lines else [""]
+    colours = mpl.colormaps["viridis"]
+    for number, line in enumerate(lines):
+        mine = [group for group in groups if not plot.lines or group.cell.labels[plot.lines] == line]
+        at = [float(group.cell.labels[plot.x]) for group in mine]
+        errors = [group.spread(main) or 0.0 for group in mine]
+        colour = colours(0.9 * number / max(1, len(lines) - 1))
+        name = f"{plot.lines} {line}" if plot.lines else "this model"
+        axes.errorbar(at, [group.mean(main) for group in mine], errors, marker="o", capsize=3, label=name, color=colour)
+    for label, value, dashes in yardsticks(groups, main):
+        axes.axhline(value, color="0.4", linestyle=dashes, linewidth=1, label=label)
+    if "x" in plot.log and min(places) > 0:
+        axes.set_xscale("log")
+    elif "x" in plot.log:  # a logarithm has no 0, which a BNR may be
+        axes.set_xscale("symlog", linthresh=min((place for place in places if place > 0), default=1))
+    axes.set_xticks(places, labels)
+    axes.minorticks_off()
+    if "y" in plot.log:
+        axes.set_yscale("log")
+    axes.set(xlabel=plot.labels.get(plot.x, plot.x), ylabel=ordinate(groups, main))
+    axes.tick_params(axis="x", rotation=45 if len(labels) > 6 else 0)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=9)
+    return figure
+
+
+def yardsticks(groups: Sequence[Group], name: str) -> Iterator[tuple[str, float, str]]:
+    """What the data and other things get, with how to draw their lines."""
+    base = name.removesuffix("_min")
+    for (label, values), dashes in zip(groups[0].results[0].reading.yardsticks.items(), DASHES, strict=False):
+        if base in values:
+            yield label, values[base], dashes
+
+
+def bars(groups: Sequence[Group], plot: Plot, main: str) -> Figure:
+    """A score of each group beside its name."""
+    figure = Figure(figsize=(8, 1.2 + 0.32 * len(groups)), layout="constrained")
+    axes = figure.subplots()
+    names = [", ".join(group.cell.labels.values()) for group in groups]
+    errors = [group.spread(main) or 0.0 for group in groups]
+    axes.barh(names, [group.mean(main) for group in groups], xerr=errors, color="tab:blue", capsize=3)
+    for label, value, dashes in yardsticks(groups, main):
+        axes.axvline(value, color="0.3", linestyle=dashes, linewidth=1, label=label)
+    axes.invert_yaxis()
+    if "y" in plot.log:
+        axes.set_xscale("log")
+    axes.set(xlabel=ordinate(groups, main))
+    axes.grid(alpha=0.3, axis="x")
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=9)
+    return figure
+
+
+def sample_rows(cells: "Sequence[tuple[Cell, Path]]") -> Figure:
+    """Images of the same seeds, a row a cell."""
+    paths = [sorted((folder / "images").glob("*.png"))[:SHOWN] for _, folder in cells]
+    columns = max(map(len, paths))
+    figure = Figure(figsize=(columns * 0.6 + 3, len(cells) * 0.62), layout="constrained")
+    grid = figure.subplots(len(cells), columns, squeeze=False)
+    for line, (cell, _), row in zip(grid, cells, paths, strict=True):
+        for axes in line:
+            axes.set_axis_off()
+        for axes, path in zip(line, row, strict=False):
+            image = read_png(path)
+            axes.imshow(image.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=255)
+        line[0].text(-0.15, 0.5, cell.title, transform=line[0].transAxes, ha="right", va="center", fontsize=9)
+    return figure

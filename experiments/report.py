@@ -1,0 +1,165 @@
+"""A report of an experiment: Markdown with pictures beside it, and one HTML page that needs nothing else."""
+
+import base64
+import re
+from collections.abc import Mapping, Sequence
+from math import isnan
+from pathlib import Path
+from typing import Any
+
+import markdown
+
+from experiments.cells import Cell, slug
+from experiments.circumstances import differences, made
+from experiments.measures import Measure
+from experiments.plots import png, scores, yardsticks
+from experiments.results import Group, Result, groups
+from experiments.schema import Experiment, Plot
+from warm_lightning.pictures import write_file
+
+STYLE = (Path(__file__).parent / "report.css").read_text()
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title><style>{style}</style></head><body><main>
+{body}
+</main></body></html>
+"""
+Table = tuple[list[str], list[list[str]]]
+
+
+def number(value: float) -> str:
+    """Four digits are more than any score here is good for."""
+    return "–" if isnan(value) else f"{value:.4g}"
+
+
+def render(table: Table, left: int = 1) -> str:
+    """A Markdown table whose first columns are words and the others numbers."""
+    header, rows = table
+    marks = ["---"] * left + ["---:"] * (len(header) - left)
+    return "\n".join(f"| {' | '.join(row)} |" for row in [header, marks, *rows])
+
+
+def published(experiment: Experiment, cell: Cell) -> dict[str, str]:
+    """The paper's numbers for a cell, by a name that says whose they are."""
+    found = {}
+    for entry in experiment.paper:
+        names = {axis: str(label) for axis, label in entry.items() if axis in experiment.axes}
+        if entry["data"] in cell.papers and all(cell.labels[axis] == label for axis, label in names.items()):
+            for name, value in entry.items():
+                if name != "data" and name not in experiment.axes:
+                    found[f"paper: {name}, {entry['data']}"] = str(value)
+    return found
+
+
+def long_table(experiment: Experiment, found: Sequence[Group]) -> Table:
+    """A line for each combination of values."""
+    beside = [published(experiment, group.cell) for group in found]
+    theirs = list(dict.fromkeys(name for entry in beside for name in entry))
+    shown = list(dict.fromkeys(name for group in found for name in group.shown))
+    several = any(group.spread(shown[0]) is not None for group in found)
+    counted = any("num_images" in group.about for group in found)
+    header = [*experiment.axes, *(f"measured: {name}" + (" ± over seeds" if several else "") for name in shown), "NFE"]
+    rows = []
+    for group, entry in zip(found, beside, strict=True):
+        own = [cell_text(group, name) for name in shown]
+        own += [str(group.about.get("nfe", "–"))]
+        own += [f"{group.about['num_images']:,}"] if counted else []
+        rows.append([*group.cell.labels.values(), *own, *(entry.get(name, "–") for name in theirs)])
+    return [*header, *(["images"] if counted else []), *theirs], rows
+
+
+def pivot(plot: Plot, found: Sequence[Group], name: str) -> Table:
+    """One value with a line for each value of one axis and a column for each of another."""
+    down = str(plot.lines)
+    columns = list(dict.fromkeys(group.cell.labels[plot.x] for group in found))
+    values = {(g.cell.labels[down], g.cell.labels[plot.x]): g for g in found}
+    rows = []
+    for line in dict.fromkeys(group.cell.labels[down] for group in found):
+        here = [values.get((line, column)) for column in columns]
+        rows.append([line, *(cell_text(group, name) if group else "–" for group in here)])
+    return [f"measured: {name}, {down} \\ {plot.x}", *columns], rows
+
+
+def cell_text(group: Group, name: str) -> str:
+    """A mean, with its spread where there is one."""
+    spread = group.spread(name)
+    return number(group.mean(name)) + (f" ± {number(spread)}" if spread is not None else "")
+
+
+def compared(found: Sequence[Group], name: str) -> list[str]:
+    """What else gets which score, to read the others by."""
+    known = [f"{label} {number(value)}" for label, value, _ in yardsticks(found, name)]
+    return [f"For comparison: {'; '.join(known)}."] if known else []
+
+
+def published_table(experiment: Experiment) -> Table:
+    """All of the paper's numbers."""
+    header = list(dict.fromkeys(name for entry in experiment.paper for name in entry))
+    return [f"paper: {name}" for name in header], [[str(e.get(name, "–")) for name in header] for e in experiment.paper]
+
+
+def compose(
+    experiment: Experiment, results: Sequence[Result], failed: Sequence[str], protocol: Mapping[str, Any]
+) -> tuple[str, dict[str, bytes]]:
+    """The report in Markdown, and its pictures by the names of their files."""
+    pictures: dict[str, bytes] = {}
+    parts = [f"# {experiment.title}", f"*{experiment.source}.* {experiment.about}".strip()]
+    if failed:
+        parts += ["**Not complete:**", "\n".join(f"* {reason}" for reason in failed)]
+    for measure in experiment.measures:
+        mine = [result for result in results if result.measure.name == measure.name]
+        for data in dict.fromkeys(result.cell.data for result in mine):
+            found = groups([result for result in mine if result.cell.data == data])
+            text, shown = section(experiment, measure, found)
+            parts += text
+            pictures |= shown
+    if experiment.paper and experiment.plot and experiment.plot.lines:
+        parts += ["## Published numbers", render(published_table(experiment))]
+    parts += ["## What differs from the paper's setting", "\n".join(f"* {d}" for d in differences(results))]
+    parts += ["## How it was made", "\n".join(f"* {line}" for line in made(results, protocol))]
+    return "\n\n".join(parts) + "\n", pictures
+
+
+def section(experiment: Experiment, measure: Measure, found: Sequence[Group]) -> tuple[list[str], dict[str, bytes]]:
+    """What one measure found on one data set, and its pictures."""
+    cell = found[0].cell
+    title = f"{type(measure).__name__} on {cell.data_set.title}"
+    parts, pictures = [f"## {title}"], {}
+    plot = experiment.plot if measure.name == experiment.measures[0].name else None
+    shown = list(dict.fromkeys(name for group in found for name in group.shown))
+    if shown and not (plot and plot.lines):
+        parts.append(render(long_table(experiment, found), len(experiment.axes)))
+        parts += compared(found, shown[0])
+    for name in shown if plot and plot.lines else shown[:1] if plot else ():
+        assert plot
+        if plot.lines:
+            parts += [render(pivot(plot, found, name)), *compared(found, name)]
+        pictures[f"{name} on {cell.data}"] = png(scores(found, plot, name))
+    several = measure.pictures([(group.cell, group.results[0].folder) for group in found])
+    pictures |= {f"{name} ({cell.data})": content for name, content in several.items()}
+    files = {f"{slug(name).lower()}.png": content for name, content in pictures.items()}
+    return [*parts, *(f"![{name}]({file})" for name, file in zip(pictures, files, strict=True))], files
+
+
+def page(text: str, pictures: Mapping[str, bytes]) -> str:
+    """Markdown as one HTML page with its pictures in it."""
+    body = markdown.markdown(text, extensions=["tables", "sane_lists"])
+    for name, content in pictures.items():
+        source = f"data:image/png;base64,{base64.b64encode(content).decode()}"
+        body = body.replace(f'src="{name}"', f'src="{source}"')
+    body = body.replace("<p><img", '<p class="wide"><img')
+    body = body.replace("<table>", '<div class="wide"><table>').replace("</table>", "</table></div>")
+    title = re.sub(r"<[^>]*>", "", body.partition("</h1>")[0])
+    return PAGE.format(title=title, style=STYLE, body=body)
+
+
+def write(
+    experiment: Experiment, results: Sequence[Result], failed: Sequence[str], protocol: Mapping[str, Any], out: Path
+) -> str:
+    """Write report.md, its pictures and report.html into a folder; gives the Markdown."""
+    text, pictures = compose(experiment, results, failed, protocol)
+    for name, content in pictures.items():
+        write_file(out / name, content)
+    write_file(out / "report.md", text.encode())
+    write_file(out / "report.html", page(text, pictures).encode())
+    return text

@@ -1,0 +1,92 @@
+"""`python -m experiments reproduction`: every number of the papers' tables, with its command and what it would cost."""
+
+import json
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+from experiments.cells import Cell, expand
+from experiments.costs import GPU, estimate
+from experiments.report import number, published, render
+from experiments.schema import FOLDER, REPOSITORY, Experiment, read
+
+OUT = REPOSITORY / "docs" / "reproduction.md"
+MEASURED = REPOSITORY / "docs" / "measurements"
+TABLES = (
+    "table1_systems",
+    "table2_lsun",
+    "table3_bnr",
+    "table4_blurring_schedule",
+    "table5_parameterizations",
+    "table6_counts",
+    "table7_ddpm_network",
+    "blurring_table3_sigma",
+    "blurring_table4_schedule",
+    "lee_table1_rate",
+)
+SAME = {"table3_bnr": "ablation_bnr"}
+"""Experiments that measure the same more thoroughly."""
+HEAD = f"""# Reproduction
+
+Every number of Tables 1 to 7 of *Warm Diffusion*, and of the tables of *Blurring Diffusion* and of Lee et al. that this
+suite runs, with the command that measures it. Written by `python -m experiments reproduction` from the files in
+`experiments/`.
+
+* **published** are the papers' own numbers. Those for other systems than Warm Diffusion are their authors', with their
+  networks.
+* **GPU-hours** are those of one GPU for the training and all samples of the row, from counted FLOPs and {GPU:g} TFLOP/s
+  sustained. That speed is an assumption: nothing has run on a GPU yet. `make gpu-check` measures images/s on yours;
+  give `--tflops`. Rows of one table that differ in sampling only share one training, which is counted in each.
+* **measured here** is what this repository's authors measured, at the scale that the column says; *not run* otherwise.
+  Numbers on digits are no reproduction of numbers on CIFAR-10: they say whether the order of the rows is the same.
+
+At the paper's budget data are looked for where `configs/` says; add `-- --data.path=…` for another place, `--jobs 8` on
+a machine with eight GPUs for a training on each, or `--slurm '{{"gpus_per_node": 8}}'`.
+"""
+
+
+def command(path: Path, cell: Cell) -> str:
+    """What measures one cell."""
+    chosen = [f"--only {shlex.quote(f'{axis}={label}')}" for axis, label in cell.labels.items()]
+    return " ".join(["python -m experiments run", path.stem, "--budget paper", *chosen])
+
+
+def measured(name: str, cell: Cell) -> str:
+    """What stands in docs/measurements for a cell's labels, over training seeds."""
+    found: dict[str, list[float]] = {}
+    for path in sorted(MEASURED.glob(f"{SAME.get(name, name)}-*/results.json")):
+        for row in json.loads(path.read_text()):
+            same = all(str(row.get(axis)) == label for axis, label in cell.labels.items())
+            if same and set(cell.papers) & set(row["paper_data"].split("+")) and row["shown"]:
+                text = f"{row['score']} on {row['data']} (budget {row['budget']})"
+                found.setdefault(text, []).append(row["value"])
+    parts = []
+    for text, values in found.items():
+        trainings = f", mean of {len(values)} trainings" if len(values) > 1 else ""
+        parts.append(f"{number(sum(values) / len(values))} {text}{trainings}")
+    return "; ".join(parts) or "not run"
+
+
+def table(path: Path) -> Iterator[str]:
+    """A paper's table in Markdown."""
+    experiment = read(path, Experiment)
+    file = f"[`experiments/{path.name}`](../experiments/{path.name})"
+    yield f"## {experiment.source}\n\n{experiment.title}: {file}. {experiment.about}"
+    rows = []
+    for cell in expand(experiment, None, "paper", seeds=1):
+        theirs = published(experiment, cell)
+        trains = any(measure.trains for measure in experiment.measures)
+        hours = f"{24 * estimate([cell], GPU).days:,.0f}" if trains else "0"
+        said = "; ".join(f"{name.removeprefix('paper: ').partition(',')[0]} {v}" for name, v in theirs.items())
+        labels = ", ".join(cell.labels.values())
+        rows.append([cell.data, labels, said or "–", hours, measured(path.stem, cell), f"`{command(path, cell)}`"])
+    yield render((["data", ", ".join(experiment.axes), "published", "GPU-hours", "measured here", "command"], rows), 3)
+
+
+def write() -> Path:
+    """Write docs/reproduction.md; gives its path."""
+    parts = [HEAD]
+    for name in TABLES:
+        parts += table(FOLDER / f"{name}.yaml")
+    OUT.write_text("\n\n".join(parts) + "\n")
+    return OUT

@@ -1,0 +1,129 @@
+"""What was found, a line for every value of every cell."""
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import nan
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from experiments.cells import Cell
+from experiments.jobs import Job
+from experiments.measures import Measure, Reading
+from warm_lightning.pictures import write_file
+
+ABOUT = ("nfe", "num_images", "sample_seeds", "weights", "images_seen", "precision")
+NOTED = ("device", "package_version", "torch_version", "git_commit")
+
+
+@dataclass(frozen=True)
+class Result:
+    """A cell that was measured.
+
+    Attributes:
+        cell: which.
+        measure: what was done.
+        folder: with all that the measure wrote.
+        reading: what was found.
+        seconds: that the training and the measure took.
+        noted: what the job's note says of the machine and the code.
+    """
+
+    cell: Cell
+    measure: Measure
+    folder: Path
+    reading: Reading
+    seconds: tuple[float, float]
+    noted: dict[str, Any]
+
+
+def collect(cell: Cell, measure: Measure, job: Job, training: Job | None) -> Result:
+    """Read what a finished job has written."""
+    note = job.note()
+    spent = training.note()["seconds"] if training else 0.0
+    return Result(cell, measure, job.folder, measure.read(cell, job.folder), (spent, note["seconds"]), note)
+
+
+def lines(experiment: str, results: Sequence[Result]) -> list[dict[str, Any]]:
+    """Tidy rows: one a value."""
+    rows = []
+    for result in results:
+        cell, about = result.cell, result.reading.about
+        known = {
+            "experiment": experiment,
+            "cell": cell.name,
+            **cell.labels,
+            "data": cell.data,
+            "paper_data": "+".join(cell.papers),
+            "budget": cell.budget,
+            "train_seed": cell.seed,
+            "measure": result.measure.name,
+        }
+        after = {name: about.get(name) for name in ABOUT}
+        after |= {"seconds_training": result.seconds[0], "seconds_measuring": result.seconds[1]}
+        after |= {name: result.noted.get(name) for name in NOTED}
+        for name, value in result.reading.values.items():
+            rows.append({**known, "score": name, "value": value, "shown": name in result.reading.shown, **after})
+    return rows
+
+
+def save(rows: Sequence[dict[str, Any]], out: Path) -> None:
+    """Write results.csv and results.json into a folder."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_file(out / "results.csv", text.getvalue().encode())
+    write_file(out / "results.json", json.dumps(rows, indent=1).encode())
+
+
+@dataclass(frozen=True)
+class Group:
+    """Cells that differ in their training seed only.
+
+    Attributes:
+        results: theirs, of one measure.
+    """
+
+    results: tuple[Result, ...]
+
+    @property
+    def cell(self) -> Cell:
+        """The first of them."""
+        return self.results[0].cell
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What the values of the first are of."""
+        return self.results[0].reading.about
+
+    @property
+    def shown(self) -> list[str]:
+        """Names of the values that tables show."""
+        return self.results[0].reading.shown
+
+    def values(self, name: str) -> list[float]:
+        """Of all seeds."""
+        return [result.reading.values[name] for result in self.results if name in result.reading.values]
+
+    def mean(self, name: str) -> float:
+        """Over training seeds; NaN where there is no such value."""
+        values = self.values(name)
+        return mean(values) if values else nan
+
+    def spread(self, name: str) -> float | None:
+        """Standard deviation over training seeds, where there are several."""
+        values = self.values(name)
+        return stdev(values) if len(values) > 1 else None
+
+
+def groups(results: Sequence[Result]) -> list[Group]:
+    """Results of one measure, those of one setting together."""
+    found: dict[tuple[Any, ...], list[Result]] = {}
+    for result in results:
+        found.setdefault((result.cell.data, *result.cell.labels.items()), []).append(result)
+    return [Group(tuple(same)) for same in found.values()]

@@ -1,0 +1,51 @@
+"""A runner of experiments without anything run: what its tests share."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from experiments.jobs import Executor
+
+GRID = {
+    "title": "A grid",
+    "source": "Some Paper, Table 9",
+    "measures": ["Scores"],
+    "axes": {
+        "BNR": {"setting": "model.process.path.bnr", "values": [0, 0.5]},
+        "NFE": {"setting": "model.sampler.grid.steps", "sampling": True, "values": {3: 2, 5: 3}},
+    },
+    "seeds": {"smoke": 2},
+    "plot": {"x": "NFE", "lines": "BNR", "log": "xy"},
+    "paper": [{"data": "cifar10", "BNR": 0.5, "NFE": 3, "FID": 1234.5}],
+}
+
+
+@dataclass(frozen=True)
+class Pretend(Executor):
+    """Writes what `warm` would, at once. `wrong` names a part of the folder of calls that fail."""
+
+    calls: list[str] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+
+    def call(self, arguments: list[str], folder: Path) -> int:
+        self.calls.append(folder.parent.name if arguments[0] != "fit" else folder.name)
+        (folder / "log.txt").write_text("warm: something is wrong\n")
+        if any(part in str(folder) for part in self.wrong):
+            return 2
+        if arguments[0] == "fit":
+            (folder / "checkpoints").mkdir(exist_ok=True)
+            (folder / "checkpoints" / "last.ckpt").write_text(" ".join(arguments))
+            return 0
+        # A score that tells the cells and seeds apart.
+        options = dict(option.removeprefix("--").split("=", 1) for option in arguments[1:])
+        bnr, steps, seed = (float(options[f"model.{n}"]) for n in ("process.path.bnr", "sampler.grid.steps", "seed"))
+        protocol = {"nfe": 2 * int(steps) - 1, "weights": "ema", "images_seen": 128, "num_images": 16}
+        protocol |= {"device": "cpu", "precision": "32-true", "seeds": "0-15"}
+        protocol |= {"extractors": [{"halves_images": [898, 899], "gaussian_images": 16}]}
+        scores = {
+            "fd16_digits": 10 * bnr + steps + 0.1 * seed**2,
+            "fd16_digits_halves": 1.5,
+            "fd16_digits_gaussian": 25.0,
+        }
+        (folder / "scores.json").write_text(json.dumps({**scores, "protocol": protocol}))
+        return 0

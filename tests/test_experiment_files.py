@@ -1,0 +1,81 @@
+"""Every file of experiments/: its names and settings are real, and its first cell runs."""
+
+from pathlib import Path
+
+import pytest
+from small import REPOSITORY
+
+from experiments.__main__ import main
+from experiments.cells import Cell, expand
+from experiments.schema import Experiment, data_set, read
+from warm_lightning import load_config
+
+FILES = sorted((REPOSITORY / "experiments").glob("*.yaml"))
+DATA_SETS = sorted((REPOSITORY / "experiments" / "data").glob("*.yaml"))
+# The networks' sizes are no matter here, and take seconds to make.
+SMALL = {"model.network.model_channels": 8, "model.network.num_blocks": 1, "model.network.attn_resolutions": []}
+WANTED = {
+    *(f"Table {n}" for n in (1, 2, 3, 4, 5, 7)),
+    *(f"Fig. {n}" for n in (5, 8, 9, 10, 11)),
+}
+
+
+def settings(cell: Cell) -> tuple[list[str], dict[str, str]]:
+    """Files, and options as names and values; later ones win, as on the command line."""
+    files = [option.removeprefix("--config=") for option in cell.sampling if option.startswith("--config=")]
+    others = [o.removeprefix("--").partition("=") for o in cell.sampling if not o.startswith("--config=")]
+    return files, {name: value for name, _, value in others}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("data", [None, "digits"])
+def test_every_cell_is_a_configuration(path: Path, data: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A misspelt setting, an overlay that is not there, or a value that a class refuses."""
+    monkeypatch.chdir(REPOSITORY)
+    seen = set()
+    for cell in expand(read(path, Experiment), data, "paper", seeds=1):
+        files, named = settings(cell)
+        if (*files, *named) not in seen:  # what differs in a number only is no other configuration
+            seen.add((*files, *named))
+            module, _ = load_config(files, named | SMALL)
+            assert module.seed == 0
+            assert module.sampler.nfe > 0
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_published_numbers_belong_to_cells(path: Path) -> None:
+    """A label that is misspelt would leave a paper's number out of the report."""
+    experiment = read(path, Experiment)
+    cells = expand(experiment, None, "paper", seeds=1)
+    for entry in experiment.paper:
+        labels = {axis: str(label) for axis, label in entry.items() if axis in experiment.axes}
+        assert labels
+        assert entry["data"] in experiment.data
+        assert any(entry["data"] in cell.papers and labels.items() <= cell.labels.items() for cell in cells), entry
+
+
+def test_every_table_and_figure_has_a_file() -> None:
+    sources = [read(path, Experiment).source for path in FILES]
+    for wanted in WANTED:
+        assert any(source.startswith(f"Warm Diffusion, {wanted}") for source in sources), wanted
+    for other in ("Blurring Diffusion (Hoogeboom and Salimans), Table 3", "Table 4", "(Lee et al.), Table 1"):
+        assert any(other in source for source in sources), other
+
+
+@pytest.mark.parametrize("path", DATA_SETS, ids=lambda path: path.stem)
+def test_every_data_set_has_the_papers_budget(path: Path) -> None:
+    found = data_set(path.stem)
+    assert found.title
+    assert all((REPOSITORY / scale.config).is_file() for scale in found.budgets.values())
+    assert "paper" in found.budgets
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_first_cell_runs(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["run", str(path), "--data=digits", "--budget=smoke", "--cells=1", "--in_process", f"--out={tmp_path}"]
+    assert main(arguments) == 0, capsys.readouterr().err
+    folder = tmp_path / f"{path.stem}-digits-smoke"
+    report = (folder / "report.md").read_text()
+    assert read(path, Experiment).title in report
+    assert (folder / "report.html").stat().st_size > 5_000
+    assert (folder / "results.csv").is_file()

@@ -1,0 +1,155 @@
+"""The runner of experiments: what runs how often, what is read of it, and what the reports say."""
+
+import csv
+import statistics
+from pathlib import Path
+
+import pytest
+import yaml
+from pretend import GRID, Pretend
+
+from experiments import run as runner
+from experiments.__main__ import main
+from experiments.cells import expand
+from experiments.schema import Experiment, parse
+
+
+@pytest.fixture
+def pretend(monkeypatch: pytest.MonkeyPatch) -> Pretend:
+    executor = Pretend()
+    monkeypatch.setattr(runner, "choose_executor", lambda options: executor)
+    return executor
+
+
+def start(folder: Path, content: dict, *options: str) -> int:
+    (folder / "grid.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    return main(
+        ["run", str(folder / "grid.yaml"), "--data=digits", "--budget=smoke", f"--out={folder / 'out'}", *options]
+    )
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "out" / "grid-digits-smoke" / "results.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_trainings_are_shared_and_done_work_is_kept(tmp_path: Path, pretend: Pretend) -> None:
+    assert start(tmp_path, GRID) == 0
+    trainings = [call for call in pretend.calls if "NFE" not in call]
+    assert len(trainings) == len(set(trainings)) == 4  # two BNRs, two seeds: the number of steps trains nothing
+    assert len(pretend.calls) == 4 + 8
+    pretend.calls.clear()
+    assert start(tmp_path, GRID) == 0
+    assert pretend.calls == []
+    # One more value: only its own cells run.
+    more = {**GRID["axes"], "NFE": {**GRID["axes"]["NFE"], "values": {3: 2, 5: 3, 7: 4}}}
+    assert start(tmp_path, {**GRID, "axes": more}) == 0
+    assert sorted(pretend.calls) == [f"digits-BNR-{b}-NFE-7-seed{s}" for b in (0, 0.5) for s in (0, 1)]
+
+
+def test_a_changed_training_is_measured_again(tmp_path: Path, pretend: Pretend) -> None:
+    assert start(tmp_path, GRID) == 0
+    pretend.calls.clear()
+    folder = next((tmp_path / "out" / "trainings").iterdir())
+    (folder / "checkpoints" / "last.ckpt").write_text("trained further elsewhere")
+    assert start(tmp_path, GRID) == 0
+    assert len(pretend.calls) == 2  # its two numbers of steps
+
+
+def test_a_failure_is_reported_and_tried_again(
+    tmp_path: Path, pretend: Pretend, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pretend.wrong.append("BNR-0.5-NFE-5-seed1")
+    assert start(tmp_path, GRID) == 1
+    report = (tmp_path / "out" / "grid-digits-smoke" / "report.md").read_text()
+    assert "Not complete" in report
+    assert "something is wrong" in report
+    assert len({row["cell"] for row in rows(tmp_path)}) == 7
+    pretend.wrong.clear()
+    pretend.calls.clear()
+    assert start(tmp_path, GRID) == 0
+    assert pretend.calls == ["digits-BNR-0.5-NFE-5-seed1"]
+    assert len({row["cell"] for row in rows(tmp_path)}) == 8
+    assert "Not complete" not in (tmp_path / "out" / "grid-digits-smoke" / "report.md").read_text()
+
+
+def test_a_failed_training_stops_what_needs_it_only(tmp_path: Path, pretend: Pretend) -> None:
+    pretend.wrong.append("trainings/digits-seed1")
+    assert start(tmp_path, GRID) == 1
+    assert {row["train_seed"] for row in rows(tmp_path)} == {"0"}
+    assert not any("NFE" in call and call.endswith("seed1") for call in pretend.calls)
+
+
+def test_results_are_tidy_and_reports_agree(tmp_path: Path, pretend: Pretend) -> None:
+    assert start(tmp_path, GRID) == 0
+    found = [row for row in rows(tmp_path) if row["score"] == "fd16_digits"]
+    assert len(found) == 8
+    assert {"nfe", "num_images", "sample_seeds", "weights", "device", "git_commit", "package_version"} <= set(found[0])
+    here = [float(row["value"]) for row in found if (row["BNR"], row["NFE"]) == ("0.5", "5")]
+    # By the formula of the pretended score: 10·0.5 + 3 + 0.1·seed².
+    assert here == [8.0, 8.1]
+    text = f"{statistics.mean(here):.4g} ± {statistics.stdev(here):.4g}"
+    folder = tmp_path / "out" / "grid-digits-smoke"
+    report = (folder / "report.md").read_text()
+    assert text in report
+    assert "898 against 899 images" in report
+    assert "Gaussian with the data's moments (16 images) 25" in report
+    assert "scikit-learn's digits" in report.partition("What differs")[2]
+    page = (folder / "report.html").read_text()
+    assert text in page
+    assert 'src="data:image/png;base64,' in page
+    assert "http" not in page.replace("http-equiv", "")  # nothing is fetched
+    assert 'name="viewport"' in page
+
+
+def test_published_numbers_stay_apart(tmp_path: Path, pretend: Pretend) -> None:
+    """In columns or tables whose heads say so, and in no file of results."""
+    assert start(tmp_path, GRID) == 0
+    folder = tmp_path / "out" / "grid-digits-smoke"
+    for name in ("results.csv", "results.json"):
+        assert "1234.5" not in (folder / name).read_text()
+    lines = (folder / "report.md").read_text().splitlines()
+    at = next(i for i, line in enumerate(lines) if "1234.5" in line)
+    assert lines[at - 2] == "| paper: data | paper: BNR | paper: NFE | paper: FID |"
+    axes = {"BNR": GRID["axes"]["BNR"]}
+    flat = {**GRID, "axes": axes, "sample": {"model.sampler.grid.steps": 2}, "plot": {"x": "BNR"}}
+    flat["paper"] = [{"data": "cifar10", "BNR": 0.5, "FID": 1234.5}]
+    assert start(tmp_path, flat) == 0
+    lines = (folder / "report.md").read_text().splitlines()
+    at = next(i for i, line in enumerate(lines) if "1234.5" in line)
+    head = next(line for line in lines if line.startswith("| BNR"))
+    assert head.split("|")[lines[at].split("|").index(" 1234.5 ")] == " paper: FID, cifar10 "
+
+
+def test_what_differs_for_sampling_only() -> None:
+    content = {
+        **GRID,
+        "axes": {
+            "training": {
+                "points": {
+                    "one": {"overlays": ["method/plane"], "sampled": ["BNR"]},
+                    "each": {"overlays": ["method/warm"]},
+                }
+            },
+            "BNR": GRID["axes"]["BNR"],
+        },
+        "plot": None,
+        "paper": [],
+    }
+    cells = expand(parse(content, Experiment, Path("x")), "digits", "small")
+    names = {(cell.labels["training"], cell.labels["BNR"]): cell.training_name for cell in cells}
+    assert names["one", "0"] == names["one", "0.5"]
+    assert names["each", "0"] != names["each", "0.5"]
+    one = next(cell for cell in cells if cell.labels == {"training": "one", "BNR": "0.5"})
+    assert "--model.process.path.bnr=0.5" in one.sampling
+    assert "--model.process.path.bnr=0.5" not in one.training
+    assert one.overrides == ["--override+=process.path.bnr=0.5"]
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path: Path, pretend: Pretend, capsys: pytest.CaptureFixture[str]) -> None:
+    from filelock import FileLock
+
+    (tmp_path / "out").mkdir()
+    with FileLock(tmp_path / "out" / ".lock"):
+        assert start(tmp_path, GRID) == 2
+    assert "another run" in capsys.readouterr().err

@@ -1,0 +1,154 @@
+"""Jobs of experiments: killed, waiting, beside each other, on SLURM; plans, and wrong files and options."""
+
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import yaml
+from pretend import GRID, Pretend
+
+from experiments.__main__ import main
+from experiments.jobs import Job, Processes, Slurm, taken
+from experiments.schedule import run_all
+from warm_lightning.errors import UserError
+
+
+def test_killed_runs_are_not_taken_for_done(tmp_path: Path) -> None:
+    class Killed(Pretend):
+        def call(self, arguments: list[str], folder: Path) -> int:
+            super().call(arguments, folder)
+            raise KeyboardInterrupt
+
+    job = Job("fit x", ("fit", "--a=1"), tmp_path / "x")
+    with pytest.raises(KeyboardInterrupt):
+        job.run(Killed(), {})
+    assert not job.done()
+    kept = tmp_path / "x" / "checkpoints" / "last.ckpt"
+    before = kept.stat().st_mtime_ns
+    executor = Pretend()
+    job.run(executor, {"git_commit": "abc"})
+    assert job.done()
+    assert kept.stat().st_mtime_ns > before
+    assert (kept.parent.parent / "job.json").exists()  # the folder was gone on with, not begun anew
+    assert job.note()["git_commit"] == "abc"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"titel": "x"}, "titel"),
+        ({"measures": ["Scoers"]}, "Scoers"),
+        ({"axes": {"BNR": {"setings": "x"}}}, "setings"),
+        ({"budget": "small"}, "budget"),
+        ({"plot": {"x": "BNR", "colour": "red"}}, "colour"),
+        ({"data": ["cifar11"]}, "cifar11.yaml"),
+    ],
+)
+def test_wrong_files_are_errors_of_one_line(
+    change: dict, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump(GRID | change))
+    assert main(["run", str(tmp_path / "grid.yaml"), "--budget=smoke", f"--out={tmp_path / 'out'}"]) == 2
+    error = capsys.readouterr().err.strip()
+    assert said in error
+    assert "\n" not in error
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["nowhere.yaml"], "nowhere.yaml"),
+        (["table3_bnr", "--data=digitz"], "digitz"),
+        (["table3_bnr", "--data=ffhq64", "--budget=small"], "--budget small"),
+        (["table3_bnr", "--jobs=0"], "--jobs 0"),
+        (["table3_bnr", "--seeds=0"], "--seeds 0"),
+        (["table3_bnr", "--data=digits", "--", "model.lr=1"], "model.lr=1"),
+        (["table3_bnr", "--data=digits", "--slurm=x"], "--slurm x"),
+        (["table3_bnr", "--cells=1", "--budget=paper"], "days without a GPU"),
+    ],
+)
+def test_wrong_options_are_errors_of_one_line(
+    options: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", *options[:1], f"--out={tmp_path / 'out'}", *options[1:]]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said in error
+    assert not list(tmp_path.glob("out/*"))
+
+
+def test_a_plan_says_what_it_would_cost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--budget=paper", "--cells=1", "--plan", "--tflops=50", f"--out={tmp_path}"]
+    assert main(["run", "ablation_bnr", *options]) == 0
+    out = capsys.readouterr().out
+    # 200 Mimg · 3 passes and 3 · 50,000 images · 35 calls, of 42.4 GFLOPs each, at 50 TFLOP/s: 5.94 days.
+    days = (200e6 * 3 + 150_000 * 35) * 42.4e9 / 50e12 / 86400
+    said = float(out.partition("expected: ")[2].split()[0])
+    assert said == pytest.approx(days, rel=0.02)
+    assert "1 trainings, 2 measurements" in out
+    assert not any(tmp_path.iterdir())
+
+
+def test_slurm_jobs_go_through_submitit(tmp_path: Path) -> None:
+    """With submitit's own processes in a cluster's place: exit codes and output come back."""
+    executor = Slurm({"timeout_min": 1}, cluster="local")
+    for arguments, code, said in ((["--version"], 0, "0."), (["nonsense"], 2, "no command")):
+        folder = tmp_path / arguments[0].strip("-")
+        folder.mkdir()
+        assert executor.call(arguments, folder) == code
+        assert said in (folder / "log.txt").read_text()
+
+
+def test_jobs_run_beside_each_other_and_after_what_they_need(tmp_path: Path) -> None:
+    class Slow(Pretend):
+        def call(self, arguments: list[str], folder: Path) -> int:
+            self.calls.append(f"begin {folder.name}")
+            time.sleep(0.2)
+            self.calls.append(f"end {folder.name}")
+            (folder / "log.txt").write_text("")
+            return 0
+
+    first, second = (Job(name, ("fit", name), tmp_path / name) for name in "ab")
+    third = Job("c", ("fit", "c"), tmp_path / "c")
+    executor = Slow()
+    assert run_all({first: None, third: first, second: None}, executor, 2, {}, "test") == {}
+    assert set(executor.calls[:2]) == {"begin a", "begin b"}
+    assert executor.calls.index("begin c") > executor.calls.index("end a")
+
+
+def test_a_process_that_outlived_its_runner_is_waited_for(tmp_path: Path) -> None:
+    """Two trainings in one folder would write over each other's checkpoints."""
+    with taken(tmp_path) as lock:
+        outlived = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], pass_fds=[lock])
+    # This runner is gone, its process is not.
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(Processes(1).call, ["--version"], tmp_path)
+        time.sleep(1)
+        waited = not call.done()
+        outlived.kill()
+        outlived.wait()
+        assert call.result() == 0
+    assert waited
+
+
+def test_gpus_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    for at_a_time, expected in (
+        (1, None),
+        (2, ["0,2", "1,3"]),
+        (4, ["0", "1", "2", "3"]),
+        (6, ["0", "1", "2", "3", "0", "1"]),
+    ):
+        shares = Processes.sharing(at_a_time).gpus
+        assert expected is None if shares is None else [shares.get() for _ in range(shares.qsize())] == expected
+
+
+def test_a_broken_note_names_its_folder(tmp_path: Path) -> None:
+    job = Job("fit x", ("fit",), tmp_path / "x")
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "job.json").write_text("{")
+    with pytest.raises(UserError, match="delete the folder"):
+        job.done()

@@ -1,0 +1,114 @@
+"""A configuration in numbers: its network (Table 6), and its process's path through the blur-noise plane (Fig. 6)."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+from torch.utils.flop_counter import FlopCounterMode
+
+from warm_lightning.analysis.figures import new_figure, save_figure
+from warm_lightning.losses import ClockLaw
+from warm_lightning.networks.base import Network
+from warm_lightning.processes import Process
+from warm_lightning.samplers import Grid
+from warm_lightning.types import Level
+
+QUANTILES = (0.001, 0.5, 0.999)
+"""Of the training levels: nearly the lowest, the median, nearly the highest."""
+FINE = 200  # clock readings of a path, in each of two spacings
+MUCH_BLUR = 1e9  # pixels; more than any model knows
+
+
+def parameter_count(network: Network) -> int:
+    """Trainable parameters."""
+    return sum(p.numel() for p in network.parameters() if p.requires_grad)
+
+
+def forward_flops(network: Network) -> int:
+    """FLOPs of convolutions and matrix products in a call for one image, a multiplication and an addition being two.
+
+    Nothing is computed: the tensors have shapes only.
+    """
+    size = network.resolution
+    x = torch.empty(1, network.image_channels, size, size, device="meta")
+    weights = {name: torch.empty_like(w, device="meta") for name, w in network.state_dict().items()}
+    signal = torch.empty(1, device="meta")
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
+        functional_call(network, weights, (x, signal, signal))
+    return counter.get_total_flops()
+
+
+def describe_levels(process: Process, level: Level) -> dict[str, list[float]]:
+    """Levels as lists of clock, alpha, beta, bnr = α/β (not finite where there is no noise) and scale."""
+    columns = {"clock": level.clock, "alpha": level.alpha, "beta": level.beta, "bnr": level.alpha / level.beta}
+    # Adding 0 makes 0 of the -0 that a logarithm of 1 leaves.
+    return {name: (values + 0.0).tolist() for name, values in {**columns, "scale": process.scale(level)}.items()}
+
+
+def describe_trained(process: Process, clocks: Tensor) -> dict[str, list[float]]:
+    """The same, with the least and the largest blur that a model of the process knows there: alpha_low, alpha_high."""
+    places = list(zip(clocks.split(1), process.level(clocks).beta.tolist(), strict=True))
+    low, high = (
+        torch.cat([process.through(alpha, beta).level(clock).alpha for clock, beta in places])
+        for alpha in (0.0, MUCH_BLUR)
+    )
+    here = describe_levels(process, process.level(clocks))
+    return {**here, "alpha_low": low.tolist(), "alpha_high": high.tolist()}
+
+
+def describe_path(process: Process, law: ClockLaw, grid: Grid) -> dict[str, dict[str, list[float]]]:
+    """A process's path: `sampling`, the levels of the grid; `trained`, the QUANTILES of the training law; and `path`,
+    many levels from the last up to the first of either, evenly spaced in the clock and in its logarithm.
+
+    Each has equally long lists; see `describe_trained`, and for `sampling` `describe_levels`.
+    """
+    stops = grid.clocks()
+    quantiles = law.quantile(torch.tensor(QUANTILES, dtype=torch.float64))
+    both = torch.cat([stops, quantiles])
+    low, high = both[both > 0].min().item(), both.max().item()
+    even = torch.linspace(0, high, FINE, dtype=torch.float64)
+    spread = torch.logspace(0, 1, FINE, base=high / low, dtype=torch.float64) * low
+    fine = torch.cat([even, spread.clamp(max=high)]).unique()
+    return {
+        "sampling": describe_levels(process, process.level(stops)),
+        "trained": {"quantile": list(QUANTILES), **describe_trained(process, quantiles)},
+        "path": describe_trained(process, fine),
+    }
+
+
+def plot(described: dict[str, Any], title: str, out: Path) -> None:
+    """The path in the blur-noise plane: a line, the sampling levels as dots, and what was trained on shaded."""
+    path, sampling, trained = (described[name] for name in ("path", "sampling", "trained"))
+    figure = new_figure(6.5, 5)
+    axes = figure.subplots()
+    first, last = min(trained["clock"]), max(trained["clock"])
+    inside = [k for k, clock in enumerate(path["clock"]) if first <= clock <= last]
+    names = ("beta", "alpha", "alpha_low", "alpha_high")
+    beta, alpha, low, high = ([path[name][k] for k in inside] for name in names)
+    shade = ("tab:orange", 0.25)
+    axes.fill_between(beta, low, high, lw=0, color=shade)
+    axes.plot(beta, alpha, lw=9, solid_capstyle="butt", label="trained on (99.8 % of the levels)", color=shade)
+    axes.plot(path["beta"], path["alpha"], color="black", lw=1, label="path")
+    axes.plot(sampling["beta"], sampling["alpha"], "o", color="tab:blue", ms=4, label="sampling levels")
+    _rescale(axes.set_xscale, axes.set_xlim, sampling["beta"], path["beta"])
+    _rescale(axes.set_yscale, axes.set_ylim, sampling["alpha"], path["alpha"])
+    axes.set(xlabel="noise level β (images in [-1, 1])", ylabel="blur level α (pixels)")
+    axes.set_title(title, fontsize=9, wrap=True)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=9)
+    save_figure(figure, out)
+
+
+def _rescale(
+    set_scale: Callable[..., Any], set_limits: Callable[..., Any], stops: list[float], all_: list[float]
+) -> None:
+    """A logarithmic axis; below the smallest positive level of the sampler, linear to 0 where a path goes there."""
+    smallest = min((value for value in stops if value > 0), default=1.0)
+    if min(all_) > 0:
+        set_scale("log")
+    else:
+        set_scale("symlog", linthresh=smallest, linscale=0.6)
+        set_limits(-smallest / 2, max(2 * max(all_), smallest))

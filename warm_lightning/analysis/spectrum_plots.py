@@ -1,0 +1,197 @@
+"""The pictures of `warm spectrum`."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from warm_lightning.analysis.figures import new_figure, save_figure
+from warm_lightning.analysis.power_law import LEVELS, attenuation_rows, chosen_row
+from warm_lightning.images import quantise
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Rows = Sequence[dict[str, Any]]
+POWER = "variance of DCT coefficients (images in [−1, 1])"
+BOX = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.5}
+TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
+RADIANS = "radial frequency √λ in radians/pixel"
+TITLES = ("observed", "denoising\ntarget", "deblurring\ntarget")
+
+
+def plot_spectrum(rows: Rows, fits: Rows, below: float, title: str, out: Path) -> None:
+    """S by radius, every channel and their mean, with the laws fitted in the range asked for."""
+    figure = new_figure(7, 5)
+    axes = figure.subplots()
+    rings = rows[1:]
+    x = [row["radians_per_pixel"] for row in rings]
+    channels = len(rings[0]["power_channels"])
+    for k, colour in zip(range(channels), ("tab:red", "tab:green", "tab:blue") if channels == 3 else (), strict=False):
+        y = [row["power_channels"][k] for row in rings]
+        axes.plot(x, y, color=colour, lw=0.8, alpha=0.7, label=f"channel {'RGB'[k]}")
+    mean, error = ([row[name] for row in rings] for name in ("power", "power_se"))
+    axes.errorbar(x, mean, yerr=error, fmt="o", color="black", ms=3, lw=1, label="S" + ", mean" * (channels > 1))
+    fit = chosen_row(list(fits), below)
+    for c, s, style in ((fit["c"], fit["s"], "--"), (fit["c_at_s1"], 1.0, ":")):
+        law = [c / radians ** (2 * s) for radians in x]
+        label = f"{c:.3g}/λ" + (f"^{s:.2f}" if s != 1 else "")
+        axes.plot(x, law, style, color="tab:orange", lw=2, label=f"{label}, fitted {_range(fit['below'])}")
+    if fit["below"] is not None:
+        axes.axvspan(x[0] * 0.9, math.sqrt(fit["below"]), color="tab:orange", alpha=0.08, lw=0)
+    axes.set(yscale="log", xlabel=RADIANS, ylabel=POWER, title=title)
+    _frequencies(axes, x)
+    top = axes.secondary_xaxis("top", functions=(_cycles, _radians))
+    top.set_xticks([tick for tick in TICKS if 0.9 * x[0] < _radians(tick) < 1.1 * x[-1]])
+    top.xaxis.set_major_formatter("{x:g}")
+    top.minorticks_off()
+    top.set_xlabel("cycles/pixel")
+    _finish(figure, axes, out)
+
+
+def plot_bnr(power: Tensor, c: float, suggestions: Rows, tolerance: float, out: Path) -> None:
+    """Attenuation where SNR = 1 against BNR, by the formula and as measured, with tolerances and what they suggest.
+
+    Args:
+        power: S, [H, W].
+        c: of the law fitted with s = 1.
+        suggestions: of `suggestion_rows`, those of that fit.
+        tolerance: that was asked for.
+        out: PNG file.
+    """
+    figure = new_figure(7, 5)
+    axes = figure.subplots()
+    highest = 1.5 * max(row["bnr"] for row in suggestions)
+    bnrs = [highest * k / LEVELS for k in range(LEVELS + 1)]
+    rows = attenuation_rows(power, c, bnrs)
+    lost = {name: [100 * (1 - row[name]) for row in rows] for name in ("formula", "measured", "lowest", "highest")}
+    axes.fill_between(bnrs, lost["highest"], lost["lowest"], color="tab:blue", alpha=0.15, lw=0, label="range over β")
+    axes.plot(bnrs, lost["measured"], color="tab:blue", label="measured, mean over ln β")
+    axes.plot(bnrs, lost["formula"], "k--", label=f"1 − exp(−c·BNR²/2), c = {c:.3g}")
+    for row in suggestions:
+        asked = row["tolerance"] == tolerance
+        colour = "tab:red" if asked else "0.6"
+        level = 100 * row["tolerance"]
+        axes.plot([0, row["bnr"], row["bnr"]], [level, level, 0], color=colour, lw=1.5 if asked else 0.8)
+        text = f"{level:g} % → BNR {row['bnr']:.2f}"
+        axes.annotate(
+            text, (row["bnr"], level), (4, -3), textcoords="offset points", color=colour, fontsize=8, va="top"
+        )
+    top = 130 * max(row["tolerance"] for row in suggestions)
+    axes.set(xlabel="blur-to-noise ratio in pixels per unit of noise", xlim=(0, highest), ylim=(0, min(top, 100)))
+    axes.set(ylabel="attenuation 1 − M where signal = noise, in %", title="The tolerance is a choice; the BNR follows")
+    _finish(figure, axes, out)
+
+
+def plot_targets(rows: Rows, pictures: Tensor, noise: float, out: Path) -> None:
+    """Fig. 3: for each BNR what is seen and asked for, as images over spectra by radius.
+
+    Args:
+        rows: of `target_rows`.
+        pictures: of `target_pictures`, [BNRs, 3, N, C, H, W].
+        noise: β.
+        out: PNG file.
+    """
+    bnrs = list(dict.fromkeys(row["bnr"] for row in rows))
+    figure = new_figure(4.4 * len(bnrs), 7.5)
+    upper, lower = figure.subfigures(2, 1, squeeze=False, height_ratios=[1, 1.4])[:, 0]
+    spectra = lower.subplots(1, len(bnrs), sharey=True, squeeze=False)[0]
+    panels = upper.subfigures(1, len(bnrs), squeeze=False)[0]
+    floor = min(min(row["power"], row["noise"]) for row in rows) / 30
+    for i, bnr in enumerate(bnrs):
+        panels[i].suptitle(f"BNR {bnr:g}: noise β = {noise:g}, blur α = {bnr * noise:g} pixels")
+        cells = panels[i].subplots(pictures.shape[2], 3, squeeze=False)
+        for (row, column), axes in ((place, cells[place]) for place in _places(cells.shape)):
+            axes.imshow(_pixels(pictures[i, column, row]), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+            axes.set_axis_off()
+            if row == 0:
+                axes.set_title(TITLES[column], fontsize=9)
+        rings = [row for row in rows if row["bnr"] == bnr][1:]
+        _target_spectra(spectra[i], rings, floor)
+    spectra[0].set_ylabel(POWER)
+    spectra[0].legend(fontsize=8)
+    save_figure(figure, out)
+
+
+def _target_spectra(axes: "Axes", rings: Rows, floor: float) -> None:
+    lines = {
+        "power": ("image S", "0.6", ":", 1.5),
+        "observed": ("observed M²S + β²", "black", "-", 2.5),
+        "noise": ("noise β²", "0.6", "-", 1.2),
+        "denoising_target": ("signal and denoising target M²S", "tab:red", "-", 1.5),
+        "deblurring_target": ("deblurring target (1 − M)²S", "tab:blue", "-", 1.5),
+    }
+    x = [row["radians_per_pixel"] for row in rings]
+    for name, (label, colour, style, width) in lines.items():
+        axes.plot(x, [row[name] or math.nan for row in rings], style, color=colour, lw=width, label=label)
+    whole = [row["observed"] for row in rings]
+    axes.set(yscale="log", xlabel=RADIANS, ylim=(floor, 2 * max(whole)))
+    _frequencies(axes, x)
+    axes.grid(alpha=0.3)
+
+
+def plot_compared(rows: Rows, name: str, out: Path) -> None:
+    """The spectrum of other images over that of the data, with what halves of the data get."""
+    figure = new_figure(7, 4.5)
+    axes = figure.subplots()
+    rings = rows[1:]
+    x = [row["cycles_per_pixel"] for row in rings]
+    low, high = ([row[end] for row in rings] for end in ("halves_low", "halves_high"))
+    axes.fill_between(x, low, high, color="0.75", label="half of the data over the other, 95 % of splits")
+    axes.axhline(1, color="black", lw=0.8)
+    ratios, errors = ([row[value] for row in rings] for value in ("ratio", "ratio_se"))
+    axes.errorbar(x, ratios, yerr=errors, fmt="o-", color="tab:blue", ms=4, lw=1, label=f"{name}, ± standard error")
+    off = [row for row in rings if row["differs"]]
+    axes.plot(
+        [row["cycles_per_pixel"] for row in off],
+        [row["ratio"] for row in off],
+        "o",
+        color="tab:red",
+        ms=5,
+        zorder=3,
+        label="differs by more than 3 standard errors",
+    )
+    axes.set(yscale="log", xlabel="radial frequency in cycles/pixel", ylabel="power / power of the data")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:.2g}")
+    _frequencies(axes, x)
+    _finish(figure, axes, out)
+
+
+def _frequencies(axes: "Axes", x: Sequence[float]) -> None:
+    """A logarithmic axis whose numbers are plain."""
+    axes.set_xscale("log")
+    axes.set_xlim(0.9 * x[0], 1.1 * x[-1])
+    axes.set_xticks([tick for tick in TICKS if 0.9 * x[0] < tick < 1.1 * x[-1]])
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.minorticks_off()
+
+
+def _cycles(radians: Any) -> Any:
+    return radians / (2 * math.pi)
+
+
+def _radians(cycles: Any) -> Any:
+    return cycles * 2 * math.pi
+
+
+def _range(below: float | None) -> str:
+    return "to all" if below is None else f"below λ = {below:g}"
+
+
+def _places(shape: tuple[int, ...]) -> list[tuple[int, int]]:
+    return [(row, column) for row in range(shape[0]) for column in range(shape[1])]
+
+
+def _pixels(image: Tensor) -> Any:
+    """Float image [C, H, W] in [-1, 1] → what matplotlib shows; values beyond are clamped."""
+    return quantise(image).permute(1, 2, 0).squeeze(-1).numpy()
+
+
+def _finish(figure: "Figure", axes: "Axes", out: Path) -> None:
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    save_figure(figure, out)
