@@ -38,7 +38,9 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument(
         "--slurm", metavar="JSON", help='run on SLURM by submitit: its options, such as {"gpus_per_node": 8}'
     )
-    one.add_argument("--in_process", action="store_true", help=argparse.SUPPRESS)
+    one.add_argument(
+        "--in_process", action="store_true", help="all in this process, one by one: soon done without training"
+    )
     one.epilog = "Options of warm for every run come after --, such as -- --data.path=cifar10.zip"
     return top
 

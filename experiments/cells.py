@@ -191,18 +191,23 @@ def check_axes(experiment: Experiment) -> None:
 
 
 def select(cells: Sequence[Cell], only: Sequence[str]) -> list[Cell]:
-    """Cells with some labels, such as BNR=0.5; several labels of one axis are alternatives.
+    """Cells with some labels, such as BNR=0.5 or data=cifar10; several labels of one axis are alternatives.
 
     Raises:
         UserError: there is no such axis or no such cell.
     """
     wanted: dict[str, set[str]] = {}
+    known = ["data", *cells[0].labels]
     for text in only:
         axis, equals, label = text.partition("=")
-        known = list(cells[0].labels)
         check(bool(equals) and axis in known, f"--only {text}: write AXIS=LABEL; the axes are {', '.join(known)}")
         wanted.setdefault(axis, set()).add(label)
-    chosen = [cell for cell in cells if all(cell.labels[axis] in labels for axis, labels in wanted.items())]
+    labels = [{"data": cell.data, **cell.labels} for cell in cells]
+    chosen = [
+        cell
+        for cell, own in zip(cells, labels, strict=True)
+        if all(own[axis] in among for axis, among in wanted.items())
+    ]
     check(bool(chosen), f"--only {' '.join(only)}: no cell has these labels; --plan without it lists all")
     return chosen
 

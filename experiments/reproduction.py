@@ -47,7 +47,8 @@ a machine with eight GPUs for a training on each, or `--slurm '{{"gpus_per_node"
 
 def command(path: Path, cell: Cell) -> str:
     """What measures one cell."""
-    chosen = [f"--only {shlex.quote(f'{axis}={label}')}" for axis, label in cell.labels.items()]
+    labels = {"data": cell.data, **cell.labels}
+    chosen = [f"--only {shlex.quote(f'{axis}={label}')}" for axis, label in labels.items()]
     return " ".join(["python -m experiments run", path.stem, "--budget paper", *chosen])
 
 
@@ -79,8 +80,8 @@ def table(path: Path) -> Iterator[str]:
         hours = f"{24 * estimate([cell], GPU).days:,.0f}" if trains else "0"
         said = "; ".join(f"{name.removeprefix('paper: ').partition(',')[0]} {v}" for name, v in theirs.items())
         labels = ", ".join(cell.labels.values())
-        rows.append([cell.data, labels, said or "–", hours, measured(path.stem, cell), f"`{command(path, cell)}`"])
-    yield render((["data", ", ".join(experiment.axes), "published", "GPU-hours", "measured here", "command"], rows), 3)
+        rows.append([cell.data, labels, said or "–", measured(path.stem, cell), f"`{command(path, cell)}`", hours])
+    yield render((["data", ", ".join(experiment.axes), "published", "measured here", "command", "GPU-hours"], rows), 5)
 
 
 def write() -> Path:

@@ -243,18 +243,7 @@ def test_load_config_overrides(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_options_of_model_and_data_in_any_form() -> None:
-    words = [
-        "a",
-        "--config",
-        "x.yaml",
-        "--config=y.yaml",
-        "--model.lr=1",
-        "--data",
-        "Digits",
-        "--models=3",
-        "--out",
-        "d",
-    ]
-    settings, others = split_settings(words)
+    words = ["a", "--config", "x.yaml", "--config=y.yaml", "--model.lr=1", "--data", "Digits", "--models=3"]
+    settings, others = split_settings([*words, "--out", "d"])
     assert settings == ["--config=x.yaml", "--config=y.yaml", "--model.lr=1", "--data=Digits"]
-    assert others == ["a", "--models=3", "--o", "d"]
+    assert others == ["a", "--models=3", "--out", "d"]

@@ -69,12 +69,24 @@ def test_the_warm_commands_are_understood(
         assert len(list(tmp_path.glob("runs/*/checkpoints/last.ckpt"))) == 1
     else:
         prepare(command, arguments, changes, request)
-        here(command, *arguments, *(changes if command == "test" else []))
+        here(command, *arguments, *(changes if command == "test" else own(command, changes)))
         for made in MADE.get(command, [arguments[1]]):
             assert len(list(tmp_path.glob(made))) == (64 if "*" in made else 1), made
 
 
+def own(command: str, changes: list[str]) -> list[str]:
+    """Options that a command of a trained model needs to know the small one, and to be done soon."""
+    if command not in ("drift", "bits"):
+        return []
+    return [*(change for change in changes if change.startswith("--model")), "--num_images=8"]
+
+
 MADE = {
+    "spectrum": ["spectrum/spectrum.json", "spectrum/targets.png"],
+    "describe": ["path/describe.json", "path/paths.png"],
+    "oracle": ["oracle/oracle.json"],
+    "drift": ["drift/drift.json", "drift/drift.png"],
+    "bits": ["bits/bits.json"],
     "test": ["runs/digits/scores.json"],
     "generate": ["out/*.png", "grid.png"],
     "export": ["my-model/README.md", "my-model/model.safetensors"],
@@ -89,7 +101,7 @@ def prepare(command: str, arguments: list[str], changes: list[str], request: pyt
     """What the commands before this one would have left."""
     train = ["fit", "--config", "configs/digits.yaml", *changes, "--data.batch_size=32", "--model.duration=32"]
     last, few = "runs/digits/checkpoints/last.ckpt", ["--steps=2", "--seeds=0-39"]
-    if command in ("test", "generate", "restore", "export", "score", "compare"):
+    if command in ("test", "generate", "restore", "export", "score", "compare", "drift", "bits"):
         here(*train)
     if command == "restore":
         Path(arguments[0]).mkdir()

@@ -65,6 +65,8 @@ def test_wrong_files_are_errors_of_one_line(
         (["table3_bnr", "--data=digitz"], "digitz"),
         (["table3_bnr", "--data=ffhq64", "--budget=small"], "--budget small"),
         (["table3_bnr", "--jobs=0"], "--jobs 0"),
+        (["table3_bnr", "--data=digits", "--only=NFE=3"], "the axes are data, BNR"),
+        (["table3_bnr", "--data=digits", "--only=BNR=3"], "no cell"),
         (["table3_bnr", "--seeds=0"], "--seeds 0"),
         (["table3_bnr", "--data=digits", "--", "model.lr=1"], "model.lr=1"),
         (["table3_bnr", "--data=digits", "--slurm=x"], "--slurm x"),

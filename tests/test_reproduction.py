@@ -1,0 +1,37 @@
+"""docs/reproduction.md: its commands choose the cells that its rows are of, and no published number is missing."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from small import REPOSITORY
+
+from experiments.__main__ import parser
+from experiments.cells import expand, select
+from experiments.report import published
+from experiments.reproduction import TABLES
+from experiments.schema import FOLDER, Experiment, read
+
+PAGE = (REPOSITORY / "docs" / "reproduction.md").read_text()
+ROWS = [[cell.strip() for cell in line.strip("|").split("|")] for line in PAGE.splitlines() if "`python -m exp" in line]
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_rows_and_commands_are_of_the_same_cells(name: str) -> None:
+    experiment = read(FOLDER / f"{name}.yaml", Experiment)
+    cells = expand(experiment, None, "paper", seeds=1)
+    mine = [row for row in ROWS if f"run {name} " in row[4]]
+    assert len(mine) == len(cells)
+    for (data, labels, said, measured, command, hours), cell in zip(mine, cells, strict=True):
+        words = shlex.split(command.strip("`"))[3:]
+        options = parser().parse_args(words)
+        assert Path(options.file).stem == name
+        assert options.budget == "paper"
+        assert select(cells, options.only) == [cell]
+        assert data == cell.data
+        assert labels == ", ".join(cell.labels.values())
+        for value in published(experiment, cell).values():
+            assert value in re.split("[ ;]+", said)
+        assert measured
+        assert float(hours.replace(",", "")) >= 0
