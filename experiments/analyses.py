@@ -1,5 +1,6 @@
 """Measures beside scores: what a configuration is, what its oracle, its spectrum, its drift and its bits are."""
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ class Description(Measure):
     of: Literal["network", "path"] = "network"
 
     trains = False
+    makes = "describe.json"
     recipe = ("duration", "lr_ramp", "ema_half_life")
 
     def arguments(self, cell: "Cell", folder: Path, checkpoint: Path) -> list[str]:
@@ -70,11 +72,13 @@ class Oracle(Measure):
     ode_steps: int = 256
 
     trains = False
+    makes = "oracle.json"
 
     def arguments(self, cell: "Cell", folder: Path, checkpoint: Path) -> list[str]:
         own = [f"--limit={self.limit}", f"--ode_steps={self.ode_steps}"]
         if self.kind == "gaussian":
-            own = [f"--spectrum={folder.parents[2] / f'spectrum-{cell.data}.npz'}"]
+            which = hashlib.sha256("\n".join(o for o in cell.sampling if "data" in o.partition("=")[0]).encode())
+            own = [f"--spectrum={folder.parents[2] / f'spectrum-{cell.data}-{which.hexdigest()[:10]}.npz'}"]
         return ["oracle", *model_and_data(cell), f"--kind={self.kind}", f"--outdir={folder}", *own]
 
     def read(self, cell: "Cell", folder: Path) -> Reading:
@@ -99,6 +103,7 @@ class Spectrum(Measure):
     noise: float = 0.5
 
     trains = False
+    makes = "spectrum.json"
     files = ("spectrum", "bnr", "targets")
 
     def arguments(self, cell: "Cell", folder: Path, checkpoint: Path) -> list[str]:
@@ -113,7 +118,7 @@ class Spectrum(Measure):
     def pictures(self, cells: "Sequence[tuple[Cell, Path]]") -> dict[str, bytes]:
         titles = ("Power by frequency", "Attenuation where signal meets noise", "What a model sees and is asked for")
         return {
-            f"{title}, {cell.data}": (folder / f"{file}.png").read_bytes()
+            f"{title}{', ' + cell.title if cell.labels else ''}": (folder / f"{file}.png").read_bytes()
             for cell, folder in cells
             for title, file in zip(titles, self.files, strict=True)
         }
@@ -128,6 +133,11 @@ class Drift(Measure):
     """
 
     num_images: int = 256
+
+    makes = "drift.json"
+
+    def calls(self, cell: "Cell", nfe: int) -> float:
+        return 3.0 * self.num_images * nfe  # the samples, and a look at them and at true images at each level
 
     def arguments(self, cell: "Cell", folder: Path, checkpoint: Path) -> list[str]:
         count = min(self.num_images, cell.scale.images)
@@ -162,6 +172,11 @@ class Bits(Measure):
     num_images: int = 256
     split: Literal["held_out", "train"] = "train"
     steps: int = 100
+
+    makes = "bits.json"
+
+    def calls(self, cell: "Cell", nfe: int) -> float:
+        return 3.0 * 2 * self.steps * self.num_images
 
     def arguments(self, cell: "Cell", folder: Path, checkpoint: Path) -> list[str]:
         count = min(self.num_images, cell.scale.images)

@@ -10,11 +10,15 @@ from typing import Any
 
 import yaml
 
-from experiments.schema import REPOSITORY, Budget, DataSet, Experiment, Point, Scale, data_set
+from experiments.schema import DATA, REPOSITORY, Budget, DataSet, Experiment, Point, Scale, data_set
 from warm_lightning.config import as_text
 from warm_lightning.errors import check
 
 CONDITIONAL = "_cond"
+NO_TRAINING = ("--scores.", "--samples.")
+"""Options that no trained weight depends on."""
+OWN = ("config", "ckpt_path", "model.seed", "scores.num_images", "scores.rounds", "trainer.default_root_dir")
+"""Options of `warm` that the runner gives itself."""
 
 
 def slug(*words: object) -> str:
@@ -63,27 +67,23 @@ class Cell:
     def training(self) -> list[str]:
         """Options that say which model is trained how."""
         here = self.point.for_data.get(self.data.removesuffix(CONDITIONAL), {})
-        settings = self.scale.set | self.point.set | here | {"model.seed": self.seed}
+        quick = {} if self.budget == "paper" else self.point.quick
+        settings = self.scale.set | self.point.set | here | quick | {"model.seed": self.seed}
         return [*configs(self.scale.config, self.point.overlays), *options(settings), *self.extra]
 
     @property
     def training_name(self) -> str:
         """Of the training's folder: the same for all cells with the same options."""
-        digest = hashlib.sha256("\n".join(self.training).encode()).hexdigest()[:10]
+        matters = [option for option in self.training if not option.startswith(NO_TRAINING)]
+        digest = hashlib.sha256("\n".join(matters).encode()).hexdigest()[:10]
         return slug(self.data, *(Path(overlay).name for overlay in self.point.overlays), f"seed{self.seed}", digest)
-
-    @property
-    def sampling_settings(self) -> dict[str, Any]:
-        """What is set for sampling only."""
-        return self.point.sample | ({} if self.budget == "paper" else self.point.quick)
 
     @property
     def sampling(self) -> list[str]:
         """Options of `warm` for whatever is done with the trained model."""
-        overlays = configs("", self.point.sample_overlays)
-        files = [option for option in self.training if option.startswith("--config=")]
-        others = self.training[len(files) :]
-        return [*files, *overlays, *others, *options(self.sampling_settings)]
+        files = configs(self.scale.config, [*self.point.overlays, *self.point.sample_overlays])
+        others = [option for option in self.training if not option.startswith("--config=")]
+        return [*files, *others, *options(self.point.sample)]
 
     @property
     def overrides(self) -> list[str]:
@@ -91,7 +91,7 @@ class Cell:
         found: dict[str, Any] = {}
         for overlay in self.point.sample_overlays:
             found |= yaml.safe_load((REPOSITORY / "configs" / f"{overlay}.yaml").read_text())["model"]
-        settings = {name: value for name, value in self.sampling_settings.items() if name.startswith("model.")}
+        settings = {name: value for name, value in self.point.sample.items() if name.startswith("model.")}
         found |= {name.removeprefix("model."): value for name, value in settings.items()}
         return [f"--override+={name}={as_text(value)}" for name, value in found.items()]
 
@@ -129,8 +129,11 @@ def merge(points: Sequence[Point]) -> Point:
 
 
 def stand_in(paper: str, data: str | None) -> str:
-    """The data set that takes the place of a paper's one: with classes where that has them."""
-    return paper if data is None else data + (CONDITIONAL if paper.endswith(CONDITIONAL) else "")
+    """The data set that takes the place of a paper's one: with classes where both have them."""
+    if data is None:
+        return paper
+    told = data.removesuffix(CONDITIONAL) + CONDITIONAL
+    return told if paper.endswith(CONDITIONAL) and (DATA / f"{told}.yaml").is_file() else data
 
 
 def expand(
@@ -153,6 +156,7 @@ def expand(
         UserError: there is no such data set or budget for it, or no cell.
     """
     check_axes(experiment)
+    check_extra(experiment, extra)
     count = experiment.seeds.get(budget, 1) if seeds is None else seeds
     check(count >= 1, f"--seeds {count}: there must be at least 1")
     cells: dict[tuple[Any, ...], Cell] = {}
@@ -188,6 +192,20 @@ def check_axes(experiment: Experiment) -> None:
     named |= {name for name in (plot.x, plot.lines) if name} if plot else set()
     strange = sorted(named - set(experiment.axes))
     check(not strange, f"{experiment.title}: {strange[:1]} is no axis; they are {', '.join(experiment.axes) or 'none'}")
+
+
+def check_extra(experiment: Experiment, extra: Sequence[str]) -> None:
+    """Raise UserError for options of `warm` that the runner gives itself, or that would make a cell's labels false."""
+    points = [point for axis in experiment.axes.values() for point in axis.all().values()]
+    named = {name for point in points for name in (*point.set, *point.sample)} | set(OWN)
+    for option in extra:
+        name = option.removeprefix("--").partition("=")[0]
+        check(option.startswith("--") and "=" in option, f"{option}: write options of warm as --name=value")
+        check(
+            name not in named,
+            f"--{name}: is what the cells of this experiment differ in, or what their files say; choose cells with "
+            "--only, samples with --num_images and --rounds, seeds with --seeds",
+        )
 
 
 def select(cells: Sequence[Cell], only: Sequence[str]) -> list[Cell]:

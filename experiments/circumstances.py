@@ -1,48 +1,69 @@
 """Under which circumstances an experiment's results came about, in plain words."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
 from typing import Any
 
-from experiments.cells import Cell
-from experiments.jobs import duration
+from experiments.cells import CONDITIONAL, Cell
 from experiments.results import Result
-from experiments.schema import data_set
+from experiments.schema import Experiment, data_set
+from warm_lightning.config import as_text
 
 
-def differences(results: Sequence[Result]) -> list[str]:
+def duration(seconds: float) -> str:
+    """Seconds as people say them."""
+    return str(timedelta(seconds=round(seconds)))
+
+
+def differences(experiment: Experiment, results: Sequence[Result]) -> list[str]:
     """What was not as in the paper."""
-    cells = {result.cell.data: result.cell for result in results}
-    lines = [line for cell in cells.values() for line in of_data(cell, results)]
-    if any(result.cell.point.quick for result in results) and results[0].cell.budget != "paper":
-        lines.append("Long chains were shortened in sampling (`quick` in the experiment's file).")
-    if any(result.measure.trains for result in results):
-        lines.append("Networks and recipes are those of this suite, for all systems alike; published numbers are not.")
+    cells = {result.cell.name: result.cell for result in results}
+    trained = any(result.measure.trains for result in results)
+    lines = [line for cell in cells.values() for line in of_data(cell, trained)]
+    lines += [line for cell in cells.values() for line in of_settings(cell)]
+    for data in dict.fromkeys(result.cell.data for result in results):
+        scored = [r for r in results if r.cell.data == data and r.measure.name == "scores"]
+        if scored:
+            seen = " or ".join(f"{count:,}" for count in sorted({r.reading.about["images_seen"] for r in scored}))
+            scale = scored[0].cell.scale
+            lines.append(
+                f"On {scored[0].cell.data_set.title}: trained on {seen} images, scored by {scale.rounds} × "
+                f"{scale.images:,} samples."
+            )
+    if experiment.evaluated:
+        lines.append(f"The published numbers: {experiment.evaluated}")
+    extra = results[0].cell.extra
+    if extra:
+        lines.append(f"All runs had the options {' '.join(f'`{option}`' for option in extra)}.")
     return list(dict.fromkeys(lines)) or ["Nothing that the files say: data, model and budget are the paper's."]
 
 
-def of_data(cell: Cell, results: Sequence[Result]) -> Iterator[str]:
-    """What was not as in the paper with one data set."""
+def of_data(cell: Cell, trained: bool) -> Iterator[str]:
+    """What was not as in the paper with a cell's data set and budget."""
     for paper in cell.papers:
-        target = data_set(paper)
         if cell.data != paper:
-            yield f"The data are {cell.data_set.title}; the paper's are {target.title}."
+            yield f"The data are {cell.data_set.title}; the paper's are {data_set(paper).title}."
         elif cell.budget != "paper":
             yield f"The budget is “{cell.budget}”, not the paper's."
-        if cell.scale.differs:
+        if cell.scale.differs and trained:
             yield f"This means {cell.scale.differs}."
-        scored = [r for r in results if r.cell.data == cell.data and r.measure.name == "scores"]
-        if scored:
-            seen = sorted({r.reading.about["images_seen"] for r in scored})
-            theirs = target.budgets["paper"]
-            yield (
-                f"Trained on {' or '.join(f'{count:,}' for count in seen)} images; scored by {cell.scale.rounds} × "
-                f"{cell.scale.images:,} samples, where the paper takes the best of {theirs.rounds} × {theirs.images:,}."
-            )
+
+
+def of_settings(cell: Cell) -> Iterator[str]:
+    """Settings that a cell has because of its data set or budget."""
+    here = cell.point.for_data.get(cell.data.removesuffix(CONDITIONAL), {})
+    here = here | ({} if cell.budget == "paper" else cell.point.quick)
+    if (here and cell.data not in cell.papers) or (here and cell.budget != "paper"):
+        settings = ", ".join(f"`{name}` {as_text(value)}" for name, value in here.items())
+        yield f"{cell.title}: {settings}."
 
 
 def made(results: Sequence[Result], protocol: Mapping[str, Any]) -> list[str]:
     """How it was made."""
-    noted = {name: sorted({str(r.noted.get(name)) for r in results}) for name in ("device", "git_commit")}
+    noted = {
+        name: sorted({str(r.noted[key]) for r in results for key in (name, f"training_{name}") if r.noted.get(key)})
+        for name in ("device", "git_commit")
+    }
     versions = sorted(
         {f"warm_lightning {r.noted['package_version']}, torch {r.noted['torch_version']}" for r in results}
     )

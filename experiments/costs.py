@@ -1,24 +1,25 @@
 """What an experiment is expected to cost, before it starts."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
 import torch
-from tqdm import tqdm
 
 from experiments.cells import Cell
+from experiments.measures import Measure
 from warm_lightning.analysis.description import forward_flops
 from warm_lightning.errors import check
-from warm_lightning.lightning_cli import WarmCLI, user_errors
 from warm_lightning.module import DiffusionModule
+from warm_lightning.tools import split_settings
+from warm_lightning.tools.configured import configured
 
 BACKWARD = 3
 """FLOPs of forward and backward pass over those of the forward pass alone."""
-CPU = 0.08
-"""TFLOP/s in training on two cores, as docs/measurements/bench.json measured it."""
+CPU = 0.13
+"""TFLOP/s in training on two cores: images/s times FLOPs an image in docs/measurements/bench.json."""
 GPU = 60.0
-"""TFLOP/s of one current GPU in training with bf16-mixed: an assumption until `make gpu-check` has measured it."""
+"""TFLOP/s of one current GPU in training, bf16-mixed and compiled: an assumption until `make gpu-check` measured it."""
 DAY = 86400
 PATIENCE = 7
 """Days on a machine without GPU that are started without being asked twice."""
@@ -36,7 +37,8 @@ class Cost:
 
     Attributes:
         flops: floating-point operations.
-        images: trained on, and network calls in sampling.
+        images: trained on.
+        calls: of the network, for what is measured.
         tflops: 10¹² operations per second that one device sustains.
         source: where that number is from.
         gpu: whether the device is a GPU.
@@ -58,14 +60,13 @@ class Cost:
         """In words."""
         unit = "GPU" if self.gpu else "CPU"
         days = f"{self.days:.1f} {unit}-days" if self.days >= 1 else f"{24 * self.days:.2g} {unit}-hours"
-        work = f"{self.images:,.0f} images of training, {self.calls:,.0f} network calls in sampling"
+        work = f"{self.images:,.0f} images of training, {self.calls:,.0f} network calls in measuring"
         return f"expected: {days} at {self.tflops:g} TFLOP/s ({self.source}): {work}, {self.flops:.2g} FLOPs in all"
 
 
 def module_of(options: Sequence[str]) -> DiffusionModule:
     """The module of some options of `warm fit`."""
-    with user_errors():
-        return WarmCLI([*options, "--model.init_from=null"], run=False).model
+    return configured(split_settings(list(options))[0])[0]
 
 
 @cache
@@ -74,36 +75,45 @@ def forward(options: tuple[str, ...]) -> float:
     return float(forward_flops(module_of(options).network))
 
 
-def work(cells: Iterable[Cell]) -> Iterator[tuple[float, float, float]]:
-    """FLOPs, images of training and network calls in sampling: of each model's training and each cell's samples."""
-    small: dict[tuple[str, ...], DiffusionModule] = {}
-    trained = set()
-    for cell in cells:
-        flops = forward(tuple(option for option in cell.training if option.startswith(NETWORK)))
-        sampling = tuple(option for option in cell.sampling if not option.startswith("--model.seed="))
-        if sampling not in small:
-            small[sampling] = module_of([*sampling, *SMALL])
-        module = small[sampling]
-        if cell.training_name not in trained:
-            trained.add(cell.training_name)
-            yield BACKWARD * flops * module.duration, module.duration, 0.0
-        calls = cell.scale.images * cell.scale.rounds * module.model("raw").nfe(module.sampler)
-        yield flops * calls, 0.0, calls
+@cache
+def small(options: tuple[str, ...]) -> DiffusionModule:
+    """The module of some options with a network of no matter."""
+    return module_of([*options, *SMALL])
 
 
-def estimate(cells: Sequence[Cell], tflops: float | None) -> Cost:
-    """Cost of training each model once and sampling each cell.
+def network_flops(cell: Cell) -> float:
+    """Of a cell's network, an image."""
+    return forward(tuple(option for option in cell.training if option.startswith(NETWORK)))
+
+
+def estimate(to_train: Sequence[Cell], to_measure: Sequence[tuple[Cell, Measure]], tflops: float | None) -> Cost:
+    """Cost of some trainings and measurements.
 
     Args:
-        cells: to be run.
+        to_train: a cell for each model that is to be trained.
+        to_measure: cells, and what is to be done with them.
         tflops: see `Cost`; as known of such machines where None.
     """
-    parts = list(work(tqdm(cells, desc="Planning", unit=" cells", leave=False, disable=len(cells) < 2)))
-    flops, images, calls = (sum(part[k] for part in parts) for k in range(3))
+    flops = images = calls = 0.0
+    for cell in to_train:
+        duration = small(seedless(cell.training)).duration
+        images += duration
+        flops += BACKWARD * duration * network_flops(cell)
+    for cell, measure in to_measure:
+        if measure.trains:
+            module = small(seedless(cell.sampling))
+            mine = measure.calls(cell, module.model("raw").nfe(module.sampler))
+            calls += mine
+            flops += mine * network_flops(cell)
     gpu = torch.cuda.is_available() or flops / (CPU * 1e12) > PATIENCE * DAY
     known = (GPU, "an assumption: no GPU was measured") if gpu else (CPU, "measured on two cores")
     speed, source = (tflops, "as given") if tflops else known
     return Cost(flops, images, calls, speed, source, gpu)
+
+
+def seedless(options: Sequence[str]) -> tuple[str, ...]:
+    """Options without the training seed, which costs nothing."""
+    return tuple(option for option in options if not option.startswith("--model.seed="))
 
 
 def check_affordable(cost: Cost, anyway: bool) -> None:

@@ -48,7 +48,7 @@ def drifts(found: Mapping[str, Rows]) -> bytes:
     wanted = [
         ("noise", "all", "noise seen: ln of trajectories over true"),
         ("noise", bands[-1], "the same, highest band"),
-        ("power", "all", "power: ln of trajectories over true"),
+        ("power", "all", "power: ln of trajectories over expected"),
         ("power", bands[-1], "the same, highest band"),
     ]
     for panel, (quantity, band, title) in zip(figure.subplots(2, 2, sharex=True).flat, wanted, strict=True):

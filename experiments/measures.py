@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from warm_lightning.errors import UserError, check
+from warm_lightning.seeds import parse_seeds
 
 if TYPE_CHECKING:
     from experiments.cells import Cell
@@ -43,6 +44,8 @@ class Measure(ABC):
 
     trains = True
     """Whether it needs the cell's trained model."""
+    makes = ""
+    """The file of results in its folder."""
 
     @abstractmethod
     def arguments(self, cell: "Cell", folder: Path, checkpoint: Path) -> list[str]:
@@ -58,6 +61,15 @@ class Measure(ABC):
     def read(self, cell: "Cell", folder: Path) -> Reading:
         """What the command has found."""
 
+    def calls(self, cell: "Cell", nfe: int) -> float:
+        """Network calls that it takes, for the plan; a backward pass counts as two.
+
+        Args:
+            cell: which.
+            nfe: of the cell's sampler, for an image.
+        """
+        return 0.0
+
     def pictures(self, cells: "Sequence[tuple[Cell, Path]]") -> dict[str, bytes]:
         """PNG files over all cells, each with its folder, by their titles."""
         return {}
@@ -70,6 +82,11 @@ class Measure(ABC):
 
 class Scores(Measure):
     """Samples and scores: `warm test`."""
+
+    makes = "scores.json"
+
+    def calls(self, cell: "Cell", nfe: int) -> float:
+        return float(cell.scale.images * cell.scale.rounds * nfe)
 
     def arguments(self, cell: "Cell", folder: Path, checkpoint: Path) -> list[str]:
         scale = cell.scale
@@ -107,7 +124,7 @@ def main_scores(names: Iterable[str], pattern: str) -> list[str]:
     number = "[0-9]*k?"
     shown = [name for name in names if re.fullmatch(pattern.replace("*", number) + "(_min)?", name)]
     check(bool(shown), f"no score {pattern} among {', '.join(names)}: change score in the data set's file")
-    inception = [name for name in names if re.fullmatch(f"is{number}(_[a-z]*)?(_max)?", name)]
+    inception = [n for n in names if re.fullmatch(f"is{number}(_(?!max|mean|std|round)[a-z]+)?(_max)?", n)]
     return [max(shown, key=len), *([max(inception, key=len)] if inception else [])]
 
 
@@ -121,12 +138,16 @@ class Samples(Measure):
 
     seeds: str = "0-15"
 
+    makes = "grid.png"
+
+    def calls(self, cell: "Cell", nfe: int) -> float:
+        return float(len(parse_seeds(self.seeds)) * nfe)
+
     def arguments(self, cell: "Cell", folder: Path, checkpoint: Path) -> list[str]:
         where = [f"--ckpt_path={checkpoint}", f"--seeds={self.seeds}", f"--outdir={folder / 'images'}"]
         return ["generate", *where, f"--grid={folder / 'grid.png'}", *cell.overrides]
 
     def read(self, cell: "Cell", folder: Path) -> Reading:
-        check((folder / "grid.png").is_file(), f"{folder / 'grid.png'}: is missing: delete {folder} and run again")
         return Reading({}, about={"sample_seeds": self.seeds})
 
     def pictures(self, cells: "Sequence[tuple[Cell, Path]]") -> dict[str, bytes]:

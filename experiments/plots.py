@@ -73,14 +73,16 @@ def scores(groups: Sequence[Group], plot: Plot, main: str) -> Figure:
         at = [float(group.cell.labels[plot.x]) for group in mine]
         errors = [group.spread(main) or 0.0 for group in mine]
         colour = colours(0.9 * number / max(1, len(lines) - 1))
-        name = f"{plot.lines} {line}" if plot.lines else "this model"
+        name = f"{plot.lines} {line}" if plot.lines else ""
         axes.errorbar(at, [group.mean(main) for group in mine], errors, marker="o", capsize=3, label=name, color=colour)
     for label, value, dashes in yardsticks(groups, main):
         axes.axhline(value, color="0.4", linestyle=dashes, linewidth=1, label=label)
     if "x" in plot.log and min(places) > 0:
         axes.set_xscale("log")
     elif "x" in plot.log:  # a logarithm has no 0, which a BNR may be
-        axes.set_xscale("symlog", linthresh=min((place for place in places if place > 0), default=1))
+        smallest = min((place for place in places if place > 0), default=1)
+        axes.set_xscale("symlog", linthresh=smallest)
+        axes.set_xlim(left=-0.2 * smallest)
     axes.set_xticks(places, labels)
     axes.minorticks_off()
     if "y" in plot.log:
@@ -88,7 +90,8 @@ def scores(groups: Sequence[Group], plot: Plot, main: str) -> Figure:
     axes.set(xlabel=plot.labels.get(plot.x, plot.x), ylabel=ordinate(groups, main))
     axes.tick_params(axis="x", rotation=45 if len(labels) > 6 else 0)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=9)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=9)
     return figure
 
 

@@ -28,8 +28,10 @@ Table = tuple[list[str], list[list[str]]]
 
 
 def number(value: float) -> str:
-    """Four digits are more than any score here is good for."""
-    return "–" if isnan(value) else f"{value:.4g}"
+    """Four digits, or three decimals where that is more: no score here is good for as many."""
+    if isnan(value):
+        return "–"
+    return f"{value:.3f}".rstrip("0").rstrip(".") if 10 <= abs(value) < 1e6 else f"{value:.4g}"
 
 
 def render(table: Table, left: int = 1) -> str:
@@ -115,7 +117,7 @@ def compose(
             pictures |= shown
     if experiment.paper and experiment.plot and experiment.plot.lines:
         parts += ["## Published numbers", render(published_table(experiment))]
-    parts += ["## What differs from the paper's setting", "\n".join(f"* {d}" for d in differences(results))]
+    parts += ["## What differs from the paper's setting", "\n".join(f"* {d}" for d in differences(experiment, results))]
     parts += ["## How it was made", "\n".join(f"* {line}" for line in made(results, protocol))]
     return "\n\n".join(parts) + "\n", pictures
 

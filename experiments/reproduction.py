@@ -35,8 +35,9 @@ suite runs, with the command that measures it. Written by `python -m experiments
 * **published** are the papers' own numbers. Those for other systems than Warm Diffusion are their authors', with their
   networks.
 * **GPU-hours** are those of one GPU for the training and all samples of the row, from counted FLOPs and {GPU:g} TFLOP/s
-  sustained. That speed is an assumption: nothing has run on a GPU yet. `make gpu-check` measures images/s on yours;
-  give `--tflops`. Rows of one table that differ in sampling only share one training, which is counted in each.
+  sustained, which wants `-- --trainer.precision=bf16-mixed --model.compile=true` at the end of a command. That speed is
+  an assumption: nothing has run on a GPU yet. `make gpu-check` measures images/s on yours; give `--tflops`. Rows of one
+  table that differ in sampling only share one training, which is counted in each.
 * **measured here** is what this repository's authors measured, at the scale that the column says; *not run* otherwise.
   Numbers on digits are no reproduction of numbers on CIFAR-10: they say whether the order of the rows is the same.
 
@@ -76,8 +77,9 @@ def table(path: Path) -> Iterator[str]:
     rows = []
     for cell in expand(experiment, None, "paper", seeds=1):
         theirs = published(experiment, cell)
-        trains = any(measure.trains for measure in experiment.measures)
-        hours = f"{24 * estimate([cell], GPU).days:,.0f}" if trains else "0"
+        measures = [(cell, measure) for measure in experiment.measures]
+        trained = [cell for _, measure in measures if measure.trains]
+        hours = f"{24 * estimate(trained, measures, GPU).days:,.0f}"
         said = "; ".join(f"{name.removeprefix('paper: ').partition(',')[0]} {v}" for name, v in theirs.items())
         labels = ", ".join(cell.labels.values())
         rows.append([cell.data, labels, said or "–", measured(path.stem, cell), f"`{command(path, cell)}`", hours])

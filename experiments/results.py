@@ -16,7 +16,7 @@ from experiments.measures import Measure, Reading
 from warm_lightning.pictures import write_file
 
 ABOUT = ("nfe", "num_images", "sample_seeds", "weights", "images_seen", "precision")
-NOTED = ("device", "package_version", "torch_version", "git_commit")
+NOTED = ("device", "git_commit", "training_device", "training_git_commit", "package_version", "torch_version")
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,10 @@ class Result:
 
 def collect(cell: Cell, measure: Measure, job: Job, training: Job | None) -> Result:
     """Read what a finished job has written."""
-    note = job.note()
-    spent = training.note()["seconds"] if training else 0.0
-    return Result(cell, measure, job.folder, measure.read(cell, job.folder), (spent, note["seconds"]), note)
+    note, trained = job.note(), training.note() if training else {}
+    noted = note | {f"training_{name}": trained.get(name) for name in ("device", "git_commit")}
+    spent = trained.get("seconds", 0.0), note["seconds"]
+    return Result(cell, measure, job.folder, measure.read(cell, job.folder), spent, noted)
 
 
 def lines(experiment: str, results: Sequence[Result]) -> list[dict[str, Any]]:

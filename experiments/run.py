@@ -3,7 +3,8 @@
 import argparse
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,34 @@ from filelock import FileLock, Timeout
 
 from experiments.cells import Cell, expand, select, slug
 from experiments.costs import Cost, check_affordable, estimate
-from experiments.jobs import Executor, Job, Processes, Slurm, ThisProcess, machine
+from experiments.executors import Executor, Processes, Slurm, ThisProcess, machine
+from experiments.jobs import Job
+from experiments.measures import QUIET, Measure
 from experiments.report import write
-from experiments.results import collect, lines, save
+from experiments.results import Result, collect, lines, save
 from experiments.schedule import run_all
 from experiments.schema import FOLDER, Experiment, read
 from warm_lightning.errors import UserError, check
 from warm_lightning.pictures import writable_folder
 
 LAST = Path("checkpoints") / "last.ckpt"
-QUIET = "--trainer.enable_progress_bar=false"
+
+
+@dataclass(frozen=True)
+class Work:
+    """One measure of one cell.
+
+    Attributes:
+        cell: which.
+        measure: what is done with it.
+        job: that does it.
+        training: that makes the model, where it needs one.
+    """
+
+    cell: Cell
+    measure: Measure
+    job: Job
+    training: Job | None
 
 
 def find(file: str) -> Path:
@@ -29,46 +48,39 @@ def find(file: str) -> Path:
     return path if path.exists() or path.suffix else FOLDER / f"{file}.yaml"
 
 
-def training_job(cell: Cell, out: Path) -> Job:
-    """What trains a cell's model; the same for all cells with the same options."""
-    folder = out / "trainings" / cell.training_name
-    where = (f"--trainer.default_root_dir={folder}", "--ckpt_path=last", QUIET)
-    return Job(f"fit {cell.training_name}", ("fit", *cell.training, *where), folder)
-
-
-def jobs_of(experiment: Experiment, cells: Sequence[Cell], out: Path, results: Path) -> dict[Job, Job | None]:
-    """All jobs, each with the one it needs; in the order of the cells."""
-    jobs: dict[Job, Job | None] = {}
-    for cell in cells:
-        training = training_job(cell, out) if any(measure.trains for measure in experiment.measures) else None
-        if training:
-            jobs.setdefault(training, None)
-        for job in measuring(experiment, cell, training, results):
-            jobs[job] = training if job.needs else None
-    return jobs
-
-
-def measuring(experiment: Experiment, cell: Cell, training: Job | None, results: Path) -> list[Job]:
-    """What measures a cell."""
+def work_of(experiment: Experiment, cells: Sequence[Cell], out: Path, results: Path) -> list[Work]:
+    """All that is to be done for some cells; a training is the same job for all cells with the same options."""
     found = []
-    for measure in experiment.measures:
-        folder = results / "cells" / cell.name / measure.name
-        checkpoint = training.folder / LAST if training else Path()
-        arguments = tuple(measure.arguments(cell, folder, checkpoint))
-        found.append(Job(f"{measure.name} {cell.name}", arguments, folder, checkpoint if measure.trains else None))
+    for cell in cells:
+        place = out / "trainings" / cell.training_name
+        where = (f"--trainer.default_root_dir={place}", "--ckpt_path=last", QUIET)
+        training = Job(f"fit {cell.training_name}", ("fit", *cell.training, *where), place, str(LAST))
+        for measure in experiment.measures:
+            folder = results / "cells" / cell.name / measure.name
+            arguments = tuple(measure.arguments(cell, folder, place / LAST))
+            needs = place / LAST if measure.trains else None
+            job = Job(f"{measure.name} {cell.name}", arguments, folder, measure.makes, needs)
+            found.append(Work(cell, measure, job, training if measure.trains else None))
     return found
 
 
-def show_plan(experiment: Experiment, cells: Sequence[Cell], jobs: Mapping[Job, Job | None], cost: Cost) -> str:
+def jobs_of(work: Sequence[Work]) -> dict[Job, Job | None]:
+    """The jobs of some work, each with the one it needs."""
+    trainings: dict[Job, Job | None] = {one.training: None for one in work if one.training}
+    return trainings | {one.job: one.training for one in work}
+
+
+def show_plan(experiment: Experiment, work: Sequence[Work], pending: Sequence[Work], cost: Cost) -> str:
     """What is going to happen, and what it is expected to cost."""
-    done = sum(job.done() for job in jobs)
-    trainings = sum(job.name.startswith("fit ") for job in jobs)
-    first = cells[0]
+    trainings = {one.training for one in work if one.training}
+    missing = {one.training for one in pending if one.training and not one.training.done()}
+    cells = {one.cell.name: one.cell for one in work}
+    where = ", ".join(dict.fromkeys(cell.data for cell in cells.values()))
     return "\n".join(
         [
             f"{experiment.title} ({experiment.source})",
-            f"  {len(cells)} cells on {', '.join(dict.fromkeys(cell.data for cell in cells))}, budget {first.budget}: "
-            f"{trainings} trainings, {len(jobs) - trainings} measurements; {done} of these {len(jobs)} runs are done",
+            f"  {len(cells)} cells on {where}, budget {work[0].cell.budget}: {len(trainings)} trainings, {len(work)} "
+            f"measurements; to do: {len(missing)} trainings, {len(pending)} measurements",
             f"  {cost.line()}",
         ]
     )
@@ -76,6 +88,8 @@ def show_plan(experiment: Experiment, cells: Sequence[Cell], jobs: Mapping[Job, 
 
 def choose_executor(options: argparse.Namespace) -> Executor:
     """Where jobs run."""
+    check(options.slurm is None or not options.in_process, "--slurm and --in_process: give one of them")
+    check(not options.in_process or options.jobs == 1, "--in_process runs one job after the other: leave --jobs out")
     if options.slurm is not None:
         try:
             given = json.loads(options.slurm)
@@ -86,44 +100,64 @@ def choose_executor(options: argparse.Namespace) -> Executor:
     return ThisProcess() if options.in_process else Processes.sharing(options.jobs)
 
 
+def cells_of(experiment: Experiment, options: argparse.Namespace) -> tuple[list[Cell], list[Cell]]:
+    """All cells of an experiment, and those of them that are to be run."""
+    for name in ("jobs", "seeds", "cells", "num_images", "rounds"):
+        value = getattr(options, name)
+        check(value is None or value >= 1, f"--{name} {value}: there must be at least 1")
+    check(options.tflops is None or options.tflops > 0, f"--tflops {options.tflops}: it must be above 0")
+    own = experiment.seeds.get(options.budget, 1)
+    cells = expand(experiment, options.data, options.budget, max(own, options.seeds or 0), options.extra)
+    counts = {"images": options.num_images, "rounds": options.rounds}
+    given = {name: count for name, count in counts.items() if count is not None}
+    cells = [replace(cell, scale=replace(cell.scale, **given)) for cell in cells]
+    chosen = [cell for cell in select(cells, options.only or []) if cell.seed < (options.seeds or own)]
+    return cells, chosen[: options.cells]
+
+
 def run(options: argparse.Namespace, command: str) -> tuple[int, str]:
-    """Run one experiment as the options say; gives the exit code and the report.
+    """Run one experiment as the options say; gives the exit code and the report, of all cells that are done.
 
     Raises:
         UserError: for wrong files and options, or when nothing at all could be measured.
     """
     path = find(options.file)
     experiment = read(path, Experiment)
-    check(options.jobs >= 1, f"--jobs {options.jobs}: there must be at least 1")
-    strange = [word for word in options.extra if not (word.startswith("--") and "=" in word)]
-    check(not strange, f"{strange[:1]}: write options of warm as --name=value")
-    cells = expand(experiment, options.data, options.budget, options.seeds, options.extra)
-    cells = select(cells, options.only or [])[: options.cells]
+    executor = choose_executor(options)
+    cells, chosen = cells_of(experiment, options)
     out = Path(options.out).resolve()
     results = out / slug(path.stem, options.data or "paper-data", options.budget)
-    jobs = jobs_of(experiment, cells, out, results)
-    trained = any(measure.trains for measure in experiment.measures)
-    cost = estimate(cells if trained else [], options.tflops)
-    print(show_plan(experiment, cells, jobs, cost), flush=True)
+    work = work_of(experiment, chosen, out, results)
+    pending = [one for one in work if not one.job.done()]
+    to_train = {one.training: one.cell for one in pending if one.training and not one.training.done()}
+    cost = estimate(list(to_train.values()), [(one.cell, one.measure) for one in pending], options.tflops)
+    print(show_plan(experiment, work, pending, cost), flush=True)
     if options.plan:
-        return 0, "\n".join(f"{job.name}: warm {' '.join(job.arguments)}" for job in jobs)
-    executor = choose_executor(options)
+        return 0, "\n".join(f"{job.name}: warm {' '.join(job.arguments)}" for job in jobs_of(pending))
     check_affordable(cost, options.anyway or isinstance(executor, Slurm))
     writable_folder(results)
     began = time.perf_counter()
     try:
         with FileLock(out / ".lock", timeout=0):
-            failed = run_all(jobs, executor, options.jobs, machine(executor), path.stem)
+            failed = run_all(jobs_of(pending), executor, options.jobs, machine(executor), path.stem)
     except Timeout as error:
         raise UserError(f"{out}: another run works in this folder: wait for it, or choose another --out") from error
-    found = []
-    for cell in cells:
-        training = training_job(cell, out) if trained else None
-        for measure, job in zip(experiment.measures, measuring(experiment, cell, training, results), strict=True):
-            if job not in failed and training not in failed:
-                found.append(collect(cell, measure, job, training))
-    check(bool(found), f"nothing was measured: {'; '.join(failed.values())}")
+    found, broken = gather(work_of(experiment, cells, out, results))
+    reasons = [*failed.values(), *broken]
+    check(bool(found), f"nothing was measured: {'; '.join(reasons)}")
     save(lines(path.stem, found), results)
     protocol: dict[str, Any] = {"command": command, "seconds": time.perf_counter() - began}
-    text = write(experiment, found, list(failed.values()), protocol, results)
-    return int(bool(failed)), f"{text}\nwritten to {results}: report.html, report.md, results.csv, results.json"
+    text = write(experiment, found, reasons, protocol, results)
+    return int(bool(reasons)), f"{text}\nwritten to {results}: report.html, report.md, results.csv, results.json"
+
+
+def gather(work: Sequence[Work]) -> tuple[list[Result], list[str]]:
+    """What is done, and what of it could not be read."""
+    found, broken = [], []
+    for one in work:
+        if one.job.done():
+            try:
+                found.append(collect(one.cell, one.measure, one.job, one.training))
+            except UserError as error:
+                broken.append(f"{one.job.name}: {error}")
+    return found, broken

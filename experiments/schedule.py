@@ -8,7 +8,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from experiments.jobs import Executor, Job, ThisProcess
+from experiments.executors import Executor, ThisProcess
+from experiments.jobs import Job
 from warm_lightning.errors import UserError
 
 
@@ -19,7 +20,7 @@ class Serial(Pool):
         future: Future[Any] = Future()
         try:
             future.set_result(call(*arguments, **named))
-        except UserError as error:
+        except Exception as error:  # as a thread would
             future.set_exception(error)
         return future
 
@@ -65,11 +66,12 @@ def run_all(
                 if error is None:
                     waiting |= start(following)
                     continue
-                if not isinstance(error, UserError):
-                    raise error
-                failed[job] = str(error)
+                failed[job] = str(error) if isinstance(error, UserError) else f"{job.name}: {error!r}"
                 bar.update(len(following))
-                tqdm.write(f"failed: {error}")
+                tqdm.write(f"failed: {failed[job]}")
+    except KeyboardInterrupt:
+        executor.cancel()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)  # after Ctrl-C, which the running ones have had too
         bar.close()

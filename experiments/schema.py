@@ -1,6 +1,7 @@
 """What an experiment's file says: base, axes, seeds, what to measure, and the paper's own numbers."""
 
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
@@ -34,7 +35,7 @@ class Point:
         sample: settings for sampling only.
         for_data: settings that this value needs on some data set, by its name.
         sampled: names of other axes, whose values are then for sampling only: one training serves them all.
-        quick: settings for sampling unless the budget is the paper's.
+        quick: settings unless the budget is the paper's, such as fewer steps of long chains.
         only: the paper's data sets that have this value; none for all of them.
     """
 
@@ -107,6 +108,7 @@ class Experiment:
         sample: settings for sampling all cells.
         for_data: settings that all cells need on some data set, by its name.
         seeds: training seeds by budget, one where a budget is not named.
+        evaluated: how the published numbers came about.
         paper: published numbers: data, a label for each axis that matters, and scores by the names the paper uses.
         plot: of the scores.
     """
@@ -122,6 +124,7 @@ class Experiment:
     sample: Settings = field(default_factory=dict)
     for_data: dict[str, Settings] = field(default_factory=dict)
     seeds: dict[Budget, int] = field(default_factory=dict)
+    evaluated: str = ""
     paper: list[dict[str, Any]] = field(default_factory=list)
     plot: Plot | None = None
 
@@ -175,10 +178,14 @@ def parse(content: Mapping[str, Any], kind: type[Kind], source: Path) -> Kind:
     """
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(kind, "file", sub_configs=False)
+    published = deepcopy(content.get("paper", []))  # as it stands there: the parser makes a number of "1.80"
     try:
         with user_errors():
             parsed = parser.parse_object({"file": dict(content)})
-            return cast(Kind, parser.instantiate(parsed).file)
+            found = parser.instantiate(parsed).file
+            if isinstance(found, Experiment):
+                found = replace(found, paper=published)
+            return cast(Kind, found)
     except UserError as error:
         raise UserError(f"{source}: {error}") from error
 

@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from experiments.jobs import Executor
+from experiments.executors import Executor
 
 GRID = {
     "title": "A grid",

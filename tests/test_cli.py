@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from PIL import Image
 from small import DIGITS, REPOSITORY, SMALL, here
 
-from warm_lightning import __version__, load_config
+from warm_lightning import __version__, lightning_cli, load_config
 from warm_lightning.cli import main
 from warm_lightning.errors import UserError
 from warm_lightning.seeds import parse_seeds
@@ -247,3 +248,13 @@ def test_options_of_model_and_data_in_any_form() -> None:
     settings, others = split_settings([*words, "--out", "d"])
     assert settings == ["--config=x.yaml", "--config=y.yaml", "--model.lr=1", "--data=Digits"]
     assert others == ["a", "--models=3", "--out", "d"]
+
+
+def test_a_terminated_training_is_no_success(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning's exception for SIGTERM is a SystemExit without a code, which would be 0."""
+
+    def terminated(*arguments: object) -> None:
+        raise SIGTERMException
+
+    monkeypatch.setattr(lightning_cli, "WarmCLI", terminated)
+    assert lightning_cli.run_trainer("fit", []) == 143

@@ -138,6 +138,21 @@ def test_bits_count_grey_levels_of_sharp_images() -> None:
     assert bits_per_dimension(torch.full((1,), 16 * math.log(2)), half, u).item() == pytest.approx(math.log2(127.5))
 
 
+def test_bits_of_images_of_normal_data() -> None:
+    """From uint8 images to bits, where their density is known: the scale, the levels and the blur at the lowest one."""
+    process = Warm(ConstantBNR(2.0))
+    oracle, way = GaussianOracle(SPECTRUM, process), rising_levels(process, PowerGrid(), 200)
+    images = quantise(digits(4).float())
+    found = bits_of_images(oracle, process, images, way, SeedStreams(range(4)), probes=1)
+    u = lowest_state(process, images, way[0], SeedStreams(range(4)))
+    gains, last = (process.gains(end, u) for end in (way[0], way[-1]))
+    ratio = oracle.marginal_variance(gains) / oracle.marginal_variance(last)
+    log_p = normal_log(u, prior_deviation(process, way[-1], u[:1]).square() * ratio)
+    exact = -(log_p + gains.log_signal.sum()) / (64 * math.log(2)) + math.log2(127.5)
+    # Heun's error in 200 steps is 0.006; a wrong level, scale or sign is whole bits.
+    torch.testing.assert_close(found, exact, rtol=0, atol=1e-2)
+
+
 def test_images_are_uniform_over_their_grey_levels() -> None:
     images = torch.arange(256, dtype=torch.uint8).view(4, 1, 8, 8)
     silent = Hot()

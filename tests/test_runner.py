@@ -8,9 +8,12 @@ import pytest
 import yaml
 from pretend import GRID, Pretend
 
+from experiments import jobs
 from experiments import run as runner
 from experiments.__main__ import main
 from experiments.cells import expand
+from experiments.jobs import digest as real
+from experiments.measures import main_scores
 from experiments.schema import Experiment, parse
 
 
@@ -71,6 +74,55 @@ def test_a_failure_is_reported_and_tried_again(
     assert pretend.calls == ["digits-BNR-0.5-NFE-5-seed1"]
     assert len({row["cell"] for row in rows(tmp_path)}) == 8
     assert "Not complete" not in (tmp_path / "out" / "grid-digits-smoke" / "report.md").read_text()
+
+
+def test_edited_files_count_as_other_options(tmp_path: Path, pretend: Pretend, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert start(tmp_path, GRID) == 0
+    pretend.calls.clear()
+    monkeypatch.setattr(jobs, "digest", lambda path: "edited" if path.suffix == ".yaml" else real(path))
+    assert start(tmp_path, GRID) == 0
+    assert len(pretend.calls) == 12
+    # What was there is kept beside it.
+    assert len(list((tmp_path / "out" / "trainings").glob("*.replaced-1"))) == 4
+
+
+def test_moved_results_are_still_done(tmp_path: Path, pretend: Pretend) -> None:
+    (tmp_path / "before").mkdir()
+    assert start(tmp_path / "before", GRID) == 0
+    (tmp_path / "before").rename(tmp_path / "after")
+    pretend.calls.clear()
+    assert start(tmp_path / "after", GRID) == 0
+    assert pretend.calls == []
+
+
+def test_scores_outlive_checkpoints(tmp_path: Path, pretend: Pretend) -> None:
+    """Removed to save space; another training is needed for what is not measured yet only."""
+    assert start(tmp_path, GRID) == 0
+    for path in (tmp_path / "out" / "trainings").glob("*/checkpoints/last.ckpt"):
+        path.unlink()
+    pretend.calls.clear()
+    assert start(tmp_path, GRID) == 0
+    assert pretend.calls == []
+    next((tmp_path / "out").glob("*/cells/digits-BNR-0-NFE-3-seed1/scores/scores.json")).unlink()
+    assert start(tmp_path, GRID) == 0
+    assert len(pretend.calls) == 2
+
+
+def test_reports_are_of_all_that_is_done(tmp_path: Path, pretend: Pretend) -> None:
+    assert start(tmp_path, GRID, "--only=BNR=0") == 0
+    assert {row["BNR"] for row in rows(tmp_path)} == {"0"}
+    assert start(tmp_path, GRID, "--only=BNR=0.5", "--seeds=1") == 0
+    assert len({row["cell"] for row in rows(tmp_path)}) == 4 + 2
+
+
+def test_a_result_that_cannot_be_read_spoils_no_other(tmp_path: Path, pretend: Pretend) -> None:
+    assert start(tmp_path, GRID) == 0
+    path = next((tmp_path / "out").glob("*/cells/digits-BNR-0-NFE-3-seed1/scores/scores.json"))
+    path.write_text("{")
+    assert start(tmp_path, GRID) == 1
+    assert len({row["cell"] for row in rows(tmp_path)}) == 7
+    report = (tmp_path / "out" / "grid-digits-smoke" / "report.md").read_text()
+    assert "scores.json: cannot be read" in report
 
 
 def test_a_failed_training_stops_what_needs_it_only(tmp_path: Path, pretend: Pretend) -> None:
@@ -153,3 +205,16 @@ def test_two_runs_do_not_share_a_folder(tmp_path: Path, pretend: Pretend, capsys
     with FileLock(tmp_path / "out" / ".lock"):
         assert start(tmp_path, GRID) == 2
     assert "another run" in capsys.readouterr().err
+
+
+def test_scores_of_several_rounds_are_the_best() -> None:
+    names = ["fid50k_round1", "fid50k_round2", "fid50k_min", "fid50k_mean", "fid50k_std", "kid50k_min"]
+    names += ["is50k_round1", "is50k_max", "is50k_mean", "is50k_std"]
+    assert main_scores(names, "fid*") == ["fid50k_min", "is50k_max"]
+    assert main_scores(["fd_digits", "is_digits", "fd_pixel"], "fd*_digits") == ["fd_digits", "is_digits"]
+    assert main_scores(["fd1k_digits_min", "fd1k_pixel"], "fd*_digits") == ["fd1k_digits_min"]
+
+
+def test_published_digits_are_kept() -> None:
+    experiment = parse({**GRID, "paper": [{"data": "cifar10", "BNR": 0, "FID": "1.80"}]}, Experiment, Path("x"))
+    assert experiment.paper[0]["FID"] == "1.80"

@@ -11,7 +11,8 @@ import yaml
 from pretend import GRID, Pretend
 
 from experiments.__main__ import main
-from experiments.jobs import Job, Processes, Slurm, taken
+from experiments.executors import Processes, Slurm, taken
+from experiments.jobs import Job
 from experiments.schedule import run_all
 from warm_lightning.errors import UserError
 
@@ -22,7 +23,7 @@ def test_killed_runs_are_not_taken_for_done(tmp_path: Path) -> None:
             super().call(arguments, folder)
             raise KeyboardInterrupt
 
-    job = Job("fit x", ("fit", "--a=1"), tmp_path / "x")
+    job = Job("fit x", ("fit", "--a=1"), tmp_path / "x", "checkpoints/last.ckpt")
     with pytest.raises(KeyboardInterrupt):
         job.run(Killed(), {})
     assert not job.done()
@@ -69,6 +70,13 @@ def test_wrong_files_are_errors_of_one_line(
         (["table3_bnr", "--data=digits", "--only=BNR=3"], "no cell"),
         (["table3_bnr", "--seeds=0"], "--seeds 0"),
         (["table3_bnr", "--data=digits", "--", "model.lr=1"], "model.lr=1"),
+        (["table3_bnr", "--data=digits", "--", "--model.process.path.bnr=1"], "--model.process.path.bnr"),
+        (["table3_bnr", "--data=digits", "--", "--model.seed=1"], "--seeds"),
+        (["fig5_bnr_nfe", "--data=digits", "--", "--model.sampler.grid.steps=3"], "--model.sampler.grid.steps"),
+        (["table3_bnr", "--cells=0"], "--cells 0"),
+        (["table3_bnr", "--tflops=0"], "--tflops 0"),
+        (["table3_bnr", "--data=digits", "--in_process", "--jobs=2"], "--in_process"),
+        (["table3_bnr", "--data=digits", '--slurm={"tasks_per_node": 8}'], "tasks_per_node"),
         (["table3_bnr", "--data=digits", "--slurm=x"], "--slurm x"),
         (["table3_bnr", "--cells=1", "--budget=paper"], "days without a GPU"),
     ],
@@ -87,10 +95,10 @@ def test_a_plan_says_what_it_would_cost(tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["run", "ablation_bnr", *options]) == 0
     out = capsys.readouterr().out
     # 200 Mimg · 3 passes and 3 · 50,000 images · 35 calls, of 42.4 GFLOPs each, at 50 TFLOP/s: 5.94 days.
-    days = (200e6 * 3 + 150_000 * 35) * 42.4e9 / 50e12 / 86400
+    days = (200e6 * 3 + (150_000 + 12) * 35) * 42.4e9 / 50e12 / 86400
     said = float(out.partition("expected: ")[2].split()[0])
     assert said == pytest.approx(days, rel=0.02)
-    assert "1 trainings, 2 measurements" in out
+    assert "to do: 1 trainings, 2 measurements" in out
     assert not any(tmp_path.iterdir())
 
 
@@ -113,8 +121,8 @@ def test_jobs_run_beside_each_other_and_after_what_they_need(tmp_path: Path) -> 
             (folder / "log.txt").write_text("")
             return 0
 
-    first, second = (Job(name, ("fit", name), tmp_path / name) for name in "ab")
-    third = Job("c", ("fit", "c"), tmp_path / "c")
+    first, second = (Job(name, ("fit", name), tmp_path / name, "log.txt") for name in "ab")
+    third = Job("c", ("fit", "c"), tmp_path / "c", "log.txt")
     executor = Slow()
     assert run_all({first: None, third: first, second: None}, executor, 2, {}, "test") == {}
     assert set(executor.calls[:2]) == {"begin a", "begin b"}
@@ -149,7 +157,7 @@ def test_gpus_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_broken_note_names_its_folder(tmp_path: Path) -> None:
-    job = Job("fit x", ("fit",), tmp_path / "x")
+    job = Job("fit x", ("fit",), tmp_path / "x", "log.txt")
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "job.json").write_text("{")
     with pytest.raises(UserError, match="delete the folder"):

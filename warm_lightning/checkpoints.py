@@ -7,7 +7,7 @@ format and holds the configuration the model is made from. `state_dict` has the 
 
 import pickle
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -217,14 +217,29 @@ def check_start(config: Mapping[str, Any], network: Network) -> None:
     check(there is not None, f"init_from {path}: has no configuration, which says what its weights mean; use another")
     saved, ours = part(checkpoint["state_dict"], EMA), network.state_dict()
     copied = all(saved[name].shape == tensor.shape for name, tensor in ours.items())
-    for section in ("network", "preconditioning", *(["parameterization"] if copied else [])):
+    sections = ("network", "preconditioning", *(["parameterization"] if copied else []))
+    check_same_meaning(there, config, sections, f"init_from {path}")
+
+
+def check_same_meaning(
+    there: Mapping[str, Any], config: Mapping[str, Any], sections: Iterable[str], source: str
+) -> None:
+    """Raise UserError, naming the first difference, where weights mean something else in a model.
+
+    Args:
+        there: configuration of the model that they are of.
+        config: of the other.
+        sections: of both that matter.
+        source: of the weights, for the message.
+    """
+    for section in sections:
         theirs, own = (dict(_settings(c[section], f"model.{section}")) for c in (there, config))
         for name in {**own, **theirs}:
             values = [d.get(name, "absent") for d in (theirs, own)]
             check(
                 values[0] == values[1] or name.rpartition(".")[2] in INDIFFERENT,
-                f"init_from {path}: {name} is {values[0]} there and {values[1]} here, so its weights mean something "
-                "else: make them the same",
+                f"{source}: {name} is {values[0]} there and {values[1]} here, so its weights mean something else: make "
+                "them the same",
             )
 
 

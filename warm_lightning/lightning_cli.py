@@ -13,6 +13,7 @@ from lightning import LightningModule, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import warm_lightning.metrics
 import warm_lightning.networks  # noqa: F401  (short class names in YAML are those of imported classes)
@@ -232,11 +233,13 @@ def spell_out(arguments: list[str]) -> list[str]:
 
 
 def run_trainer(command: str, arguments: list[str]) -> int:
-    """Run a command of the Trainer; returns the exit code, 130 if training was interrupted."""
+    """Run a command of the Trainer; returns the exit code, 130 if it was interrupted, 143 if it was terminated."""
     interrupt = Interrupt()
     try:
         with user_errors():
             WarmCLI([command, *(spell_out(arguments) if command == "test" else arguments)], interrupt)
+    except SIGTERMException:  # a SystemExit of Lightning's, whose code would be that of success
+        return 143
     except SystemExit as end:
         if not interrupt.interrupted and not isinstance(end.__context__, KeyboardInterrupt):
             raise

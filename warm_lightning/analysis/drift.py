@@ -185,8 +185,10 @@ def _logarithms(seen: Tensor, expected: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def summarise(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The drift of each band and quantity over all levels alike: its root mean square, what that would be by chance,
-    and its mean. A row each: band, quantity, rms, chance, mean, levels."""
+    """The drift of each band and quantity over all levels alike but the first, at which trajectories start and have not
+    drifted: its root mean square, what that would be by chance, and its mean. A row each: band, quantity, rms, chance,
+    mean, levels."""
+    rows = [row for row in rows if row["clock"] != rows[0]["clock"]]
     summary = []
     for band, quantity in product(dict.fromkeys(row["band"] for row in rows), QUANTITIES):
         here = [row for row in rows if (row["band"], row["quantity"]) == (band, quantity)]

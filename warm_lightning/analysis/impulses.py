@@ -60,7 +60,7 @@ def among(mine: Tensor, number: int) -> Tensor:
 
 def constant(amplitude: float, pattern: Tensor) -> Impulses:
     """A row whose draws are all alike."""
-    row = torch.tensor([amplitude], dtype=torch.float64)
+    row = torch.full((1,), amplitude, dtype=torch.float64, device=pattern.device)
     return Impulses(lambda _: row, pattern.double())
 
 

@@ -141,7 +141,11 @@ def gaussian_error(spectrum: Tensor, process: Process, sampler: Sampler) -> dict
     to_ode: dict[str, float | None] = dict.fromkeys(("total", *BANDS))
     if found.deterministic:
         levels = sampler.grid.levels(process)
-        exact = GaussianOracle(spectrum, process).exact_flow(found.start.sqrt()[None], levels[0], levels[-1])[0]
+        oracle = GaussianOracle(spectrum, process)
+        exact = oracle.exact_flow(found.start.sqrt()[None], levels[0], levels[-1])
+        # Where the last level has noise left, samplers return the mean there.
+        gains = process.gains(levels[-1], exact)
+        exact = (gains.signal * oracle(exact, levels[-1]).clean)[0]
         to_ode.update(frechet(found.end.sqrt(), exact))
     return {
         "nfe": sampler.nfe,

@@ -2,11 +2,19 @@
 
 from collections.abc import Sequence
 
-from warm_lightning.checkpoints import check_same_model, read
-from warm_lightning.data import ImageDataModule
+from warm_lightning.checkpoints import SECTION, check_same_meaning, check_same_model, read
+from warm_lightning.data import ImageDataModule, ImageSet
 from warm_lightning.errors import check
 from warm_lightning.lightning_cli import WarmCLI, user_errors
 from warm_lightning.module import DiffusionModule
+
+ANYWHERE = [
+    "--trainer.accelerator=cpu",
+    "--trainer.devices=1",
+    "--trainer.num_nodes=1",
+    "--trainer.strategy=auto",
+    "--trainer.precision=32-true",
+]
 
 
 def configured(settings: Sequence[str]) -> tuple[DiffusionModule, ImageDataModule]:
@@ -20,7 +28,8 @@ def configured(settings: Sequence[str]) -> tuple[DiffusionModule, ImageDataModul
         "--config is missing: name the YAML file of the data and model, such as --config configs/digits.yaml",
     )
     with user_errors():
-        cli = WarmCLI([*settings, "--model.init_from=null"], run=False)
+        # A configuration made for eight GPUs would want them for the Trainer, which is not used here.
+        cli = WarmCLI([*settings, "--model.init_from=null", *ANYWHERE], run=False)
     return cli.model, cli.datamodule
 
 
@@ -28,11 +37,25 @@ def trained(settings: Sequence[str], ckpt_path: str) -> tuple[DiffusionModule, I
     """The same with the weights of a checkpoint or exported folder, in evaluation mode.
 
     Raises:
-        UserError: see `configured`, `checkpoints.read` and `check_same_model`.
+        UserError: see `configured`, `checkpoints.read`, `check_same_model` and `check_same_meaning`; the process may be
+            another, as when a plane model is to follow another path.
     """
     checkpoint = read(ckpt_path)
     module, data = configured(settings)
     check_same_model(checkpoint["state_dict"], module.state_dict())
+    theirs = checkpoint[SECTION]["config"]
+    if theirs and module.config:
+        sections = ("network", "preconditioning", "parameterization")
+        check_same_meaning(theirs, module.config, sections, f"--ckpt_path {ckpt_path}")
     module.on_load_checkpoint(checkpoint)
     module.load_state_dict(checkpoint["state_dict"])
     return module.eval(), data
+
+
+def open_split(data: ImageDataModule, split: str) -> ImageSet:
+    """The images of a split; raises UserError where the data have none."""
+    data.prepare_data()
+    images = data.train_images() if split == "train" else data.held_out_images()
+    check(images is not None, "the data have no held-out images: set them aside in --data, or ask for --split train")
+    assert images is not None
+    return images

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -23,8 +24,9 @@ from warm_lightning.module import DiffusionModule
 from warm_lightning.pictures import writable_folder, write_file
 from warm_lightning.reference import all_images
 from warm_lightning.rng import SeedStreams, key
-from warm_lightning.spectral import dct
-from warm_lightning.tools.configured import trained
+from warm_lightning.spectral import dct, full_precision
+from warm_lightning.tools.configured import open_split, trained
+from warm_lightning.tools.degraded import Split
 from warm_lightning.tools.sampling import Devices
 
 
@@ -38,9 +40,10 @@ def drift(
     seed: int = 0,
     weights: Weights = "ema",
     bands: int = 3,
+    split: Split = "train",
     accelerator: str = "auto",
 ) -> None:
-    """How far trajectories are from truly degraded training images, at every level, in all frequencies and in bands.
+    """How far trajectories are from truly degraded images, at every level, in all frequencies and in bands.
 
     Writes drift.png and drift.json. Its `rows` have, for each level (clock, alpha, beta), band ("all", or "1" for the
     lowest frequencies and so on) and quantity, the values of trajectories and of truth, their difference `drift`, and a
@@ -52,19 +55,23 @@ def drift(
     residual: ln of the mean square of (1-A)∘x̂0, the detail that the network adds; none where nothing is blurred. Of a
     network that says x0 by undoing blur, as ε does, it is mostly its amplified error.
 
+    A sampler that adds other noise than the process has, as IHDM's does by design, drifts by that.
+
     `summary` has for each band and quantity the root mean square of drift over levels, all alike (rms), what chance
-    alone would make of it (chance), the mean, and the number of levels: those of the sampler's grid above the last, and
-    with noise. `drift`, `power_drift` and `residual_drift` are rms in all frequencies; `edges` are those of the bands
-    in √λ.
+    alone would make of it (chance), the mean, and the number of levels: those of the sampler's grid that have noise,
+    but for the last and the first, at which trajectories start. `drift`, `power_drift` and `residual_drift` are rms in
+    all frequencies; `edges` are those of the bands in √λ.
 
     Args:
         ckpt_path: checkpoint that `warm fit` wrote, or folder that `warm export` did.
         outdir: folder for drift.json and drift.png.
-        num_images: trajectories, and training images to degrade. The classes of these are those sampled, if any.
+        num_images: trajectories, and images to degrade. The classes of these are those sampled, if any.
         batch_size: images at once.
         seed: k stands for the sampling seeds k·num_images, k·num_images + 1 …, and for other training images and noise.
         weights: averaged or last.
         bands: number of frequency bands, of equal width in √λ.
+        split: train or held_out, of the images to degrade. A network that knows its training images by heart sees less
+            noise in them than in samples; where there are enough held-out ones, compare with them.
         accelerator: cpu, gpu, mps or auto.
     """
     began = time.perf_counter()
@@ -74,7 +81,7 @@ def drift(
     check_matplotlib()
     module, data = trained(settings, ckpt_path)
     machine = Devices(accelerator, 1, "32-true")
-    model = machine.take(module.model(weights))
+    model = replace(machine.take(module.model(weights)), guidance=1.0)  # which leaves the manifold by design
     like = torch.zeros(1, *model.image_shape, dtype=torch.float64, device=model.state_device)
     rings = Bands(bands, like)
     meter = Meter(model.process, rings, like)
@@ -82,16 +89,14 @@ def drift(
     folder = writable_folder(outdir)
     data.prepare_data()
     check_data(module.network, data)
-    images = data.train_images()
-    check(
-        num_images <= len(images), f"num_images is {num_images}, but there are {len(images)} training images: lower it"
-    )
+    images = open_split(data, split)
+    check(num_images <= len(images), f"num_images is {num_images}, but {split} has {len(images)} images: lower it")
     ours, theirs = [], []
     for index, u0, classes in some_images(images, num_images, seed, machine.batches(num_images, batch_size, "Drift")):
         seeds = [seed * num_images + k for k in index]
         noise = SeedStreams([key(seed, "drift", "noise", k) for k in index], like.device)
         told = classes if model.network.label_dim else None
-        with model.told(told) as ask:
+        with full_precision(model.device), model.told(told) as ask:
             ours.append(meter.along(partial(model.sample, module.sampler, seeds, told), ask))
             theirs.append(meter.truth(ask, levels, u0.to(like), noise))
     expected = meter.expected_power(levels, second_moment(all_images(images, "Measuring power")))
@@ -108,7 +113,7 @@ def drift(
             "num_images": num_images,
             "batch_size": batch_size,
             "seeds": f"{seed * num_images}-{(seed + 1) * num_images - 1}",
-            "training_images": f"{num_images} of {len(images)}, neither mirrored nor augmented, chosen by seed {seed}",
+            "images": f"{num_images} of {len(images)} ({split}), neither mirrored nor augmented, chosen by seed {seed}",
             "device": str(model.device),
             "seconds": round(time.perf_counter() - began, 1),
         },
@@ -139,8 +144,7 @@ def protocol(module: DiffusionModule, settings: list[str], ckpt_path: str, weigh
         "images_seen": module.images_seen,
         "process": config.get("process"),
         "sampler": config.get("sampler"),
-        "nfe": module.model(weights).nfe(module.sampler),
-        "guidance": module.guidance,
+        "nfe": module.sampler.nfe,
         "precision": "network float32, states float64",
         "package_version": __version__,
         "torch_version": version("torch"),

@@ -18,6 +18,7 @@ from warm_lightning.data import ImageDataModule, ImageSet
 from warm_lightning.errors import UserError, check
 from warm_lightning.images import dequantise
 from warm_lightning.metrics.records import to_json
+from warm_lightning.metrics.reference import random_order
 from warm_lightning.model import check_data
 from warm_lightning.networks.base import Network
 from warm_lightning.pictures import writable_folder, write_file
@@ -51,7 +52,7 @@ def oracle(
     share_mid and share_high are the shares of the thirds of √λ in the former, share_ode_low … in the latter; `variance`
     is ΣS, `draws` the number of draws an image, with whose square the time grows, `nfe` that of network calls.
 
-    --kind dataset: the data are the first training images. `nearest_mse` is the mean square distance of samples to the
+    --kind dataset: the data are some training images. `nearest_mse` is the mean square distance of samples to the
     nearest of them, images being in [-1, 1], `landed` the share of samples with less than 1e-6, `rms_ode` the root mean
     square distance to where Heun's rule takes the same start in --ode_steps steps (null for samplers that draw on the
     way), with `ode_nfe` calls.
@@ -65,6 +66,7 @@ def oracle(
         ode_steps: steps that stand for the exact ODE, most of the time; 0 for no rms_ode; for --kind dataset.
     """
     began = time.perf_counter()
+    check(spectrum is None or kind == "gaussian", f"--spectrum {spectrum}: is for --kind gaussian; leave it out")
     check(limit >= 1, f"--limit is {limit}: it must be at least 1")
     check(ode_steps >= 0, f"--ode_steps is {ode_steps}: it must be 0 (none) or more")
     chosen = parse_seeds(seeds)
@@ -78,7 +80,7 @@ def oracle(
     else:
         images = open_images(data, module.network)
         count = min(limit, len(images))
-        x0 = dequantise(images.take(torch.arange(count)), torch.float64)
+        x0 = dequantise(images.take(random_order(len(images), 0)[:count]), torch.float64)
         values = dataset_error(x0, module.process, module.sampler, chosen, ode_steps)
         about = {"data": describe(data), "num_images": count, "of": len(images), "seeds": seeds, "ode_steps": ode_steps}
     config = module.config or {}

@@ -68,7 +68,7 @@ def spectrum(
         images: folder or zip of generated images, whose spectrum is set beside the data's.
         tolerance: attenuation that is allowed where signal and noise are equal, between 0 and 1; nothing but a choice.
         fit_below: λ in radians²/pixel² below which the law is fitted; .inf for all frequencies.
-        limit: only the first so many images of the data.
+        limit: only so many images of the data, chosen by the seed.
         bnrs: blur-to-noise ratios for Fig. 3, with commas; up to 6.
         noise: noise level β for Fig. 3.
         seed: of the bootstrap, of halves, and of the images and noise shown.
@@ -83,7 +83,7 @@ def spectrum(
     folder = writable_folder(outdir)
     other = open_images(images) if images else None
     data.prepare_data()
-    training = first(data.train_images(), limit)
+    training = some(data.train_images(), limit, seed)
     other = other and alike(other, training, str(images))
     measured = measure(training, seed)
     fits = power_law.fit_rows(measured, fit_below)
@@ -150,11 +150,12 @@ def parse_bnrs(bnrs: str) -> list[float]:
     return ratios
 
 
-def first(images: ImageSet, limit: int | None) -> ImageSet:
-    """The first so many images; all if there are not more."""
+def some(images: ImageSet, limit: int | None, seed: int) -> ImageSet:
+    """So many images chosen by a seed, since the first are often of one class; all if there are not more."""
     if limit is None or limit >= len(images):
         return images
-    return ImageSet(images.take(torch.arange(limit)), images.labels[:limit], images.class_names)
+    chosen = random_order(len(images), seed)[:limit]
+    return ImageSet(images.take(chosen), images.labels[chosen], images.class_names)
 
 
 def alike(images: ImageSet, data: ImageSet, path: str) -> ImageSet:
