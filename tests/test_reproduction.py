@@ -14,7 +14,11 @@ from experiments.reproduction import TABLES
 from experiments.schema import FOLDER, Experiment, read
 
 PAGE = (REPOSITORY / "docs" / "reproduction.md").read_text()
-ROWS = [[cell.strip() for cell in line.strip("|").split("|")] for line in PAGE.splitlines() if "`python -m exp" in line]
+ROWS = [
+    [cell.strip() for cell in line.strip("|").split("|")]
+    for line in PAGE.splitlines()
+    if line.startswith("|") and "`python" in line
+]
 
 
 @pytest.mark.parametrize("name", TABLES)
