@@ -43,7 +43,7 @@ ablation-bnr: setup  ## the BNR sweep: on digits under 45 minutes on two CPU cor
 	$(BIN)/python -m experiments run experiments/ablation_bnr.yaml --data $(or $(DATA),digits) --budget $(BUDGET) --jobs $(JOBS) $(ARGS)
 
 test: setup  ## run all tests that need no GPU, JOBS at a time (under 12 minutes on two cores)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m 'not gpu' $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m 'not gpu' $(ARGS)
 
 lint: setup  ## ruff and mypy
 	$(BIN)/ruff check .

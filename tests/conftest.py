@@ -8,6 +8,18 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED = REPOSITORY.parent / "shared"
 
+LONG = """
+test_strategies test_every_system test_experiment_files test_readme test_restore test_scored_runs test_rounds
+test_determinism test_seed_contract test_experiments test_compare test_describe test_drift test_likelihood test_data_killed
+test_full_size test_network_memory test_pickle_memory test_runner_jobs test_reproduction test_edm_arrays test_checkpoints
+""".split()
+"""Files that take half a minute and more."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first, or one process would be left alone with the last of them (with --no-loadscope-reorder)."""
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+
 
 def find(what: str, variable: str, default: Path) -> Path:
     """`default`, or the path that an environment variable gives; skips, or fails under CI, where there is none."""

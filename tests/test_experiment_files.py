@@ -70,11 +70,17 @@ def test_every_data_set_has_the_papers_budget(path: Path) -> None:
     assert "paper" in found.budgets
 
 
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for all experiments, which share trainings."""
+    return tmp_path_factory.mktemp("experiments")
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_first_cell_runs(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["run", str(path), "--data=digits", "--budget=smoke", "--cells=1", "--in_process", f"--out={tmp_path}"]
+def test_first_cell_runs(path: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["run", str(path), "--data=digits", "--budget=smoke", "--cells=1", "--in_process", f"--out={out}"]
     assert main(arguments) == 0, capsys.readouterr().err
-    folder = tmp_path / f"{path.stem}-digits-smoke"
+    folder = out / f"{path.stem}-digits-smoke"
     report = (folder / "report.md").read_text()
     assert read(path, Experiment).title in report
     assert (folder / "report.html").stat().st_size > 5_000
