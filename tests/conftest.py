@@ -8,11 +8,30 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED = REPOSITORY.parent / "shared"
 
-LONG = """
-test_strategies test_every_system test_experiment_files test_readme test_restore test_scored_runs test_rounds
-test_determinism test_seed_contract test_experiments test_compare test_describe test_drift test_likelihood test_data_killed
-test_full_size test_network_memory test_pickle_memory test_runner_jobs test_reproduction test_edm_arrays test_checkpoints
-""".split()
+LONG = [
+    "test_strategies",
+    "test_every_system",
+    "test_experiment_files",
+    "test_readme",
+    "test_restore",
+    "test_scored_runs",
+    "test_rounds",
+    "test_determinism",
+    "test_seed_contract",
+    "test_experiments",
+    "test_compare",
+    "test_describe",
+    "test_drift",
+    "test_likelihood",
+    "test_data_killed",
+    "test_full_size",
+    "test_network_memory",
+    "test_pickle_memory",
+    "test_runner_jobs",
+    "test_reproduction",
+    "test_edm_arrays",
+    "test_checkpoints",
+]
 """Files that take half a minute and more."""
 
 
