@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
@@ -206,6 +207,7 @@ def read(path: Path, kind: type[Kind]) -> Kind:
     return parse(content, kind, path)
 
 
+@cache
 def data_set(name: str) -> DataSet:
     """A data set by the name of its file.
 

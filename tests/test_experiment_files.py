@@ -28,8 +28,11 @@ def settings(cell: Cell) -> tuple[list[str], dict[str, str]]:
     return files, {name: value for name, _, value in others}
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-@pytest.mark.parametrize("data", [None, "digits"])
+OWN_DATA = [(path, None) for path in FILES]
+SCALED = [(path, "digits") for path in FILES if "for_data" in path.read_text()]
+
+
+@pytest.mark.parametrize(("path", "data"), OWN_DATA + SCALED, ids=lambda value: getattr(value, "stem", value))
 def test_every_cell_is_a_configuration(path: Path, data: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """A misspelt setting, an overlay that is not there, or a value that a class refuses."""
     monkeypatch.chdir(REPOSITORY)
