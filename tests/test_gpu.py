@@ -274,7 +274,7 @@ def test_scores_are_those_of_the_cpu() -> None:
     assert values[1] == pytest.approx(values[0], rel=1e-3, abs=1e-6)
 
 
-@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("overlay", OVERLAYS.values(), ids=lambda path: path.stem)
 def test_every_system_trains_and_samples(overlay: Path) -> None:
     """Tables, priors, draws and reference images that stayed on the CPU would end this."""
     torch.use_deterministic_algorithms(True)
