@@ -32,7 +32,8 @@ class Executor(ABC):
     def call(self, arguments: list[str], folder: Path) -> int:
         """Run `warm` with its output in the folder's log; gives the exit code when it has ended."""
 
-    def cancel(self) -> None:  # noqa: B027  (most have nothing to do)
+    @abstractmethod
+    def cancel(self) -> None:
         """End what Ctrl-C does not reach."""
 
 
@@ -82,6 +83,9 @@ class Processes(Executor):
             if self.gpus and seen is not None:
                 self.gpus.put(seen)
 
+    def cancel(self) -> None:
+        """Ctrl-C reaches processes of this program's group itself."""
+
 
 @contextmanager
 def taken(folder: Path) -> Iterator[int]:
@@ -111,6 +115,9 @@ class ThisProcess(Executor):
         if code == 130:
             raise KeyboardInterrupt
         return code
+
+    def cancel(self) -> None:
+        """Ctrl-C has ended the call."""
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import base64
 import re
 from collections.abc import Mapping, Sequence
-from math import isnan
+from math import floor, isnan, log10
 from pathlib import Path
 from typing import Any
 
@@ -83,9 +83,12 @@ def pivot(plot: Plot, found: Sequence[Group], name: str) -> Table:
 
 
 def cell_text(group: Group, name: str) -> str:
-    """A mean, with its spread where there is one."""
-    spread = group.spread(name)
-    return number(group.mean(name)) + (f" ± {number(spread)}" if spread is not None else "")
+    """A mean, with its spread where there is one: two digits of that, and the mean to the same decimals."""
+    mean, spread = group.mean(name), group.spread(name)
+    if spread is None or not 1e-4 <= spread < 1e4:
+        return number(mean) + (f" ± {number(spread)}" if spread is not None else "")
+    decimals = max(0, 1 - floor(log10(spread)))
+    return f"{mean:.{decimals}f} ± {spread:.{decimals}f}"
 
 
 def compared(found: Sequence[Group], name: str) -> list[str]:

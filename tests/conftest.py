@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from small import SMALL, here
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED = REPOSITORY.parent / "shared"
@@ -19,7 +20,6 @@ LONG = [
     "test_determinism",
     "test_seed_contract",
     "test_experiments",
-    "test_compare",
     "test_describe",
     "test_drift",
     "test_likelihood",
@@ -55,6 +55,23 @@ def find(what: str, variable: str, default: Path) -> Path:
 def reference_dir() -> Path:
     """Folder with the reference arrays (`edm_*.npz`, `edm_parameters.json`)."""
     return find("reference arrays", "WARM_REFERENCE_DIR", SHARED / "reference")
+
+
+@pytest.fixture(scope="session")
+def double_ckpt(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint of a small model after two steps in float64."""
+    folder = tmp_path_factory.mktemp("double")
+    here("fit", *SMALL, "--model.duration=64", f"--trainer.default_root_dir={folder}", "--trainer.precision=64-true")
+    return folder / "checkpoints" / "last.ckpt"
+
+
+@pytest.fixture(scope="session")
+def learned_ckpt(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint of a small model that has learned a little, without 40 of the digits."""
+    folder = tmp_path_factory.mktemp("learned")
+    options = ["--model.duration=2560", "--model.lr_ramp=320", "--model.lr=5e-3", "--data.held_out=40"]
+    here("fit", *SMALL, *options, f"--trainer.default_root_dir={folder}", "--trainer.accelerator=cpu")
+    return folder / "checkpoints" / "last.ckpt"
 
 
 @pytest.fixture(scope="session")

@@ -49,3 +49,6 @@ class Pretend(Executor):
         }
         (folder / "scores.json").write_text(json.dumps({**scores, "protocol": protocol}))
         return 0
+
+    def cancel(self) -> None:
+        """Nothing runs."""

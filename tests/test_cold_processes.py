@@ -242,7 +242,10 @@ def test_soft_diffusions_momentum_step(t: int, s: int) -> None:
     if s > 0:
         expected = expected + math.sqrt(b_t**2 - b_s**2) * z
     step = step_of(process, x, t, s, Prescribed(z))
-    ask = lambda u, level: Denoiser().estimate(x0[:, None], u, process.gains(level, u))  # noqa: E731
+
+    def ask(u: Tensor, level: Level) -> Estimate:
+        return Denoiser().estimate(x0[:, None], u, process.gains(level, u))
+
     torch.testing.assert_close(idct(Momentum()(ask, dct(x), step)), expected, rtol=0, atol=1e-12)
 
 

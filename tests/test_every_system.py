@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from small import DIGITS, REPOSITORY
 
+from experiments.schema import Experiment, read
 from warm_lightning import load_config
 from warm_lightning.data import ImageDataModule
 from warm_lightning.data.stream import StoredOrder, TrainingStream
@@ -16,7 +16,7 @@ from warm_lightning.module import DiffusionModule
 from warm_lightning.reference import Others, all_images
 from warm_lightning.rng import BatchDraws, SeedStreams
 
-PLAN = yaml.safe_load((REPOSITORY / "experiments" / "plans" / "compare.yaml").read_text())
+COMPARE = read(REPOSITORY / "experiments" / "compare.yaml", Experiment)
 OVERLAYS = {path.stem: path for path in sorted((REPOSITORY / "configs" / "method").glob("*.yaml"))}
 SAME_TRAINING = {"edm_es": "hot", "ddim": "ddpm", "param_d": "warm"}
 """Overlays that differ in sampling only, or not at all."""
@@ -31,7 +31,9 @@ SMALL = {
 
 def scaled(overlay: Path) -> dict[str, Any]:
     """What an overlay's system needs for 8×8 images."""
-    return PLAN["trainings"].get(overlay.stem, {}).get("set", {})
+    points = COMPARE.axes["system"].points.values()
+    found = [p.set | p.for_data.get("digits", {}) for p in points if p.overlays == [f"method/{overlay.stem}"]]
+    return found[0] if found else {}
 
 
 def held_loss(module: DiffusionModule, images: StoredOrder) -> float:

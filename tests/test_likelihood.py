@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import DIGITS, SMALL, here
+from small import DIGITS, here
 from spectra import level
 from torch import Tensor
 from truths import digits, gains_at
@@ -215,18 +215,14 @@ def test_processes_without_a_density_are_refused(process: Process, grid: Grid, m
 SETTINGS = [f"--config={DIGITS}", "--model.network.model_channels=8", "--model.network.channel_mult=[1,2]"]
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The checkpoint of a small model that has learned a little, without 40 of the digits."""
-    folder = tmp_path_factory.mktemp("run")
-    options = ["--model.duration=1280", "--model.lr_ramp=320", "--model.lr=5e-3", "--data.held_out=40"]
-    here("fit", *SMALL, *options, f"--trainer.default_root_dir={folder}", "--trainer.accelerator=cpu")
-    return folder / "checkpoints" / "last.ckpt"
-
-
-def test_command(trained: Path, tmp_path: Path) -> None:
+def test_command(learned_ckpt: Path, tmp_path: Path) -> None:
     def run(name: str, *options: str) -> dict:
-        where = [f"--ckpt_path={trained}", f"--outdir={tmp_path / name}", "--accelerator=cpu", "--data.held_out=40"]
+        where = [
+            f"--ckpt_path={learned_ckpt}",
+            f"--outdir={tmp_path / name}",
+            "--accelerator=cpu",
+            "--data.held_out=40",
+        ]
         here("bits", *SETTINGS, *where, "--num_images=5", "--steps=8", *options)
         return json.loads((tmp_path / name / "bits.json").read_text())
 
@@ -244,9 +240,9 @@ def test_command(trained: Path, tmp_path: Path) -> None:
     assert other["bpd"] != found["bpd"]
 
 
-def test_exact_divergence_is_the_mean_of_probes(trained: Path, tmp_path: Path) -> None:
+def test_exact_divergence_is_the_mean_of_probes(learned_ckpt: Path, tmp_path: Path) -> None:
     """Through a network, whose Jacobian is not diagonal."""
-    options = [f"--ckpt_path={trained}", "--accelerator=cpu", "--split=train", "--num_images=4", "--steps=3"]
+    options = [f"--ckpt_path={learned_ckpt}", "--accelerator=cpu", "--split=train", "--num_images=4", "--steps=3"]
     found = []
     for probes in (0, 20):
         here("bits", *SETTINGS, *options, f"--outdir={tmp_path}", f"--probes={probes}", "--data.held_out=40")
@@ -256,7 +252,7 @@ def test_exact_divergence_is_the_mean_of_probes(trained: Path, tmp_path: Path) -
     assert found[1] == pytest.approx(found[0], abs=0.5)
 
 
-def test_user_errors_are_one_line(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_user_errors_are_one_line(learned_ckpt: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for options, part in [
         (["--data.held_out=0"], "no held-out images"),
         (["--data.held_out=40", "--num_images=41"], "held_out has 40 images"),
@@ -264,7 +260,7 @@ def test_user_errors_are_one_line(trained: Path, tmp_path: Path, capsys: pytest.
         (["--data.held_out=40", "--model.process=PFGMpp"], "normal noise"),
     ]:
         capsys.readouterr()
-        where = [f"--ckpt_path={trained}", f"--outdir={tmp_path}", "--accelerator=cpu"]
+        where = [f"--ckpt_path={learned_ckpt}", f"--outdir={tmp_path}", "--accelerator=cpu"]
         assert main(["bits", *SETTINGS, *where, *options]) == 2
         error = capsys.readouterr().err.strip()
         assert part in error

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small import SMALL, here, warm
+from small import here, warm
 from torch import Tensor
 
 from warm_lightning.checkpoints import EMA, part, read
@@ -22,15 +22,6 @@ from warm_lightning.pictures import read_png, write_png
 from warm_lightning.restoration import observe
 from warm_lightning.rng import SeedStreams, key
 from warm_lightning.samplers import PowerGrid
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The checkpoint of a small model that has learned a little, without 40 of the digits."""
-    folder = tmp_path_factory.mktemp("run")
-    options = ["--model.duration=2560", "--model.lr_ramp=320", "--model.lr=5e-3", "--data.held_out=40"]
-    here("fit", *SMALL, *options, f"--trainer.default_root_dir={folder}", "--trainer.accelerator=cpu")
-    return folder / "checkpoints" / "last.ckpt"
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +42,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory, held_out: Tensor) -> Path:
 
 
 @pytest.fixture
-def run(trained: Path, tmp_path: Path) -> Callable[..., dict]:
+def run(learned_ckpt: Path, tmp_path: Path) -> Callable[..., dict]:
     def restore(images: object, out: str, *options: str, level: tuple[float, float] = (0.25, 0.5)) -> dict:
-        where = [f"--ckpt_path={trained}", f"--outdir={tmp_path / out}", "--accelerator=cpu"]
+        where = [f"--ckpt_path={learned_ckpt}", f"--outdir={tmp_path / out}", "--accelerator=cpu"]
         here("restore", str(images), f"--blur={level[0]}", f"--noise={level[1]}", *where, *options)
         return json.loads((tmp_path / out / "restored.json").read_text())
 
@@ -95,7 +86,7 @@ def test_files_scores_and_pictures(run, folder, tmp_path, held_out, capsys) -> N
         np.testing.assert_array_equal(shown, image[0])
 
 
-def test_results_depend_on_image_and_seed_alone(run, folder, trained, tmp_path) -> None:
+def test_results_depend_on_image_and_seed_alone(run, folder, learned_ckpt, tmp_path) -> None:
     # In float64, so that what a batch does to rounding stays below a grey level.
     random = ["--degrade", "--precision=64-true", "--add_noise", "--eta=1", "--steps=6"]
     level = (0.25, 0.4)  # where noise is added, too
@@ -113,7 +104,14 @@ def test_results_depend_on_image_and_seed_alone(run, folder, trained, tmp_path) 
         run(folder, out, "--degrade", "--mean", "--limit=3", f"--seeds={seeds}")
     means = [files(tmp_path / out) for out in ("mean", "means")]
     assert [means[0][name] == means[1][name] for name in sorted(other)] == [True, True, False]
-    where = [str(folder), "--blur=0.25", "--noise=0.4", f"--ckpt_path={trained}", "--accelerator=cpu", "--devices=2"]
+    where = [
+        str(folder),
+        "--blur=0.25",
+        "--noise=0.4",
+        f"--ckpt_path={learned_ckpt}",
+        "--accelerator=cpu",
+        "--devices=2",
+    ]
     done = warm("restore", *where, *random, f"--outdir={tmp_path / 'two'}", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert files(tmp_path / "two") == everything
@@ -162,9 +160,9 @@ def test_one_image_with_its_truth(run, folder, tmp_path) -> None:
     assert record["protocol"]["nfe"] == 1
 
 
-def test_the_record_names_the_weights_as_scores_do(run, folder, trained) -> None:
+def test_the_record_names_the_weights_as_scores_do(run, folder, learned_ckpt) -> None:
     record = run(folder, "out", "--degrade", "--mean", "--limit=1")
-    assert record["protocol"]["weights_sha256"] == tensors_hash(part(read(trained)["state_dict"], EMA).items())
+    assert record["protocol"]["weights_sha256"] == tensors_hash(part(read(learned_ckpt)["state_dict"], EMA).items())
 
 
 @pytest.mark.parametrize("zipped", [False, True])

@@ -25,15 +25,8 @@ from warm_lightning.model import TestPlan as Plan  # not a test, whatever pytest
 QUICK = ["--model.sampler.grid.steps=2", "--scores.companions=false", "--scores.max_neighbours=100"]
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("trained")
-    here("fit", *SMALL, "--model.duration=64", f"--trainer.default_root_dir={folder}", "--trainer.precision=64-true")
-    return folder / "checkpoints" / "last.ckpt"
-
-
-def options(trained: Path, folder: Path, *more: str) -> list[str]:
-    where = [f"--trainer.default_root_dir={folder}", f"--ckpt_path={trained}", "--trainer.precision=64-true"]
+def options(double_ckpt: Path, folder: Path, *more: str) -> list[str]:
+    where = [f"--trainer.default_root_dir={folder}", f"--ckpt_path={double_ckpt}", "--trainer.precision=64-true"]
     return ["test", *SMALL, *QUICK, *where, *more]
 
 
@@ -58,8 +51,8 @@ def test_devices_share_the_seeds_of_a_round(count, batch_size, world_size) -> No
     assert plan.label(1) == f"{count}-{2 * count - 1}"
 
 
-def test_three_rounds_have_their_seeds_names_and_summary(trained, tmp_path, capsys) -> None:
-    here(*options(trained, tmp_path / "three", "--scores.rounds=3", "--scores.first_seed=100"))
+def test_three_rounds_have_their_seeds_names_and_summary(double_ckpt, tmp_path, capsys) -> None:
+    here(*options(double_ckpt, tmp_path / "three", "--scores.rounds=3", "--scores.first_seed=100"))
     three = scores(tmp_path / "three")
     protocol = three.pop("protocol")
     assert protocol["seeds"] == ["100-115", "116-131", "132-147"]
@@ -70,18 +63,18 @@ def test_three_rounds_have_their_seeds_names_and_summary(trained, tmp_path, caps
     assert "fd16_pixel" not in three
     assert "best of 3" in capsys.readouterr().out
     # A round alone is the same round.
-    here(*options(trained, tmp_path / "one", "--scores.first_seed=116"))
+    here(*options(double_ckpt, tmp_path / "one", "--scores.first_seed=116"))
     one = scores(tmp_path / "one")
     assert one["protocol"]["seeds"] == "116-131"
     assert one["fd16_pixel"] == three["fd16_pixel_round2"]
     assert one["kid16_pixel"] == three["kid16_pixel_round2"]
 
 
-def test_only_the_same_is_taken_over_and_what_differs_is_said(trained, tmp_path, capsys, monkeypatch) -> None:
-    here(*options(trained, tmp_path))
+def test_only_the_same_is_taken_over_and_what_differs_is_said(double_ckpt, tmp_path, capsys, monkeypatch) -> None:
+    here(*options(double_ckpt, tmp_path))
     first = scores(tmp_path)
     capsys.readouterr()
-    here(*options(trained, tmp_path, "--scores.rounds=2"))
+    here(*options(double_ckpt, tmp_path, "--scores.rounds=2"))
     assert "Scored before, and kept in" in (output := capsys.readouterr().out)
     assert "round 1 (seeds 0-15)" in output
     two = scores(tmp_path)
@@ -89,7 +82,7 @@ def test_only_the_same_is_taken_over_and_what_differs_is_said(trained, tmp_path,
     assert [set(entry["rounds"]) for entry in stored(tmp_path)] == [{"0-15", "16-31"}]
 
     # What is printed beside the scores does not matter to them.
-    here(*options(trained, tmp_path, "--scores.companions=true"))
+    here(*options(double_ckpt, tmp_path, "--scores.companions=true"))
     assert "round 1 (seeds 0-15)" in capsys.readouterr().out
     # What the network computes with the same tensors does, and so does this package's version.
     for change, name in (
@@ -98,27 +91,27 @@ def test_only_the_same_is_taken_over_and_what_differs_is_said(trained, tmp_path,
         ("--model.network.channels_per_head=4", "network"),
         ("--scores.max_neighbours=10", "scores, reference"),
     ):
-        here(*options(trained, tmp_path, change))
+        here(*options(double_ckpt, tmp_path, change))
         assert f"is of other {name}: all rounds are sampled" in capsys.readouterr().out
     monkeypatch.setattr(rounds_module, "__version__", "0")
-    here(*options(trained, tmp_path))
+    here(*options(double_ckpt, tmp_path))
     assert "is of other package_version: all rounds are sampled" in capsys.readouterr().out
     monkeypatch.undo()
     # And all of these have left the first rounds where they were.
     assert len(stored(tmp_path)) == 6
-    here(*options(trained, tmp_path))
+    here(*options(double_ckpt, tmp_path))
     assert "round 1 (seeds 0-15)" in capsys.readouterr().out
     (tmp_path / FILE).write_text("{")
-    here(*options(trained, tmp_path))
+    here(*options(double_ckpt, tmp_path))
     assert "cannot be read: all rounds are sampled" in capsys.readouterr().out
     assert scores(tmp_path) == first
 
 
-def test_a_renamed_extractor_or_a_damaged_round_is_scored_again(trained, tmp_path, capsys) -> None:
+def test_a_renamed_extractor_or_a_damaged_round_is_scored_again(double_ckpt, tmp_path, capsys) -> None:
     """Or the table would have dashes where numbers have other names."""
     for name in ("a", "b"):
         extractor = f"{{class_path: ImportedFeatures, init_args: {{module: 'test_rounds:Mean', name: {name}}}}}"
-        here(*options(trained, tmp_path, f"--scores.extractors=[{extractor}]"))
+        here(*options(double_ckpt, tmp_path, f"--scores.extractors=[{extractor}]"))
         output = capsys.readouterr().out
         assert re.search(rf"^fd16_{name} +\d", output, re.MULTILINE)
     assert "is of other scores: all rounds are sampled" in output
@@ -127,7 +120,7 @@ def test_a_renamed_extractor_or_a_damaged_round_is_scored_again(trained, tmp_pat
         values = list(content.values())[-1]["rounds"]["0-15"]
         list(content.values())[-1]["rounds"]["0-15"] = {**values, **damage} if damage else {}
         (tmp_path / FILE).write_text(json.dumps(content))
-        here(*options(trained, tmp_path, f"--scores.extractors=[{extractor}]"))
+        here(*options(double_ckpt, tmp_path, f"--scores.extractors=[{extractor}]"))
         assert "damaged rounds, which are sampled again: seeds 0-15" in capsys.readouterr().out
         assert stored(tmp_path)[-1]["rounds"]["0-15"] == values
 
@@ -183,17 +176,17 @@ def test_killed_after_round_one_the_protocol_on_all_digits_goes_on_with_rounds_t
     assert (tmp_path / FILE).stat().st_mtime > before
 
 
-def test_two_processes_score_as_one(trained, tmp_path) -> None:
+def test_two_processes_score_as_one(double_ckpt, tmp_path) -> None:
     """17 seeds a round, so that one process has one more; round 1 is there already, and both must skip it."""
     more = ["--scores.num_images=17", "--scores.rounds=3", "--scores.batch_size=4"]
-    here(*options(trained, tmp_path / "one", *more))
+    here(*options(double_ckpt, tmp_path / "one", *more))
     two = tmp_path / "two"
     two.mkdir()
     content = json.loads((tmp_path / "one" / FILE).read_text())
     entry = next(iter(content.values()))
     entry["rounds"] = {"0-16": entry["rounds"]["0-16"]}
     (two / FILE).write_text(json.dumps(content))
-    output, _ = warm_on_two(two, *options(trained, two, *more))
+    output, _ = warm_on_two(two, *options(double_ckpt, two, *more))
     assert "round 1 (seeds 0-16)" in output
     ours, expected = scores(two), scores(tmp_path / "one")
     for name in ("fd17_pixel_round2", "fd17_pixel_round3", "kid17_pixel_round2", "fd17_pixel_min"):
@@ -215,8 +208,8 @@ def test_settings_that_make_no_sense_are_refused(options, message) -> None:
         ScoreSamples(**{"extractors": [Pixels()], **options})
 
 
-def test_statistics_take_the_place_of_the_data(trained, tmp_path, monkeypatch) -> None:
-    here(*options(trained, tmp_path / "data"))
+def test_statistics_take_the_place_of_the_data(double_ckpt, tmp_path, monkeypatch) -> None:
+    here(*options(double_ckpt, tmp_path / "data"))
     expected = scores(tmp_path / "data")
     names = [name for name in expected if name != "protocol"]
     path, moments = tmp_path / "stats.npz", tmp_path / "moments.npz"
@@ -233,8 +226,8 @@ def test_statistics_take_the_place_of_the_data(trained, tmp_path, monkeypatch) -
         np.savez(moments, mu=file["mu"], sigma=file["sigma"])
     with monkeypatch.context() as patch:
         patch.setattr(scores_module, "measure", None)  # no pass over the data
-        here(*options(trained, tmp_path / "file", f"--scores.reference_stats={path}"))
-        here(*options(trained, tmp_path / "moments", f"--scores.reference_stats={moments}"))
+        here(*options(double_ckpt, tmp_path / "file", f"--scores.reference_stats={path}"))
+        here(*options(double_ckpt, tmp_path / "moments", f"--scores.reference_stats={moments}"))
     found = scores(tmp_path / "file")
     assert found["protocol"]["reference"][0].startswith("Digits: 1797 training images, from stats.npz")
     assert set(found) == set(expected)  # without the companions that are in the file
@@ -243,7 +236,7 @@ def test_statistics_take_the_place_of_the_data(trained, tmp_path, monkeypatch) -
     assert set(found) == {"fd16_pixel", "protocol"}
     assert found["fd16_pixel"] == expected["fd16_pixel"]
     # With companions, the data give what the moments do not.
-    here(*options(trained, tmp_path / "both", f"--scores.reference_stats=[{moments}]", "--scores.companions=true"))
+    here(*options(double_ckpt, tmp_path / "both", f"--scores.reference_stats=[{moments}]", "--scores.companions=true"))
     found = scores(tmp_path / "both")
     assert {"fd16_pixel_gaussian", "recall16_pixel_halves"} <= set(found)
     assert {name: found[name] for name in names} == {name: expected[name] for name in names}

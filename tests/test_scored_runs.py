@@ -2,14 +2,13 @@
 
 import json
 import shutil
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from lightning import Trainer
 from small import SMALL, here
-from test_rounds import options, scores, trained  # noqa: F401  (a fixture)
+from test_rounds import options, scores
 
 from warm_lightning.callbacks import ScoreSamples
 from warm_lightning.callbacks.rounds import FILE, reference_identity
@@ -24,15 +23,10 @@ from warm_lightning.model import TestPlan as Plan  # not a test, whatever pytest
 from warm_lightning.module import DiffusionModule
 
 
-@pytest.fixture(scope="module")
-def ckpt(trained: Path) -> Path:  # noqa: F811
-    return trained
-
-
 @pytest.mark.parametrize("option", ["limit_test_batches=0.5", "fast_dev_run=true"])
-def test_a_part_of_a_round_is_not_scored_as_one(ckpt, tmp_path, capsys, option) -> None:
+def test_a_part_of_a_round_is_not_scored_as_one(double_ckpt, tmp_path, capsys, option) -> None:
     capsys.readouterr()
-    assert main(options(ckpt, tmp_path, "--scores.batch_size=4", f"--trainer.{option}")) == 2
+    assert main(options(double_ckpt, tmp_path, "--scores.batch_size=4", f"--trainer.{option}")) == 2
     assert "leave them out and set scores.num_images" in capsys.readouterr().err
     assert not (tmp_path / FILE).exists()
 
@@ -46,20 +40,20 @@ def test_one_batch_is_not_all_batches() -> None:
         callback.setup(Trainer(**settings, limit_test_batches=1), SimpleNamespace(), "test")
 
 
-def test_a_round_of_too_few_images_is_not_kept(ckpt, tmp_path, capsys, monkeypatch) -> None:
+def test_a_round_of_too_few_images_is_not_kept(double_ckpt, tmp_path, capsys, monkeypatch) -> None:
     whole = Plan.batches
     monkeypatch.setattr(Plan, "batches", lambda *args: whole(*args)[:-1])
-    assert main(options(ckpt, tmp_path, "--scores.batch_size=4")) == 2
+    assert main(options(double_ckpt, tmp_path, "--scores.batch_size=4")) == 2
     assert "12 of 16 images were sampled" in capsys.readouterr().err
     assert not (tmp_path / FILE).exists()
 
 
-def test_weights_are_named_by_their_hash_and_the_card_of_others_says_so(ckpt, tmp_path) -> None:
+def test_weights_are_named_by_their_hash_and_the_card_of_others_says_so(double_ckpt, tmp_path) -> None:
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)
     path = run / "checkpoints" / "last.ckpt"
-    shutil.copy(ckpt, path)
-    shutil.copy(ckpt.parent.parent / "config.yaml", run)
+    shutil.copy(double_ckpt, path)
+    shutil.copy(double_ckpt.parent.parent / "config.yaml", run)
     here(*options(path, run))
     protocol = scores(run)["protocol"]
     assert protocol["ckpt_path"] == str(path)
@@ -77,7 +71,7 @@ def test_weights_are_named_by_their_hash_and_the_card_of_others_says_so(ckpt, tm
     assert said == [False, True]
 
 
-def test_images_that_are_no_numbers_are_counted_by_round(ckpt, tmp_path, capsys, monkeypatch) -> None:
+def test_images_that_are_no_numbers_are_counted_by_round(double_ckpt, tmp_path, capsys, monkeypatch) -> None:
     sample, bad = DiffusionModule.sample, {3: torch.nan, 5: torch.inf}
 
     def spoilt(self: DiffusionModule, seeds: list[int], weights: str = "ema") -> torch.Tensor:
@@ -87,14 +81,14 @@ def test_images_that_are_no_numbers_are_counted_by_round(ckpt, tmp_path, capsys,
         return images
 
     monkeypatch.setattr(DiffusionModule, "sample", spoilt)
-    here(*options(ckpt, tmp_path, "--scores.rounds=2"))
+    here(*options(double_ckpt, tmp_path, "--scores.rounds=2"))
     assert scores(tmp_path)["protocol"]["nonfinite_images"] == [2, 0]
     assert "WARNING: NaN OR INFINITE PIXELS IN 2, 0 OF 16 IMAGES" in capsys.readouterr().out
-    here(*options(ckpt, tmp_path, "--scores.rounds=2"))  # and told again when the rounds are taken from the file
+    here(*options(double_ckpt, tmp_path, "--scores.rounds=2"))  # and told again when the rounds are taken from the file
     assert "WARNING: NaN" in capsys.readouterr().out
     assert not any("nonfinite" in name for name in scores(tmp_path))
     bad |= dict.fromkeys(range(32, 48), torch.nan)
-    assert main(options(ckpt, tmp_path, "--scores.rounds=3")) == 2
+    assert main(options(double_ckpt, tmp_path, "--scores.rounds=3")) == 2
     assert "no image of seeds 32-47 is finite" in capsys.readouterr().err
 
 

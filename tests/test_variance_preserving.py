@@ -26,7 +26,7 @@ from warm_lightning.processes import (
 from warm_lightning.rng import BatchDraws
 from warm_lightning.samplers import Euler, EvenGrid, ReverseDiffusion, StepRule
 from warm_lightning.spectral import dct, idct
-from warm_lightning.types import Batch, Estimate
+from warm_lightning.types import Batch, Estimate, Level
 
 STEPS = 1000
 SHAPE = (2, 1, 8, 8)
@@ -88,7 +88,10 @@ def test_ancestral_sampling_is_ho_et_als_algorithm_2(schedule: Schedule, betas: 
 def one_step(rule: StepRule, process: Process, x: Tensor, epsilon: Tensor, t: float, s: float, z: Tensor) -> Tensor:
     """A step in pixels of somebody who sees this noise."""
     step = step_of(process, x, t, s, Prescribed(z))
-    ask = lambda u, level: Epsilon().estimate(epsilon[:, None], u, process.gains(level, u))  # noqa: E731
+
+    def ask(u: Tensor, level: Level) -> Estimate:
+        return Epsilon().estimate(epsilon[:, None], u, process.gains(level, u))
+
     return idct(rule(ask, dct(x), step))
 
 

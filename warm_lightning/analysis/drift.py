@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from warm_lightning.analysis.figures import new_figure, save_figure
+from warm_lightning.analysis.spectrum import band_index
 from warm_lightning.errors import check
 from warm_lightning.processes import Process
 from warm_lightning.rng import Draws
@@ -44,10 +45,9 @@ class Bands:
 
     def __init__(self, count: int, like: Tensor) -> None:
         check(count >= 1, f"bands is {count}: it must be at least 1")
-        radius = frequencies(like.double()).sqrt().flatten()
-        edges = torch.linspace(0, radius.max().item(), count + 1, dtype=radius.dtype, device=radius.device)
-        ring = (torch.bucketize(radius, edges, right=True) - 1).clamp(max=count - 1)
-        masks = torch.cat([torch.ones_like(radius)[None], (ring == torch.arange(count).to(ring)[:, None]).double()])
+        band = band_index(like, count).flatten()
+        masks = torch.cat([torch.ones_like(band)[None], band == torch.arange(count).to(band)[:, None]]).double()
+        edges = torch.linspace(0, frequencies(like.double()).max().sqrt().item(), count + 1, dtype=torch.float64)
         check(bool(masks.any(1).all()), f"bands is {count}: too many for images of {like.shape[-1]} pixels; lower it")
         self.weights = masks / masks.sum(1, keepdim=True)
         self.names = [ALL, *map(str, range(1, count + 1))]

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from warm_lightning.analysis.impulses import CHOICES, Impulses, among, check_noise, constant
+from warm_lightning.analysis.spectrum import band_index
 from warm_lightning.errors import check
 from warm_lightning.oracles import DatasetOracle, GaussianOracle
 from warm_lightning.processes import Process
 from warm_lightning.rng import SeedStreams
 from warm_lightning.samplers import Grid, Heun, Sampler
-from warm_lightning.spectral import dct, frequencies, idct
+from warm_lightning.spectral import dct, idct
 
 AT_ONCE = 32  # rows of float64 images: 0.8 MB a tensor for 3×32×32
 LINEAR = 1e-6  # learned images are kept in float32, whose rounding is 6e-8
@@ -119,9 +120,8 @@ def frechet(deviation: Tensor, reference: Tensor) -> dict[str, float]:
     of each third of √λ in it; float64 [C, H, W] each."""
     squares = (deviation - reference).square()
     total = squares.sum().item()
-    radius = frequencies(reference).sqrt()
-    ring = (len(BANDS) * radius / radius.max()).long().clamp(max=len(BANDS) - 1)
-    shares = {name: squares[:, ring == k].sum().item() / total if total else 0.0 for k, name in enumerate(BANDS)}
+    band = band_index(reference, len(BANDS))
+    shares = {name: squares[:, band == k].sum().item() / total if total else 0.0 for k, name in enumerate(BANDS)}
     return {"total": total, **shares}
 
 

@@ -90,6 +90,14 @@ def ring_index(like: Tensor) -> Tensor:
     return (frequencies(like).double().sqrt() * like.shape[-1] / math.pi).round().long()
 
 
+def band_index(like: Tensor, count: int) -> Tensor:
+    """Which of `count` bands each frequency of images [..., H, W] is in, int64 [H, W]: rings of equal width in √λ, from
+    the mean to the highest, for tables that have no room for every ring."""
+    radius = frequencies(like.double()).sqrt()
+    share = count * radius / radius.max()
+    return (share + 1e-9).long().clamp(max=count - 1)  # frequencies on an edge belong to the higher band, all of them
+
+
 def ring_means(values: Tensor) -> Tensor:
     """Means over the frequencies of each ring, [..., N, N] → [..., R]."""
     ring = ring_index(values).flatten()
