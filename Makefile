@@ -9,8 +9,8 @@ MINUTES ?= 5
 OUT ?= docs/measurements
 JOBS ?= 2
 COMPARE ?= short
-COMPARE_short := --budget small --num_images 512 $(ARGS) -- --model.duration=83.2e3
-COMPARE_full := --budget paper $(ARGS)
+COMPARE_short := --budget small --num_images 512
+COMPARE_full := --budget paper
 BUDGET ?= small
 
 .DEFAULT_GOAL := help
@@ -39,7 +39,7 @@ demo: setup  ## train on digits, sample and score: about 5 minutes on two CPU co
 	@echo '  events.out.tfevents…    $(BIN)/tensorboard --logdir $(DEMO)'
 
 compare: setup  ## train, sample and score every system on digits: under an hour on two CPU cores; COMPARE=full for whole chains
-	$(BIN)/python -m experiments run experiments/compare.yaml --jobs $(JOBS) $(or $(COMPARE_$(COMPARE)),$(error COMPARE is short or full))
+	$(BIN)/python -m experiments run experiments/compare.yaml --data digits --jobs $(JOBS) $(or $(COMPARE_$(COMPARE)),$(error COMPARE is short or full)) $(ARGS)
 
 ablation-bnr: setup  ## the BNR sweep: on digits under 45 minutes on two CPU cores; DATA=cifar10 BUDGET=paper for the paper's
 	$(BIN)/python -m experiments run experiments/ablation_bnr.yaml --data $(or $(DATA),digits) --budget $(BUDGET) --jobs $(JOBS) $(ARGS)

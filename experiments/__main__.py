@@ -7,6 +7,7 @@ A run that was stopped and is started again does what is missing.
 """
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 from typing import get_args
@@ -27,7 +28,9 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("file", help="of the experiment, such as experiments/table3_bnr.yaml, or table3_bnr")
     one.add_argument("--data", help="data set instead of the paper's: a name of experiments/data, such as digits")
     one.add_argument("--budget", choices=get_args(Budget), default="small", help="how thoroughly (default: small)")
-    one.add_argument("--jobs", type=int, default=1, help="runs at a time, which share cores and GPUs")
+    one.add_argument(
+        "--jobs", type=int, help="runs at a time, which share cores and GPUs: 1, on SLURM all, if not given"
+    )
     one.add_argument("--out", type=Path, default=Path("runs/experiments"), help="folder of all experiments")
     one.add_argument("--num_images", type=int, help="samples in a round of scoring, as the budget says if not given")
     one.add_argument("--rounds", type=int, help="of scoring, as the budget says if not given")
@@ -62,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.command == "reproduction":
             print(f"written to {reproduction.write()}")
             return 0
-        code, text = run(options, " ".join(["python -m experiments", *arguments]))
+        code, text = run(options, f"python -m experiments {shlex.join(arguments)}")
     except UserError as error:
         print(f"experiments: {error}", file=sys.stderr)
         return 2

@@ -45,7 +45,7 @@ class Description(Measure):
         values |= {"dropout": recipe["dropout"], "GFLOPs a call": found["flops_per_call"] / 1e9}
         first, middle = found["sampling"], found["trained"]
         path = {"largest blur (pixels)": first["alpha"][0], "largest noise": first["beta"][0]}
-        path |= {"BNR, median in training": middle["bnr"][1]}
+        path |= {"its BNR at the median level of training": middle["bnr"][1]}
         path = {name: value for name, value in path.items() if finite(value)}
         return Reading(values | path, list(values if self.of == "network" else path), {"nfe": found["nfe"]})
 
@@ -113,7 +113,10 @@ class Spectrum(Measure):
     def read(self, cell: "Cell", folder: Path) -> Reading:
         found = load(folder / "spectrum.json")
         values = {name: value for name, value in found.items() if isinstance(value, int | float)}
-        return Reading(values, ["bnr", "bnr_measured", "c_at_s1", "c", "s"])
+        below = found["protocol"]["fit_below"]
+        values["fitted below λ of"] = math.inf if below is None else below
+        shown = ["tolerance", "fitted below λ of", "bnr", "bnr_measured", "c_at_s1", "c", "s"]
+        return Reading(values, [name for name in shown if finite(values[name])])
 
     def pictures(self, cells: "Sequence[tuple[Cell, Path]]") -> dict[str, bytes]:
         titles = ("Power by frequency", "Attenuation where signal meets noise", "What a model sees and is asked for")
@@ -149,14 +152,18 @@ class Drift(Measure):
         values = {f"{row['quantity']}_{row['band']}": row["rms"] for row in found["summary"]}
         main = {name: found[name] for name in ("drift", "power_drift", "residual_drift") if finite(found[name])}
         protocol = found["protocol"]
-        about = {name: protocol.get(name) for name in ("num_images", "weights", "images_seen")}
+        about = {name: protocol.get(name) for name in ("num_images", "weights", "images_seen", "nfe", "device")}
         about["sample_seeds"] = protocol["seeds"]
-        return Reading(main | values, list(main), about)
+        of_all = {row["quantity"]: row["chance"] for row in found["summary"] if row["band"] == "all"}
+        chance = {name: of_all[name.removesuffix("drift").rstrip("_") or "noise"] for name in main}
+        label = f"chance alone, with {protocol['num_images']} trajectories ({cell.title})"
+        return Reading(main | values, list(main), about, {label: chance})
 
     def pictures(self, cells: "Sequence[tuple[Cell, Path]]") -> dict[str, bytes]:
         from experiments.figures import drifts
 
-        return {"Drift along trajectories": drifts({c.title: load(f / "drift.json")["rows"] for c, f in cells})}
+        title = f"Drift along trajectories, training seed {cells[0][0].seed}"
+        return {title: drifts([(c.labels, load(f / "drift.json")["rows"]) for c, f in cells])}
 
 
 @dataclass(frozen=True)
@@ -186,7 +193,9 @@ class Bits(Measure):
     def read(self, cell: "Cell", folder: Path) -> Reading:
         found = load(folder / "bits.json")
         names = ("bpd", "standard_error", "excess_at_most", "prior_gap")
-        about = {name: found[name] for name in ("nfe", "num_images")}
+        protocol = found["protocol"]
+        about = {name: found[name] for name in ("nfe", "num_images")} | {"sample_seeds": protocol["seed"]}
+        about |= {name: protocol[name] for name in ("weights", "images_seen", "device")}
         return Reading({name: found[name] for name in names if finite(found[name])}, ["bpd", "standard_error"], about)
 
 

@@ -1,22 +1,19 @@
 """The cells of an experiment: what to train, and what to do with it."""
 
 import hashlib
+import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from pathlib import Path
 from typing import Any
 
-import yaml
-
-from experiments.schema import DATA, REPOSITORY, Budget, DataSet, Experiment, Point, Scale, data_set
+from experiments.resolved import SAMPLING, resolved, training
+from experiments.schema import DATA, Budget, DataSet, Experiment, Point, Scale, data_set
 from warm_lightning.config import as_text
 from warm_lightning.errors import check
 
 CONDITIONAL = "_cond"
-NO_TRAINING = ("--scores.", "--samples.")
-"""Options that no trained weight depends on."""
 OWN = ("config", "ckpt_path", "model.seed", "scores.num_images", "scores.rounds", "trainer.default_root_dir")
 """Options of `warm` that the runner gives itself."""
 
@@ -69,14 +66,21 @@ class Cell:
         here = self.point.for_data.get(self.data.removesuffix(CONDITIONAL), {})
         quick = {} if self.budget == "paper" else self.point.quick
         settings = self.scale.set | self.point.set | here | quick | {"model.seed": self.seed}
+        if self.budget == "smoke":
+            settings |= self.scale.set  # whatever an experiment needs, it must be quick
         return [*configs(self.scale.config, self.point.overlays), *options(settings), *self.extra]
 
     @property
+    def trained(self) -> str:
+        """All that the trained weights depend on, as JSON."""
+        return json.dumps(training(self.training), sort_keys=True)
+
+    @property
     def training_name(self) -> str:
-        """Of the training's folder: the same for all cells with the same options."""
-        matters = [option for option in self.training if not option.startswith(NO_TRAINING)]
-        digest = hashlib.sha256("\n".join(matters).encode()).hexdigest()[:10]
-        return slug(self.data, *(Path(overlay).name for overlay in self.point.overlays), f"seed{self.seed}", digest)
+        """Of the training's folder: the same for all cells, of all experiments, whose weights are the same."""
+        digest = hashlib.sha256(self.trained.encode()).hexdigest()[:10]
+        process = training(self.training)["model"]["process"]["class_path"].rpartition(".")[2]
+        return slug(self.data, process, f"seed{self.seed}", digest)
 
     @property
     def sampling(self) -> list[str]:
@@ -87,12 +91,12 @@ class Cell:
 
     @property
     def overrides(self) -> list[str]:
-        """The same for commands that need no configuration but the checkpoint's: settings of the model."""
-        found: dict[str, Any] = {}
-        for overlay in self.point.sample_overlays:
-            found |= yaml.safe_load((REPOSITORY / "configs" / f"{overlay}.yaml").read_text())["model"]
-        settings = {name: value for name, value in self.point.sample.items() if name.startswith("model.")}
-        found |= {name.removeprefix("model."): value for name, value in settings.items()}
+        """The same for commands that need no configuration but the checkpoint's: settings of the model.
+
+        The checkpoint may be of a training that was to be sampled in another way.
+        """
+        before, after = (resolved(options)["model"] for options in (self.training, self.sampling))
+        found = {name: value for name, value in after.items() if name in SAMPLING or before[name] != value}
         return [f"--override+={name}={as_text(value)}" for name, value in found.items()]
 
 

@@ -1,26 +1,22 @@
 """Under which circumstances an experiment's results came about, in plain words."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import timedelta
 from typing import Any
 
+from experiments.calls import duration
 from experiments.cells import CONDITIONAL, Cell
 from experiments.results import Result
 from experiments.schema import Experiment, data_set
 from warm_lightning.config import as_text
 
 
-def duration(seconds: float) -> str:
-    """Seconds as people say them."""
-    return str(timedelta(seconds=round(seconds)))
-
-
 def differences(experiment: Experiment, results: Sequence[Result]) -> list[str]:
     """What was not as in the paper."""
     cells = {result.cell.name: result.cell for result in results}
     trained = any(result.measure.trains for result in results)
-    lines = [line for cell in cells.values() for line in of_data(cell, trained)]
-    lines += [line for cell in cells.values() for line in of_settings(cell)]
+    published = bool(experiment.paper)
+    lines = [line for cell in cells.values() for line in of_data(cell, trained, published)]
+    lines += [line for cell in cells.values() for line in of_settings(cell, published)]
     for data in dict.fromkeys(result.cell.data for result in results):
         scored = [r for r in results if r.cell.data == data and r.measure.name == "scores"]
         if scored:
@@ -38,22 +34,23 @@ def differences(experiment: Experiment, results: Sequence[Result]) -> list[str]:
     return list(dict.fromkeys(lines)) or ["Nothing that the files say: data, model and budget are the paper's."]
 
 
-def of_data(cell: Cell, trained: bool) -> Iterator[str]:
+def of_data(cell: Cell, trained: bool, published: bool) -> Iterator[str]:
     """What was not as in the paper with a cell's data set and budget."""
     for paper in cell.papers:
         if cell.data != paper:
             yield f"The data are {cell.data_set.title}; the paper's are {data_set(paper).title}."
-        elif cell.budget != "paper":
+        elif cell.budget != "paper" and published:
             yield f"The budget is “{cell.budget}”, not the paper's."
         if cell.scale.differs and trained:
             yield f"This means {cell.scale.differs}."
 
 
-def of_settings(cell: Cell) -> Iterator[str]:
-    """Settings that a cell has because of its data set or budget."""
+def of_settings(cell: Cell, published: bool) -> Iterator[str]:
+    """Settings that a cell has because of its data set or budget; those of a published table are the paper's own."""
     here = cell.point.for_data.get(cell.data.removesuffix(CONDITIONAL), {})
     here = here | ({} if cell.budget == "paper" else cell.point.quick)
-    if (here and cell.data not in cell.papers) or (here and cell.budget != "paper"):
+    papers = published and cell.data in cell.papers and cell.budget == "paper"
+    if here and not papers:
         settings = ", ".join(f"`{name}` {as_text(value)}" for name, value in here.items())
         yield f"{cell.title}: {settings}."
 
@@ -62,7 +59,7 @@ def made(results: Sequence[Result], protocol: Mapping[str, Any]) -> list[str]:
     """How it was made."""
     noted = {
         name: sorted({str(r.noted[key]) for r in results for key in (name, f"training_{name}") if r.noted.get(key)})
-        for name in ("device", "git_commit")
+        for name in ("machine", "git_commit")
     }
     versions = sorted(
         {f"warm_lightning {r.noted['package_version']}, torch {r.noted['torch_version']}" for r in results}
@@ -70,11 +67,11 @@ def made(results: Sequence[Result], protocol: Mapping[str, Any]) -> list[str]:
     trainings = {r.cell.training_name: r.seconds[0] for r in results}
     spent = sum(trainings.values()) + sum(r.seconds[1] for r in results)
     lines = [
-        f"command: `{protocol['command']}`",
-        f"device: {', '.join(noted['device'])}",
+        *protocol["calls"],
+        f"machine: {', '.join(noted['machine'])}",
         f"commit: {', '.join(noted['git_commit'])} ({'; '.join(versions)})",
         f"training seeds: {', '.join(sorted({str(r.cell.seed) for r in results}))}",
-        f"time of all runs, one after the other: {duration(spent)}; of this call: {duration(protocol['seconds'])}",
+        f"time of all runs, one after the other, without those that were killed: {duration(spent)}",
     ]
     seeds = sorted({str(r.reading.about["sample_seeds"]) for r in results if r.reading.about.get("sample_seeds")})
     weights = sorted({str(r.reading.about["weights"]) for r in results if r.reading.about.get("weights")})

@@ -203,7 +203,7 @@ def machine(executor: Executor) -> dict[str, Any]:
     if isinstance(executor, Slurm):  # of which this machine is not one
         device = f"cluster {executor.cluster}, {executor.options}"
     return {
-        "device": device,
+        "machine": device,
         "package_version": found["warm_lightning"],
         "torch_version": found["torch"],
         "git_commit": commit(),

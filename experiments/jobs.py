@@ -43,6 +43,8 @@ class Job:
         folder: where it writes.
         makes: a file in the folder without which it is not done.
         needs: a file that it works with, if any: it runs again when that has changed.
+        training: name of the training that makes this file.
+        meaning: JSON of all that its result depends on; its options and the files that they name where empty.
     """
 
     name: str
@@ -50,6 +52,8 @@ class Job:
     folder: Path
     makes: str
     needs: Path | None = None
+    training: str = ""
+    meaning: str = ""
 
     def note(self) -> dict[str, Any]:
         """What is known of earlier runs."""
@@ -60,19 +64,22 @@ class Job:
             raise UserError(f"{path}: is no JSON ({error}): delete the folder {self.folder}") from error
 
     def wanted(self) -> dict[str, Any]:
-        """What a run's note must say for it to count: options, and the contents of the files that they name."""
+        """What a run's note must say for it to count: what it means, or options and the contents of files."""
+        if self.meaning:
+            return {"meaning": json.loads(self.meaning)}
         files = [a.removeprefix("--config=") for a in self.arguments if a.startswith("--config=")]
         return {
             "arguments": [argument for argument in self.arguments if not argument.startswith(PLACES)],
             "files": {file: digest(REPOSITORY / file) for file in files},
             "needs": digest(self.needs) if self.needs else None,
+            "training": self.training,
         }
 
     def same(self, note: dict[str, Any]) -> bool:
         """Whether a note is of this job. What it worked with may have been removed since, to save space."""
         wanted = self.wanted()
         if self.needs and wanted["needs"] is None:
-            wanted.pop("needs")
+            wanted.pop("needs")  # of which the training's name is left
         return all(note.get(name) == value for name, value in wanted.items())
 
     def done(self) -> bool:

@@ -76,14 +76,21 @@ class Measure(ABC):
 
     @property
     def name(self) -> str:
-        """Of the folder with its results."""
+        """For people."""
         return type(self).__name__.lower()
+
+    def place(self, cell: "Cell") -> str:
+        """Of the folder with its results in a cell's."""
+        return self.name
 
 
 class Scores(Measure):
     """Samples and scores: `warm test`."""
 
     makes = "scores.json"
+
+    def place(self, cell: "Cell") -> str:
+        return f"scores-{cell.scale.rounds}x{cell.scale.images}"  # so that more samples leave those of fewer alone
 
     def calls(self, cell: "Cell", nfe: int) -> float:
         return float(cell.scale.images * cell.scale.rounds * nfe)
@@ -111,6 +118,7 @@ class Scores(Measure):
                     beside[label][name.removesuffix(end)] = value
         names = ("nfe", "weights", "images_seen", "num_images", "device", "precision")
         about = {name: protocol[name] for name in names} | {"sample_seeds": protocol["seeds"]}
+        about["nonfinite_images"] = sum(protocol["nonfinite_images"])
         return Reading(own, main_scores(own, cell.scale.score), about, beside)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from experiments.results import Group
+from experiments.results import Group, said_trainings
 from experiments.schema import Plot
 from warm_lightning.pictures import read_png
 
@@ -52,8 +52,8 @@ def numbers(labels: Sequence[str]) -> list[float] | None:
 
 def ordinate(groups: Sequence[Group], name: str) -> str:
     """What the scores are, with the number of seeds."""
-    seeds = max(len(group.results) for group in groups)
-    spread = f"\nmean and standard deviation of {seeds} trainings" if seeds > 1 else ""
+    several = any(group.trainings > 1 for group in groups)
+    spread = f"\nmean and standard deviation of {said_trainings(groups)} trainings" if several else ""
     said = next((meaning for start, meaning in MEANINGS.items() if name.startswith(start)), "")
     return f"{name}{said}{spread}"
 

@@ -58,16 +58,18 @@ def long_table(experiment: Experiment, found: Sequence[Group]) -> Table:
     beside = [published(experiment, group.cell) for group in found]
     theirs = list(dict.fromkeys(name for entry in beside for name in entry))
     shown = list(dict.fromkeys(name for group in found for name in group.shown))
-    several = any(group.spread(shown[0]) is not None for group in found)
+    spread = " ± std over trainings" if any(group.trainings > 1 for group in found) else ""
+    uneven = len({group.trainings for group in found}) > 1
     counted = any("num_images" in group.about for group in found)
-    header = [*experiment.axes, *(f"measured: {name}" + (" ± over seeds" if several else "") for name in shown), "NFE"]
+    header = [*experiment.axes, *(f"measured: {name}{spread}" for name in shown), "NFE"]
     rows = []
     for group, entry in zip(found, beside, strict=True):
         own = [cell_text(group, name) for name in shown]
         own += [str(group.about.get("nfe", "–"))]
         own += [f"{group.about['num_images']:,}"] if counted else []
+        own += [str(group.trainings)] if uneven else []
         rows.append([*group.cell.labels.values(), *own, *(entry.get(name, "–") for name in theirs)])
-    return [*header, *(["images"] if counted else []), *theirs], rows
+    return [*header, *(["images"] if counted else []), *(["trainings"] if uneven else []), *theirs], rows
 
 
 def pivot(plot: Plot, found: Sequence[Group], name: str) -> Table:
@@ -111,6 +113,12 @@ def compose(
     parts = [f"# {experiment.title}", f"*{experiment.source}.* {experiment.about}".strip()]
     if failed:
         parts += ["**Not complete:**", "\n".join(f"* {reason}" for reason in failed)]
+    if len(results) < protocol["of"]:
+        parts.append(
+            f"**{len(results)} of {protocol['of']} measurements are done; the others are not in this report.**"
+        )
+    broken = {f"{r.cell.title}, seed {r.cell.seed}": r.reading.about.get("nonfinite_images") for r in results}
+    parts += [f"**{count:,} images of {name} are no numbers.**" for name, count in broken.items() if count]
     for measure in experiment.measures:
         mine = [result for result in results if result.measure.name == measure.name]
         for data in dict.fromkeys(result.cell.data for result in mine):

@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from experiments.cells import Cell, expand
@@ -24,8 +24,10 @@ TABLES = (
     "blurring_table4_schedule",
     "lee_table1_rate",
 )
-SAME = {"table3_bnr": "ablation_bnr"}
-"""Experiments that measure the same more thoroughly."""
+SAME = {"table3_bnr": ("table3_bnr", "ablation_bnr")}
+"""Experiments that measure a table's cells."""
+FEW = "of 10k"
+"""In the names of scores of 10,000 samples."""
 HEAD = f"""# Reproduction
 
 Every number of Tables 1 to 7 of *Warm Diffusion*, and of the tables of *Blurring Diffusion* and of Lee et al. that this
@@ -41,26 +43,33 @@ suite runs, with the command that measures it. Written by `python -m experiments
 * **measured here** is what this repository's authors measured, at the scale that the column says; *not run* otherwise.
   Numbers on digits are no reproduction of numbers on CIFAR-10: they say whether the order of the rows is the same.
 
-At the paper's budget data are looked for where `configs/` says; add `-- --data.path=…` for another place, `--jobs 8` on
-a machine with eight GPUs for a training on each, or `--slurm '{{"gpus_per_node": 8}}'`.
+At the paper's budget data are looked for where `configs/` says, and LSUN's of 64×64 at `data/lsun_church64.zip` and
+`data/lsun_bedroom64.zip`, which `warm dataset church_outdoor_train_lmdb data/lsun_church64.zip --resolution 64 --crop
+center` makes. Add `-- --data.path=…` for another place, `--jobs 8` on a machine with eight GPUs for a training on each,
+or `--slurm '{{"gpus_per_node": 8}}'`.
 """
 
 
-def command(path: Path, cell: Cell) -> str:
-    """What measures one cell."""
+def command(path: Path, cell: Cell, names: Collection[str]) -> str:
+    """What measures some scores of one cell, in Markdown."""
     labels = {"data": cell.data, **cell.labels}
     chosen = [f"--only {shlex.quote(f'{axis}={label}')}" for axis, label in labels.items()]
-    return " ".join(["python -m experiments run", path.stem, "--budget paper", *chosen])
+    whole = " ".join(["python -m experiments run", path.stem, "--budget paper", *chosen])
+    few, others = f"{whole} --num_images 10000 --rounds 1", [name for name in names if FEW not in name]
+    if len(others) == len(names) or (cell.scale.images, cell.scale.rounds) == (10_000, 1):
+        return f"`{whole}`"
+    return f"`{whole}`; {FEW}: `{few}`" if others else f"`{few}`"
 
 
 def measured(name: str, cell: Cell) -> str:
     """What stands in docs/measurements for a cell's labels, over training seeds."""
     found: dict[str, list[float]] = {}
-    for path in sorted(MEASURED.glob(f"{SAME.get(name, name)}-*/results.json")):
+    files = [path for other in SAME.get(name, (name,)) for path in sorted(MEASURED.glob(f"{other}-*/results.json"))]
+    for path in files:
         for row in json.loads(path.read_text()):
             same = all(str(row.get(axis)) == label for axis, label in cell.labels.items())
             if same and set(cell.papers) & set(row["paper_data"].split("+")) and row["shown"]:
-                text = f"{row['score']} on {row['data']} (budget {row['budget']})"
+                text = f"{row['score']} on {row['data']} ({row['experiment']}, budget {row['budget']})"
                 found.setdefault(text, []).append(row["value"])
     parts = []
     for text, values in found.items():
@@ -82,7 +91,7 @@ def table(path: Path) -> Iterator[str]:
         hours = f"{24 * estimate(trained, measures, GPU).days:,.0f}"
         said = "; ".join(f"{name.removeprefix('paper: ').partition(',')[0]} {v}" for name, v in theirs.items())
         labels = ", ".join(cell.labels.values())
-        rows.append([cell.data, labels, said or "–", measured(path.stem, cell), f"`{command(path, cell)}`", hours])
+        rows.append([cell.data, labels, said or "–", measured(path.stem, cell), command(path, cell, theirs), hours])
     yield render((["data", ", ".join(experiment.axes), "published", "measured here", "command", "GPU-hours"], rows), 5)
 
 

@@ -15,8 +15,8 @@ from experiments.jobs import Job
 from experiments.measures import Measure, Reading
 from warm_lightning.pictures import write_file
 
-ABOUT = ("nfe", "num_images", "sample_seeds", "weights", "images_seen", "precision")
-NOTED = ("device", "git_commit", "training_device", "training_git_commit", "package_version", "torch_version")
+ABOUT = ("nfe", "num_images", "sample_seeds", "weights", "images_seen", "nonfinite_images", "device", "precision")
+NOTED = ("machine", "git_commit", "training_machine", "training_git_commit", "package_version", "torch_version")
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Result:
 def collect(cell: Cell, measure: Measure, job: Job, training: Job | None) -> Result:
     """Read what a finished job has written."""
     note, trained = job.note(), training.note() if training else {}
-    noted = note | {f"training_{name}": trained.get(name) for name in ("device", "git_commit")}
+    noted = note | {f"training_{name}": trained.get(name) for name in ("machine", "git_commit")}
     spent = trained.get("seconds", 0.0), note["seconds"]
     return Result(cell, measure, job.folder, measure.read(cell, job.folder), spent, noted)
 
@@ -111,6 +111,11 @@ class Group:
         """Of all seeds."""
         return [result.reading.values[name] for result in self.results if name in result.reading.values]
 
+    @property
+    def trainings(self) -> int:
+        """How many seeds there are."""
+        return len(self.results)
+
     def mean(self, name: str) -> float:
         """Over training seeds; NaN where there is no such value."""
         values = self.values(name)
@@ -120,6 +125,12 @@ class Group:
         """Standard deviation over training seeds, where there are several."""
         values = self.values(name)
         return stdev(values) if len(values) > 1 else None
+
+
+def said_trainings(groups: Sequence[Group]) -> str:
+    """How many trainings means are of, such as 3, or 1 to 3 where some are missing."""
+    counts = sorted({group.trainings for group in groups})
+    return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
 
 
 def groups(results: Sequence[Result]) -> list[Group]:

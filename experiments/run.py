@@ -2,14 +2,13 @@
 
 import argparse
 import json
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
+from experiments.calls import Calls
 from experiments.cells import Cell, expand, select, slug
 from experiments.costs import Cost, check_affordable, estimate
 from experiments.executors import Executor, Processes, Slurm, ThisProcess, machine
@@ -49,19 +48,28 @@ def find(file: str) -> Path:
 
 
 def work_of(experiment: Experiment, cells: Sequence[Cell], out: Path, results: Path) -> list[Work]:
-    """All that is to be done for some cells; a training is the same job for all cells with the same options."""
+    """All that is to be done for some cells; a training is the same job for all cells with the same weights."""
     found = []
+    trainings: dict[str, Job] = {}
     for cell in cells:
-        place = out / "trainings" / cell.training_name
+        name = cell.training_name
+        place = out / "trainings" / name
         where = (f"--trainer.default_root_dir={place}", "--ckpt_path=last", QUIET)
-        training = Job(f"fit {cell.training_name}", ("fit", *cell.training, *where), place, str(LAST))
+        fit = Job(f"fit {name}", ("fit", *cell.training, *where), place, str(LAST), meaning=cell.trained)
+        training = trainings.setdefault(name, fit)  # others may say the same in other words
         for measure in experiment.measures:
-            folder = results / "cells" / cell.name / measure.name
+            folder = results / "cells" / cell.name / measure.place(cell)
             arguments = tuple(measure.arguments(cell, folder, place / LAST))
-            needs = place / LAST if measure.trains else None
-            job = Job(f"{measure.name} {cell.name}", arguments, folder, measure.makes, needs)
+            made = (place / LAST, name) if measure.trains else (None, "")
+            job = Job(f"{measure.name} {cell.name}", arguments, folder, measure.makes, *made)
             found.append(Work(cell, measure, job, training if measure.trains else None))
     return found
+
+
+def missing(work: Sequence[Work]) -> list[Work]:
+    """What of it is to be done: what is not, and what else is measured of models that are trained again for that."""
+    again = {one.training for one in work if one.training and not one.training.done() and not one.job.done()}
+    return [one for one in work if one.training in again or not one.job.done()]
 
 
 def jobs_of(work: Sequence[Work]) -> dict[Job, Job | None]:
@@ -73,14 +81,14 @@ def jobs_of(work: Sequence[Work]) -> dict[Job, Job | None]:
 def show_plan(experiment: Experiment, work: Sequence[Work], pending: Sequence[Work], cost: Cost) -> str:
     """What is going to happen, and what it is expected to cost."""
     trainings = {one.training for one in work if one.training}
-    missing = {one.training for one in pending if one.training and not one.training.done()}
+    to_train = {one.training for one in pending if one.training and not one.training.done()}
     cells = {one.cell.name: one.cell for one in work}
     where = ", ".join(dict.fromkeys(cell.data for cell in cells.values()))
     return "\n".join(
         [
             f"{experiment.title} ({experiment.source})",
             f"  {len(cells)} cells on {where}, budget {work[0].cell.budget}: {len(trainings)} trainings, {len(work)} "
-            f"measurements; to do: {len(missing)} trainings, {len(pending)} measurements",
+            f"measurements; to do: {len(to_train)} trainings, {len(pending)} measurements",
             f"  {cost.line()}",
         ]
     )
@@ -89,7 +97,10 @@ def show_plan(experiment: Experiment, work: Sequence[Work], pending: Sequence[Wo
 def choose_executor(options: argparse.Namespace) -> Executor:
     """Where jobs run."""
     check(options.slurm is None or not options.in_process, "--slurm and --in_process: give one of them")
-    check(not options.in_process or options.jobs == 1, "--in_process runs one job after the other: leave --jobs out")
+    check(
+        not options.in_process or options.jobs in (None, 1),
+        "--in_process runs one job after the other: leave --jobs out",
+    )
     if options.slurm is not None:
         try:
             given = json.loads(options.slurm)
@@ -97,7 +108,7 @@ def choose_executor(options: argparse.Namespace) -> Executor:
             raise UserError(f"--slurm {options.slurm}: write submitit's options as JSON ({error})") from error
         check(isinstance(given, dict), f'--slurm {options.slurm}: write {{"slurm_partition": "gpu", …}}')
         return Slurm(given)
-    return ThisProcess() if options.in_process else Processes.sharing(options.jobs)
+    return ThisProcess() if options.in_process else Processes.sharing(options.jobs or 1)
 
 
 def cells_of(experiment: Experiment, options: argparse.Namespace) -> tuple[list[Cell], list[Cell]]:
@@ -128,7 +139,7 @@ def run(options: argparse.Namespace, command: str) -> tuple[int, str]:
     out = Path(options.out).resolve()
     results = out / slug(path.stem, options.data or "paper-data", options.budget)
     work = work_of(experiment, chosen, out, results)
-    pending = [one for one in work if not one.job.done()]
+    pending = missing(work)
     to_train = {one.training: one.cell for one in pending if one.training and not one.training.done()}
     cost = estimate(list(to_train.values()), [(one.cell, one.measure) for one in pending], options.tflops)
     print(show_plan(experiment, work, pending, cost), flush=True)
@@ -136,28 +147,33 @@ def run(options: argparse.Namespace, command: str) -> tuple[int, str]:
         return 0, "\n".join(f"{job.name}: warm {' '.join(job.arguments)}" for job in jobs_of(pending))
     check_affordable(cost, options.anyway or isinstance(executor, Slurm))
     writable_folder(results)
-    began = time.perf_counter()
+    calls = Calls(results)
+    at_a_time = options.jobs or (max(1, len(jobs_of(pending))) if isinstance(executor, Slurm) else 1)
     try:
-        with FileLock(out / ".lock", timeout=0):
-            failed = run_all(jobs_of(pending), executor, options.jobs, machine(executor), path.stem)
+        with FileLock(out / ".lock", timeout=0), calls.noted(command, bool(pending)):
+            failed = run_all(jobs_of(pending), executor, at_a_time, machine(executor), path.stem)
     except Timeout as error:
         raise UserError(f"{out}: another run works in this folder: wait for it, or choose another --out") from error
-    found, broken = gather(work_of(experiment, cells, out, results))
-    reasons = [*failed.values(), *broken]
+    everything = work_of(experiment, cells, out, results)
+    found, reasons = gather(everything, work, failed)
     check(bool(found), f"nothing was measured: {'; '.join(reasons)}")
     save(lines(path.stem, found), results)
-    protocol: dict[str, Any] = {"command": command, "seconds": time.perf_counter() - began}
-    text = write(experiment, found, reasons, protocol, results)
+    text = write(experiment, found, reasons, {"calls": calls.lines(), "of": len(everything)}, results)
     return int(bool(reasons)), f"{text}\nwritten to {results}: report.html, report.md, results.csv, results.json"
 
 
-def gather(work: Sequence[Work]) -> tuple[list[Result], list[str]]:
-    """What is done, and what of it could not be read."""
-    found, broken = [], []
-    for one in work:
+def gather(
+    everything: Sequence[Work], work: Sequence[Work], failed: Mapping[Job, str]
+) -> tuple[list[Result], list[str]]:
+    """What is done of everything, and what went wrong with the work of this call."""
+    found, reasons = [], list(failed.values())
+    for one in everything:
         if one.job.done():
             try:
                 found.append(collect(one.cell, one.measure, one.job, one.training))
             except UserError as error:
-                broken.append(f"{one.job.name}: {error}")
-    return found, broken
+                reasons.append(f"{one.job.name}: {error}")
+    if not failed:
+        late = [one.job.name for one in work if not one.job.done()]
+        reasons += [f"{name}: what it was to work with has changed meanwhile: run this again" for name in late]
+    return found, reasons

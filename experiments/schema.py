@@ -182,7 +182,7 @@ def parse(content: Mapping[str, Any], kind: type[Kind], source: Path) -> Kind:
     published = deepcopy(content.get("paper", []))  # as it stands there: the parser makes a number of "1.80"
     try:
         with user_errors():
-            parsed = parser.parse_object({"file": dict(content)})
+            parsed = parser.parse_object({"file": deepcopy(dict(content))})  # which it changes
             found = parser.instantiate(parsed).file
             if isinstance(found, Experiment):
                 found = replace(found, paper=published)

@@ -4,7 +4,10 @@ import os
 from pathlib import Path
 
 import pytest
+from pretend import Pretend
 from small import SMALL, here
+
+from experiments import run as runner
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED = REPOSITORY.parent / "shared"
@@ -55,6 +58,14 @@ def find(what: str, variable: str, default: Path) -> Path:
 def reference_dir() -> Path:
     """Folder with the reference arrays (`edm_*.npz`, `edm_parameters.json`)."""
     return find("reference arrays", "WARM_REFERENCE_DIR", SHARED / "reference")
+
+
+@pytest.fixture
+def pretend(monkeypatch: pytest.MonkeyPatch) -> Pretend:
+    """What experiments run with, in place of processes."""
+    executor = Pretend()
+    monkeypatch.setattr(runner, "choose_executor", lambda options: executor)
+    return executor
 
 
 @pytest.fixture(scope="session")

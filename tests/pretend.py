@@ -1,10 +1,16 @@
 """A runner of experiments without anything run: what its tests share."""
 
+import csv
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+import yaml
+
+from experiments.__main__ import main
 from experiments.executors import Executor
+from warm_lightning.pictures import write_png
 
 GRID = {
     "title": "A grid",
@@ -20,12 +26,14 @@ GRID = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass
 class Pretend(Executor):
     """Writes what `warm` would, at once. `wrong` names a part of the folder of calls that fail."""
 
     calls: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
+    broken: int = 0  # images that are no numbers
+    model: str = "a model"
 
     def call(self, arguments: list[str], folder: Path) -> int:
         self.calls.append(folder.parent.name if arguments[0] != "fit" else folder.name)
@@ -34,13 +42,19 @@ class Pretend(Executor):
             return 2
         if arguments[0] == "fit":
             (folder / "checkpoints").mkdir(exist_ok=True)
-            (folder / "checkpoints" / "last.ckpt").write_text(" ".join(arguments))
+            (folder / "checkpoints" / "last.ckpt").write_text(self.model + " ".join(arguments))
+            return 0
+        if arguments[0] == "generate":
+            for path in (folder / "grid.png", folder / "images" / "000000.png"):
+                path.parent.mkdir(exist_ok=True)
+                write_png(path, torch.zeros(1, 8, 8, dtype=torch.uint8))
             return 0
         # A score that tells the cells and seeds apart.
         options = dict(option.removeprefix("--").split("=", 1) for option in arguments[1:])
-        bnr, steps, seed = (float(options[f"model.{n}"]) for n in ("process.path.bnr", "sampler.grid.steps", "seed"))
+        steps = options.get("model.sampler.grid.steps", 18)
+        bnr, steps, seed = map(float, (options["model.process.path.bnr"], steps, options["model.seed"]))
         protocol = {"nfe": 2 * int(steps) - 1, "weights": "ema", "images_seen": 128, "num_images": 16}
-        protocol |= {"device": "cpu", "precision": "32-true", "seeds": "0-15"}
+        protocol |= {"device": "cpu", "precision": "32-true", "seeds": "0-15", "nonfinite_images": [self.broken]}
         protocol |= {"extractors": [{"halves_images": [898, 899], "gaussian_images": 16}]}
         scores = {
             "fd16_digits": 10 * bnr + steps + 0.1 * seed**2,
@@ -52,3 +66,22 @@ class Pretend(Executor):
 
     def cancel(self) -> None:
         """Nothing runs."""
+
+
+def start(folder: Path, content: dict, *options: str) -> int:
+    """Run an experiment of the digits in a folder."""
+    (folder / "grid.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    return main(
+        ["run", str(folder / "grid.yaml"), "--data=digits", "--budget=smoke", f"--out={folder / 'out'}", *options]
+    )
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    """Its results."""
+    with (folder / "out" / "grid-digits-smoke" / "results.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def report(folder: Path) -> str:
+    """Its report."""
+    return (folder / "out" / "grid-digits-smoke" / "report.md").read_text()

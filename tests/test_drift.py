@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,7 @@ from warm_lightning.processes import (
     Process,
     ProgressiveDeblurring,
     SoftDiffusion,
+    VariancePreserving,
     Warm,
 )
 from warm_lightning.rng import SeedStreams, key
@@ -41,10 +43,7 @@ LIKE = torch.zeros(1, 1, 8, 8, dtype=torch.float64)
 SPECTRUM = 0.25 / frequencies(LIKE)[None].clamp(min=0.05)  # about that of photographs
 BANDS = Bands(3, LIKE)
 WARM = Warm(ConstantBNR(2))
-
-
-def meter(process: Process) -> Meter:
-    return Meter(process, BANDS, LIKE)
+meter = partial(Meter, bands=BANDS, like=LIKE)
 
 
 def gaussian(count: int, seed: int = 0) -> Tensor:
@@ -86,12 +85,21 @@ def test_truly_degraded_images(process: Process, grid: EvenGrid) -> None:
     for level in levels:
         gains = process.gains(level, LIKE)
         variance = gains.signal.square() * SPECTRUM + gains.noise.square()
-        detail = (gains.lost * gains.signal * SPECTRUM).square() / variance
+        blur = gains.signal / gains.signal[..., :1, :1]  # without what some processes scale images by
+        detail = ((1 - blur) * gains.signal * SPECTRUM).square() / variance
         closed.append(BANDS.mean(torch.cat([gains.noise.square() / variance, variance, detail])).T)
     expected = torch.stack(closed)
     # 5 standard errors, for some 250 numbers; what underflows is left out.
     assert ((seen.mean(0) - expected).abs() <= 5 * seen.std(0) / math.sqrt(600) + 1e-100).all()
     torch.testing.assert_close(seen_by.expected_power(levels, SPECTRUM), expected[..., 1])
+
+
+def test_scaling_alone_is_no_residual() -> None:
+    process = VariancePreserving()
+    levels = meter(process).levels(Sampler(EvenGrid(5)))
+    seen = meter(process).truth(GaussianOracle(SPECTRUM, process), levels, gaussian(8), SeedStreams(range(8)))
+    rows = compare(seen, seen, meter(process).expected_power(levels, SPECTRUM), levels, BANDS)
+    assert {row["quantity"] for row in rows} == {"noise", "power"}
 
 
 def wrong_by(factor: float, oracle: Estimator) -> Estimator:

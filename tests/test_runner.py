@@ -1,38 +1,14 @@
 """The runner of experiments: what runs how often, what is read of it, and what the reports say."""
 
-import csv
+import json
 from pathlib import Path
 
 import pytest
-import yaml
-from pretend import GRID, Pretend
+from pretend import GRID, Pretend, rows, start
 
-from experiments import jobs
-from experiments import run as runner
-from experiments.__main__ import main
 from experiments.cells import expand
-from experiments.jobs import digest as real
 from experiments.measures import main_scores
 from experiments.schema import Experiment, parse
-
-
-@pytest.fixture
-def pretend(monkeypatch: pytest.MonkeyPatch) -> Pretend:
-    executor = Pretend()
-    monkeypatch.setattr(runner, "choose_executor", lambda options: executor)
-    return executor
-
-
-def start(folder: Path, content: dict, *options: str) -> int:
-    (folder / "grid.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
-    return main(
-        ["run", str(folder / "grid.yaml"), "--data=digits", "--budget=smoke", f"--out={folder / 'out'}", *options]
-    )
-
-
-def rows(folder: Path) -> list[dict[str, str]]:
-    with (folder / "out" / "grid-digits-smoke" / "results.csv").open() as file:
-        return list(csv.DictReader(file))
 
 
 def test_trainings_are_shared_and_done_work_is_kept(tmp_path: Path, pretend: Pretend) -> None:
@@ -75,16 +51,6 @@ def test_a_failure_is_reported_and_tried_again(
     assert "Not complete" not in (tmp_path / "out" / "grid-digits-smoke" / "report.md").read_text()
 
 
-def test_edited_files_count_as_other_options(tmp_path: Path, pretend: Pretend, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert start(tmp_path, GRID) == 0
-    pretend.calls.clear()
-    monkeypatch.setattr(jobs, "digest", lambda path: "edited" if path.suffix == ".yaml" else real(path))
-    assert start(tmp_path, GRID) == 0
-    assert len(pretend.calls) == 12
-    # What was there is kept beside it.
-    assert len(list((tmp_path / "out" / "trainings").glob("*.replaced-1"))) == 4
-
-
 def test_moved_results_are_still_done(tmp_path: Path, pretend: Pretend) -> None:
     (tmp_path / "before").mkdir()
     assert start(tmp_path / "before", GRID) == 0
@@ -102,7 +68,7 @@ def test_scores_outlive_checkpoints(tmp_path: Path, pretend: Pretend) -> None:
     pretend.calls.clear()
     assert start(tmp_path, GRID) == 0
     assert pretend.calls == []
-    next((tmp_path / "out").glob("*/cells/digits-BNR-0-NFE-3-seed1/scores/scores.json")).unlink()
+    next((tmp_path / "out").glob("*/cells/digits-BNR-0-NFE-3-seed1/scores-1x16/scores.json")).unlink()
     assert start(tmp_path, GRID) == 0
     assert len(pretend.calls) == 2
 
@@ -116,7 +82,7 @@ def test_reports_are_of_all_that_is_done(tmp_path: Path, pretend: Pretend) -> No
 
 def test_a_result_that_cannot_be_read_spoils_no_other(tmp_path: Path, pretend: Pretend) -> None:
     assert start(tmp_path, GRID) == 0
-    path = next((tmp_path / "out").glob("*/cells/digits-BNR-0-NFE-3-seed1/scores/scores.json"))
+    path = next((tmp_path / "out").glob("*/cells/digits-BNR-0-NFE-3-seed1/scores-1x16/scores.json"))
     path.write_text("{")
     assert start(tmp_path, GRID) == 1
     assert len({row["cell"] for row in rows(tmp_path)}) == 7
@@ -125,7 +91,7 @@ def test_a_result_that_cannot_be_read_spoils_no_other(tmp_path: Path, pretend: P
 
 
 def test_a_failed_training_stops_what_needs_it_only(tmp_path: Path, pretend: Pretend) -> None:
-    pretend.wrong.append("trainings/digits-seed1")
+    pretend.wrong.append("trainings/digits-Warm-seed1")
     assert start(tmp_path, GRID) == 1
     assert {row["train_seed"] for row in rows(tmp_path)} == {"0"}
     assert not any("NFE" in call and call.endswith("seed1") for call in pretend.calls)
@@ -191,10 +157,12 @@ def test_what_differs_for_sampling_only() -> None:
     names = {(cell.labels["training"], cell.labels["BNR"]): cell.training_name for cell in cells}
     assert names["one", "0"] == names["one", "0.5"]
     assert names["each", "0"] != names["each", "0.5"]
-    one = next(cell for cell in cells if cell.labels == {"training": "one", "BNR": "0.5"})
-    assert "--model.process.path.bnr=0.5" in one.sampling
-    assert "--model.process.path.bnr=0.5" not in one.training
-    assert one.overrides == ["--override+=process.path.bnr=0.5"]
+    one = next(cell for cell in cells if cell.labels == {"training": "one", "BNR": "0"})
+    assert "--model.process.path.bnr=0" in one.sampling
+    assert "--model.process.path.bnr=0" not in one.training
+    said = dict(override.removeprefix("--override+=").split("=", 1) for override in one.overrides)
+    assert set(said) == {"process", "sampler", "guidance"}  # the checkpoint's may be those of another experiment
+    assert json.loads(said["process"])["init_args"]["path"]["init_args"]["bnr"] == 0
 
 
 def test_two_runs_do_not_share_a_folder(tmp_path: Path, pretend: Pretend, capsys: pytest.CaptureFixture[str]) -> None:

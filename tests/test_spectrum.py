@@ -155,6 +155,20 @@ def test_halves_of_a_set_have_the_same_spectrum(photographs) -> None:
         assert math.log(row["halves_high"] / row["halves_low"]) == pytest.approx(3.92 * spread, rel=0.4)
 
 
+def test_few_images_of_the_same_law_do_not_differ(photographs) -> None:
+    """A spectrum of 20 images is a twentieth too small, and its errors are known from 20 numbers."""
+    data = measure(ImageSet.without_classes(photographs[500:]))
+    ratios, differing = [], 0
+    for start in range(0, 500, 20):
+        rows = compare_rows(data, measure(ImageSet.without_classes(photographs[start : start + 20])))[4:]
+        weights = [row["coefficients"] for row in rows]
+        ratios.append(np.average([row["ratio"] for row in rows], weights=weights))
+        differing += any(row["differs"] for row in rows)
+    assert np.mean(ratios) == pytest.approx(1, abs=4 * np.std(ratios) / 5)
+    assert np.std(ratios) / 5 < 0.01  # so that a twentieth is seen
+    assert differing <= 5  # of 25; 3 standard errors alone would give more
+
+
 def test_blurred_images_lack_power_by_the_square_of_the_mask(photographs, measured) -> None:
     u = dct(dequantise(photographs, torch.float64))
     mask = log_blur_mask(torch.tensor([0.4]), u).exp()

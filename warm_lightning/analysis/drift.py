@@ -28,7 +28,7 @@ ALL = "all"
 TITLES = {
     NOISE: "ln(‖u - D‖/(B√N))\ntrajectories solid, degraded training images dashed",
     POWER: "ln(power of u / exact power)\ntrajectories solid, degraded training images dashed",
-    RESIDUAL: "ln(energy of (1-A)∘x̂0),\ntrajectories less degraded training images",
+    RESIDUAL: "ln(energy of (1-M)∘x̂0),\ntrajectories less degraded training images",
 }
 
 
@@ -89,8 +89,9 @@ class Meter:
         return levels
 
     def see(self, ask: Estimator, u: Tensor, level: Level) -> Tensor:
-        """Mean squares of ε̂, u and (1-A)∘x̂0 in each band: u [B, C, H, W] → float64 [B, bands, 3] on the CPU."""
-        estimate, lost = ask(u, level), self.process.gains(level, u).lost
+        """Mean squares of ε̂, u and (1-M)∘x̂0 in each band: u [B, C, H, W] → float64 [B, bands, 3] on the CPU."""
+        estimate, log_signal = ask(u, level), self.process.gains(level, u).log_signal
+        lost = -torch.expm1(log_signal - log_signal[..., :1, :1])  # by blur, which leaves the mean alone
         squares = torch.stack([estimate.noise, u, lost * estimate.clean], dim=1).square()
         return self.bands.mean(squares).transpose(1, 2).cpu()
 

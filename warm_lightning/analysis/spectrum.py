@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from scipy.stats import t as student
 from torch import Tensor
 
 from warm_lightning.data import ImageSet
@@ -21,7 +22,7 @@ RESAMPLES = 200
 FEWEST = 20
 """Images without which a bootstrap means nothing."""
 NUMBERS = 2**22  # float64 values held at once: 34 MB
-SIGNIFICANT = 3.0  # standard errors of ln ratio from which on two spectra are said to differ
+CHANCE = 0.05  # that any ring of two sets of one law is said to differ
 
 
 @dataclass(frozen=True)
@@ -136,11 +137,14 @@ def compare_rows(data: Measured, other: Measured, seed: int = 0) -> list[dict[st
     Returns:
         `ring_frequencies` with ratio; ratio_se, its standard error by both bootstraps; halves_low and halves_high,
         between which the ratio of one random half of the data to the other is for 95 % of 200 splits; and differs,
-        whether ln ratio is more than 3 standard errors from 0.
+        whether ln ratio is so many standard errors from 0 (`significant`) that only 5 % of comparisons of one law have
+        any such ring.
     """
-    ratio = ring_means(other.mean_power) / ring_means(data.mean_power)
+    unbiased = [n / (n - 1) for n in (data.count, other.count)]  # S is a mean of squares; few images have too little
+    ratio = ring_means(other.mean_power * unbiased[1]) / ring_means(data.mean_power * unbiased[0])
     variances = [ring_means(measured.resampled).log().var(dim=0) for measured in (data, other)]
     error = (variances[0] + variances[1]).sqrt()  # of ln ratio: the sets are independent
+    many = significant(len(ratio), min(len(data.blocks.count), len(other.blocks.count)))
     halves = torch.stack(list(_halves(data, seed))).quantile(torch.tensor([0.025, 0.975]).double(), dim=0)
     return [
         {
@@ -149,10 +153,18 @@ def compare_rows(data: Measured, other: Measured, seed: int = 0) -> list[dict[st
             "ratio_se": (ratio[r] * error[r]).item(),
             "halves_low": halves[0, r].item(),
             "halves_high": halves[1, r].item(),
-            "differs": bool(ratio[r].log().abs() > SIGNIFICANT * error[r]),
+            "differs": bool(ratio[r].log().abs() > many * error[r]),
         }
         for r, about in enumerate(ring_frequencies(data.power))
     ]
+
+
+def significant(rings: int, blocks: int) -> float:
+    """Standard errors beyond which one of so many rings is off by chance in 5 % of cases.
+
+    Student's t of the blocks that the errors are known from, with Bonferroni's share for each ring.
+    """
+    return float(student.ppf(1 - CHANCE / (2 * rings), blocks - 1))
 
 
 def _halves(data: Measured, seed: int) -> Iterator[Tensor]:

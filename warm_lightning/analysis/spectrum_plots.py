@@ -152,7 +152,7 @@ def plot_compared(rows: Rows, name: str, out: Path) -> None:
         color="tab:red",
         ms=5,
         zorder=3,
-        label="differs by more than 3 standard errors",
+        label="differs (by chance anywhere: 5 %)",
     )
     axes.set(yscale="log", xlabel="radial frequency in cycles/pixel", ylabel="power / power of the data")
     axes.yaxis.set_major_formatter("{x:g}")

@@ -42,9 +42,10 @@ def bits(
     The images get uniform noise over their grey levels, and the blur and noise of the lowest level of the model's
     sampler above 0. The flow takes them from there to the highest level, where the prior's density is known. Of the way
     from the lowest level to 0 nothing is said: this is the cost of images with a little more noise, which even for a
-    perfect model is more than that of the images themselves, by at most `excess_at_most` bits. Models whose lowest
-    levels differ (noise of 0.002 for the warm family, 0.01 for the first of DDPM's 1,000 steps) are comparable within
-    that only. Models with classes are told them; guidance and the sampler's rule, churn and belief have no part.
+    perfect model is more than that of the images themselves, by at most `excess_at_most` bits: 1.0 where the lowest
+    noise is 0.002, as in the warm family, 2.4 where it is 0.01, as in the first of DDPM's 1,000 steps. Models whose
+    lowest levels differ are comparable within that only. Models with classes are told them; guidance and the sampler's
+    rule, churn and belief have no part.
 
     Writes bits.json: `bpd`, the mean; its `standard_error` over images (null for one); `nfe`, network calls an image,
     each with a backward pass for each probe; `excess_at_most`; `prior_gap`, the part of bpd that is due to what the

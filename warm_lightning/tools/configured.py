@@ -1,6 +1,7 @@
 """Model and data of commands that take the options of `warm fit`; see `SETTINGS` of this package."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from warm_lightning.checkpoints import SECTION, check_same_meaning, check_same_model, read
 from warm_lightning.data import ImageDataModule, ImageSet
@@ -31,6 +32,26 @@ def configured(settings: Sequence[str]) -> tuple[DiffusionModule, ImageDataModul
         # A configuration made for eight GPUs would want them for the Trainer, which is not used here.
         cli = WarmCLI([*settings, "--model.init_from=null", *ANYWHERE], run=False)
     return cli.model, cli.datamodule
+
+
+class Resolved(WarmCLI):
+    """Parses only."""
+
+    def instantiate_classes(self) -> None:
+        """Nothing is needed but the configuration."""
+
+    def after_instantiate_classes(self) -> None:
+        self._dump_config()
+
+
+def resolve(options: Sequence[str]) -> dict[str, Any]:
+    """The whole configuration of some options of `warm fit`, by section, as plain data with all defaults.
+
+    Raises:
+        UserError: a file, name or value is wrong.
+    """
+    with user_errors():
+        return dict(Resolved(list(options), run=False).config_dump)
 
 
 def trained(settings: Sequence[str], ckpt_path: str) -> tuple[DiffusionModule, ImageDataModule]:

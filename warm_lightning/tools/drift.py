@@ -50,10 +50,12 @@ def drift(
     standard error of each. The quantities:
 
     noise: ln of the root mean square of ε̂ = (u - D)/B, the noise that the network sees; mean over images.
-    power: ln of the power of u over A² E u0² + B² E z², which it has on average on the manifold. Its drift is that of
-    the trajectories from this exact value; that of the truth shows what chance does to as many images.
-    residual: ln of the mean square of (1-A)∘x̂0, the detail that the network adds; none where nothing is blurred. Of a
-    network that says x0 by undoing blur, as ε does, it is mostly its amplified error.
+    power: ln of the power of u over A² E u0² + B² E z² of all training images, which it has on average on the manifold.
+    Its drift is that of the trajectories from this exact value; that of the truth shows what chance does to as many
+    images.
+    residual: ln of the mean square of (1-M)∘x̂0, the detail that blur M takes and the network adds; none where nothing
+    is blurred. M is A over its value at the mean, without what a process scales images by. Of a network that says x0 by
+    undoing blur, as ε does, it is mostly its amplified error.
 
     A sampler that adds other noise than the process has, as IHDM's does by design, drifts by that.
 
@@ -99,7 +101,7 @@ def drift(
         with full_precision(model.device), model.told(told) as ask:
             ours.append(meter.along(partial(model.sample, module.sampler, seeds, told), ask))
             theirs.append(meter.truth(ask, levels, u0.to(like), noise))
-    expected = meter.expected_power(levels, second_moment(all_images(images, "Measuring power")))
+    expected = meter.expected_power(levels, second_moment(all_images(data.train_images(), "Measuring power")))
     rows = compare(torch.cat(ours), torch.cat(theirs), expected, levels, rings)
     summary = summarise(rows)
     of_all = {row["quantity"]: row["rms"] for row in summary if row["band"] == ALL}

@@ -200,7 +200,7 @@ def text(result: dict[str, Any]) -> str:
         f"{result['path_exponent']:.3f}; {result['bnr_measured']:.3f} without a law"
     )
     if result["bands"] is not None:
-        lines.append("\nPower of --images over the data's, where over 3 standard errors off, in cycles/pixel:")
+        lines.append("\nPower of --images over the data's, where it differs by more than chance, in cycles/pixel:")
         lines += [band_text(band) for band in result["bands"]] or ["  nowhere"]
     return "\n".join(lines)
 

@@ -1,0 +1,134 @@
+"""What the runner takes for the same and what it runs again, when files, options and models change."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from pretend import GRID, Pretend, report, rows, start
+from small import DIGITS
+
+from experiments import cells
+from experiments.cells import expand
+from experiments.schema import FOLDER, Experiment, data_set, parse, read
+
+PICTURES = {**GRID, "measures": ["Scores", {"class_path": "Samples", "init_args": {"seeds": "0"}}]}
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A configuration of the digits that may be edited."""
+    path = tmp_path / "digits.yaml"
+    path.write_text(DIGITS.read_text())
+    digits = data_set("digits")
+    smoke = replace(digits.budgets["smoke"], config=str(path))
+    monkeypatch.setattr(cells, "data_set", lambda name: replace(digits, budgets={"smoke": smoke}))
+    return path
+
+
+def trainings(pretend: Pretend) -> list[str]:
+    return [call for call in pretend.calls if "NFE" not in call]
+
+
+def test_another_training_is_measured_and_pictured_again(tmp_path: Path, pretend: Pretend, config: Path) -> None:
+    assert start(tmp_path, PICTURES) == 0
+    assert len(pretend.calls) == 4 + 8 + 8
+    pretend.calls.clear()
+    config.write_text(config.read_text().replace("lr: 1.5e-3", "lr: 1.0e-3"))
+    assert "1.0e-3" in config.read_text()
+    assert start(tmp_path, PICTURES) == 0
+    assert len(trainings(pretend)) == 4
+    assert len(pretend.calls) == 4 + 8 + 8
+    # What was there is kept beside it.
+    assert len(list((tmp_path / "out" / "trainings").iterdir())) == 8
+    assert len(list((tmp_path / "out").glob("*/cells/*/samples.replaced-1"))) == 8
+
+
+def test_what_trains_nothing_trains_nothing_again(tmp_path: Path, pretend: Pretend, config: Path) -> None:
+    """Remarks, scores, devices, and what only sampling needs."""
+    assert start(tmp_path, GRID) == 0
+    pretend.calls.clear()
+    config.write_text(f"# A remark.\n{config.read_text()}")
+    options = ["--scores.batch_size=8", "--trainer.devices=1", "--model.compile=false", "--model.sampler.rule=Euler"]
+    assert start(tmp_path, GRID, "--", *options) == 0
+    assert trainings(pretend) == []
+    assert len(pretend.calls) == 8
+
+
+def test_removed_models_that_are_trained_again_are_measured_again_if_they_are_others(
+    tmp_path: Path, pretend: Pretend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert start(tmp_path, PICTURES) == 0
+    for path in (tmp_path / "out" / "trainings").glob("*/checkpoints/last.ckpt"):
+        path.unlink()
+    next((tmp_path / "out").glob("*/cells/digits-BNR-0-NFE-3-seed1/samples/grid.png")).unlink()
+    monkeypatch.setattr(pretend, "model", "another machine's")
+    pretend.calls.clear()
+    assert start(tmp_path, PICTURES) == 0
+    assert len(trainings(pretend)) == 1
+    assert len(pretend.calls) == 1 + 2 + 2  # scores and samples of both numbers of steps
+    assert len(rows(tmp_path)) == 8
+
+
+def test_what_changes_while_it_is_worked_with_is_told(
+    tmp_path: Path, pretend: Pretend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def call(arguments: list[str], folder: Path) -> int:
+        if "samples" in folder.name and "NFE-5-seed1" in str(folder):
+            checkpoint = dict(a.removeprefix("--").split("=", 1) for a in arguments[1:])["ckpt_path"]
+            Path(checkpoint).write_text("trained further meanwhile")
+        return Pretend.call(pretend, arguments, folder)
+
+    monkeypatch.setattr(pretend, "call", call)
+    assert start(tmp_path, PICTURES) == 1
+    assert "changed meanwhile: run this again" in report(tmp_path)
+
+
+def test_more_samples_leave_those_of_fewer_alone(tmp_path: Path, pretend: Pretend) -> None:
+    assert start(tmp_path, GRID) == 0
+    assert start(tmp_path, GRID, "--num_images=64", "--rounds=2", "--only=BNR=0") == 0
+    assert "**4 of 8 measurements are done" in report(tmp_path)
+    pretend.calls.clear()
+    assert start(tmp_path, GRID) == 0
+    assert pretend.calls == []
+    assert "measurements are done" not in report(tmp_path)
+
+
+def test_images_that_are_no_numbers_and_unequal_counts_are_told(tmp_path: Path, pretend: Pretend) -> None:
+    content = {**GRID, "axes": {"BNR": GRID["axes"]["BNR"]}, "plot": {"x": "BNR"}}
+    assert start(tmp_path, content, "--only=BNR=0") == 0
+    pretend.broken = 3
+    assert start(tmp_path, content, "--only=BNR=0.5", "--seeds=1") == 0
+    text = report(tmp_path)
+    assert "**3 images of BNR 0.5, seed 0 are no numbers.**" in text
+    assert "± std over trainings" in text
+    header = next(line for line in text.splitlines() if line.startswith("| BNR"))
+    column = header.split("|").index(" trainings ")
+    counts = [line.split("|")[column].strip() for line in text.splitlines() if line.startswith(("| 0 |", "| 0.5 |"))]
+    assert counts == ["2", "1"]
+    assert {row["nonfinite_images"] for row in rows(tmp_path) if row["BNR"] == "0.5"} == {"3"}
+
+
+def names(experiment: str, **labels: str) -> set[str]:
+    """The trainings of some cells at the paper's budget."""
+    found = expand(read(FOLDER / f"{experiment}.yaml", Experiment), None, "paper", seeds=1)
+    return {c.training_name for c in found if c.data == "cifar10" and labels.items() <= c.labels.items()}
+
+
+def test_equal_trainings_are_one_whatever_words_say_it() -> None:
+    warm = names("table3_bnr", BNR="0.5")
+    assert len(warm) == 1
+    assert warm == names("table1_systems", system="Warm") == names("table5_parameterizations", parameterization=FULL)
+    assert warm == names("fig5_bnr_nfe", BNR="0.5") == names("plane", training="one a BNR", BNR="0.5")
+    assert warm != names("table3_bnr", BNR="0.3")
+    blurring = names("table1_systems", system="Blurring Diffusion")
+    assert blurring == names("blurring_table3_sigma", blur_max="20")
+    assert len(names("fig5_bnr_nfe")) == 8
+
+
+FULL = "(d) R says x_res, D says M x0"
+
+
+def test_a_smoke_run_is_quick_whatever_an_experiment_needs() -> None:
+    content = {**GRID, "for_data": {"digits": {"model.duration": 1e9}}}
+    (cell, *_) = expand(parse(content, Experiment, Path("x")), "digits", "smoke")
+    assert [option for option in cell.training if "duration" in option] == ["--model.duration=128"]
