@@ -77,8 +77,8 @@ class Oracle(Measure):
     def arguments(self, cell: "Cell", folder: Path, checkpoint: Path) -> list[str]:
         own = [f"--limit={self.limit}", f"--ode_steps={self.ode_steps}"]
         if self.kind == "gaussian":
-            which = hashlib.sha256("\n".join(o for o in cell.sampling if "data" in o.partition("=")[0]).encode())
-            own = [f"--spectrum={folder.parents[2] / f'spectrum-{cell.data}-{which.hexdigest()[:10]}.npz'}"]
+            which = hashlib.sha256(cell.images.encode()).hexdigest()[:10]
+            own = [f"--spectrum={folder.parents[2] / f'spectrum-{cell.data}-{which}.npz'}"]
         return ["oracle", *model_and_data(cell), f"--kind={self.kind}", f"--outdir={folder}", *own]
 
     def read(self, cell: "Cell", folder: Path) -> Reading:
@@ -156,7 +156,7 @@ class Drift(Measure):
         about["sample_seeds"] = protocol["seeds"]
         of_all = {row["quantity"]: row["chance"] for row in found["summary"] if row["band"] == "all"}
         chance = {name: of_all[name.removesuffix("drift").rstrip("_") or "noise"] for name in main}
-        label = f"chance alone, with {protocol['num_images']} trajectories ({cell.title})"
+        label = f"chance alone ({cell.title})"
         return Reading(main | values, list(main), about, {label: chance})
 
     def pictures(self, cells: "Sequence[tuple[Cell, Path]]") -> dict[str, bytes]:
@@ -194,7 +194,7 @@ class Bits(Measure):
         found = load(folder / "bits.json")
         names = ("bpd", "standard_error", "excess_at_most", "prior_gap")
         protocol = found["protocol"]
-        about = {name: found[name] for name in ("nfe", "num_images")} | {"sample_seeds": protocol["seed"]}
+        about = {name: found[name] for name in ("nfe", "num_images")} | {"sample_seeds": str(protocol["seed"])}
         about |= {name: protocol[name] for name in ("weights", "images_seen", "device")}
         return Reading({name: found[name] for name in names if finite(found[name])}, ["bpd", "standard_error"], about)
 

@@ -37,11 +37,13 @@ class Calls:
             yield
             return
         earlier = self.known()
-        call: dict[str, Any] = {"command": command, "began": datetime.now().strftime("%Y-%m-%d %H:%M"), "seconds": None}
+        call: dict[str, Any] = {"command": command, "began": datetime.now().strftime("%Y-%m-%d %H:%M")}
+        call |= {"seconds": None, "ended": False}
         self.write([*earlier, call])
         began = perf_counter()
         try:
             yield
+            call["ended"] = True
         finally:
             self.write([*earlier, {**call, "seconds": round(perf_counter() - began, 1)}])
 
@@ -51,8 +53,9 @@ class Calls:
 
     def lines(self) -> list[str]:
         """In words, for reports."""
-        return [
-            f"`{call['command']}` of {call['began']}: "
-            + ("killed before its end" if call["seconds"] is None else duration(call["seconds"]))
-            for call in self.known()
-        ]
+        said = []
+        for call in self.known():
+            time = "" if call["seconds"] is None else f" after {duration(call['seconds'])}"
+            end = f"ended{time}" if call["ended"] else f"stopped{time}" if time else "killed"
+            said.append(f"`{call['command']}` of {call['began']}: {end}")
+        return said

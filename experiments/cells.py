@@ -9,7 +9,7 @@ from itertools import product
 from typing import Any
 
 from experiments.resolved import SAMPLING, resolved, training
-from experiments.schema import DATA, Budget, DataSet, Experiment, Point, Scale, data_set
+from experiments.schema import DATA, REPOSITORY, Budget, DataSet, Experiment, Point, Scale, data_set
 from warm_lightning.config import as_text
 from warm_lightning.errors import check
 
@@ -88,6 +88,13 @@ class Cell:
         files = configs(self.scale.config, [*self.point.overlays, *self.point.sample_overlays])
         others = [option for option in self.training if not option.startswith("--config=")]
         return [*files, *others, *options(self.point.sample)]
+
+    @property
+    def images(self) -> str:
+        """Which images it is of, as JSON: the data's settings, and the size of their file, which may be made anew."""
+        data = resolved(self.sampling)["data"]
+        path = REPOSITORY / str(data["init_args"].get("path"))
+        return json.dumps([data, path.stat().st_size if path.is_file() else None], sort_keys=True)
 
     @property
     def overrides(self) -> list[str]:

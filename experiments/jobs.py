@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import time
 from dataclasses import dataclass
 from functools import cache
@@ -14,8 +15,10 @@ from warm_lightning.errors import UserError, check
 from warm_lightning.pictures import write_file
 
 NOTE = "job.json"
-PLACES = ("--trainer.default_root_dir=", "--ckpt_path=", "--outdir=", "--grid=", "--spectrum=")
+PLACES = ("--trainer.default_root_dir=", "--ckpt_path=", "--outdir=", "--grid=")
 """Options that say where things are, and nothing of what they are."""
+SPECTRUM = re.compile("^(--spectrum=).*/")
+"""The name of this file says what it is of."""
 
 
 def digest(path: Path) -> str | None:
@@ -69,7 +72,7 @@ class Job:
             return {"meaning": json.loads(self.meaning)}
         files = [a.removeprefix("--config=") for a in self.arguments if a.startswith("--config=")]
         return {
-            "arguments": [argument for argument in self.arguments if not argument.startswith(PLACES)],
+            "arguments": [SPECTRUM.sub(r"\1", a) for a in self.arguments if not a.startswith(PLACES)],
             "files": {file: digest(REPOSITORY / file) for file in files},
             "needs": digest(self.needs) if self.needs else None,
             "training": self.training,
@@ -104,7 +107,9 @@ class Job:
         note = self.note()
         if not self.same(note):
             self.set_aside()
-            note = {**self.wanted(), "seconds": 0.0}
+            note = self.wanted()
+        if note.get("done") or "seconds" not in note:  # what was done is gone, and done once more
+            note["seconds"] = 0.0
         note |= {**about, "done": False}
         self.write(note)
         began = time.perf_counter()

@@ -90,7 +90,10 @@ def scores(groups: Sequence[Group], plot: Plot, main: str) -> Figure:
     axes.set(xlabel=plot.labels.get(plot.x, plot.x), ylabel=ordinate(groups, main))
     axes.tick_params(axis="x", rotation=45 if len(labels) > 6 else 0)
     axes.grid(alpha=0.3)
-    if axes.get_legend_handles_labels()[0]:
+    if len(lines) > 3:  # which leave no room among them
+        figure.set_figwidth(9.5)
+        figure.legend(fontsize=9, loc="outside right upper")
+    elif axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=9)
     return figure
 

@@ -117,8 +117,11 @@ def compose(
         parts.append(
             f"**{len(results)} of {protocol['of']} measurements are done; the others are not in this report.**"
         )
-    broken = {f"{r.cell.title}, seed {r.cell.seed}": r.reading.about.get("nonfinite_images") for r in results}
-    parts += [f"**{count:,} images of {name} are no numbers.**" for name, count in broken.items() if count]
+    parts += [
+        f"**{count:,} images of {result.cell.title} ({result.cell.data}, seed {result.cell.seed}) are no numbers.**"
+        for result in results
+        if (count := result.reading.about.get("nonfinite_images"))
+    ]
     for measure in experiment.measures:
         mine = [result for result in results if result.measure.name == measure.name]
         for data in dict.fromkeys(result.cell.data for result in mine):

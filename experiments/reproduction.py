@@ -3,12 +3,13 @@
 import json
 import shlex
 from collections.abc import Collection, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from experiments.cells import Cell, expand
 from experiments.costs import GPU, estimate
 from experiments.report import number, published, render
-from experiments.schema import FOLDER, REPOSITORY, Experiment, read
+from experiments.schema import FOLDER, REPOSITORY, Experiment, Scale, read
 
 OUT = REPOSITORY / "docs" / "reproduction.md"
 MEASURED = REPOSITORY / "docs" / "measurements"
@@ -50,15 +51,20 @@ or `--slurm '{{"gpus_per_node": 8}}'`.
 """
 
 
-def command(path: Path, cell: Cell, names: Collection[str]) -> str:
-    """What measures some scores of one cell, in Markdown."""
+def scales(cell: Cell, names: Collection[str]) -> list[Scale]:
+    """How many samples some published scores are of: those of the budget, and 10,000 where names say so."""
+    few = replace(cell.scale, images=10_000, rounds=1)
+    scores = [name for name in names if "NFE" not in name]
+    found = [few if FEW in name else cell.scale for name in scores] or [cell.scale]
+    return [scale for scale in (cell.scale, few) if scale in found][: 1 if few == cell.scale else 2]
+
+
+def command(path: Path, cell: Cell, scale: Scale) -> str:
+    """What measures one cell with so many samples."""
     labels = {"data": cell.data, **cell.labels}
     chosen = [f"--only {shlex.quote(f'{axis}={label}')}" for axis, label in labels.items()]
-    whole = " ".join(["python -m experiments run", path.stem, "--budget paper", *chosen])
-    few, others = f"{whole} --num_images 10000 --rounds 1", [name for name in names if FEW not in name]
-    if len(others) == len(names) or (cell.scale.images, cell.scale.rounds) == (10_000, 1):
-        return f"`{whole}`"
-    return f"`{whole}`; {FEW}: `{few}`" if others else f"`{few}`"
+    counts = [] if scale == cell.scale else [f"--num_images {scale.images} --rounds {scale.rounds}"]
+    return " ".join(["python -m experiments run", path.stem, "--budget paper", *chosen, *counts])
 
 
 def measured(name: str, cell: Cell) -> str:
@@ -86,12 +92,14 @@ def table(path: Path) -> Iterator[str]:
     rows = []
     for cell in expand(experiment, None, "paper", seeds=1):
         theirs = published(experiment, cell)
-        measures = [(cell, measure) for measure in experiment.measures]
-        trained = [cell for _, measure in measures if measure.trains]
+        found = scales(cell, theirs)
+        measures = [(replace(cell, scale=scale), measure) for scale in found for measure in experiment.measures]
+        trained = [cell] if any(measure.trains for _, measure in measures) else []
         hours = f"{24 * estimate(trained, measures, GPU).days:,.0f}"
         said = "; ".join(f"{name.removeprefix('paper: ').partition(',')[0]} {v}" for name, v in theirs.items())
         labels = ", ".join(cell.labels.values())
-        rows.append([cell.data, labels, said or "–", measured(path.stem, cell), command(path, cell, theirs), hours])
+        commands = "; ".join(f"`{command(path, cell, scale)}`" for scale in found)
+        rows.append([cell.data, labels, said or "–", measured(path.stem, cell), commands, hours])
     yield render((["data", ", ".join(experiment.axes), "published", "measured here", "command", "GPU-hours"], rows), 5)
 
 

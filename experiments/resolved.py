@@ -14,11 +14,14 @@ SAMPLING = ("sampler", "guidance")
 """Sections of the model that only sampling depends on."""
 SPEED = ("compile", "channels_last", "num_workers")
 """Settings that say how fast, not what."""
-TRAINER = (
-    "precision", "gradient_clip_val", "gradient_clip_algorithm", "max_steps", "max_epochs", "max_time",
-    "limit_train_batches", "overfit_batches",
+ELSEWHERE = (
+    "accelerator", "devices", "num_nodes", "strategy", "accumulate_grad_batches", "sync_batchnorm", "logger",
+    "default_root_dir", "log_every_n_steps", "enable_progress_bar", "enable_model_summary", "enable_checkpointing",
+    "enable_autolog_hparams", "model_registry", "profiler", "barebones", "benchmark", "inference_mode",
+    "val_check_interval", "check_val_every_n_epoch", "num_sanity_val_steps", "limit_val_batches", "limit_test_batches",
+    "limit_predict_batches",
 )  # fmt: skip
-"""Settings of the Trainer that weights depend on."""
+"""Settings of the Trainer that say where a model is trained, and what is looked at on the way."""
 
 
 def resolved(options: Sequence[str]) -> dict[str, Any]:
@@ -44,6 +47,6 @@ def training(options: Sequence[str]) -> dict[str, Any]:
     return {
         "model": {name: value for name, value in config["model"].items() if name not in (*SAMPLING, *SPEED)},
         "data": config["data"] | {"init_args": {name: value for name, value in data.items() if name not in SPEED}},
-        "trainer": {name: config["trainer"][name] for name in TRAINER},
+        "trainer": {name: value for name, value in config["trainer"].items() if name not in ELSEWHERE},
         "posthoc_ema": config["posthoc_ema"],
     }

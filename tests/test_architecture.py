@@ -14,7 +14,7 @@ PACKAGE = REPOSITORY / "warm_lightning"
 
 # Left to right: each imports only what stands before it, or beside it in the same entry.
 ORDER: list[set[str]] = [
-    {"errors", "rng", "seeds"},
+    {"errors", "rng", "seeds", "defaults"},
     {"types", "spectral", "images"},
     {"processes"},
     {"parameterizations", "losses", "preconditioning"},

@@ -27,12 +27,16 @@ def test_rows_and_commands_are_of_the_same_cells(name: str) -> None:
     cells = expand(experiment, None, "paper", seeds=1)
     mine = [row for row in ROWS if f"run {name} " in row[4]]
     assert len(mine) == len(cells)
-    for (data, labels, said, measured, command, hours), cell in zip(mine, cells, strict=True):
-        words = shlex.split(command.strip("`"))[3:]
-        options = parser().parse_args(words)
-        assert Path(options.file).stem == name
-        assert options.budget == "paper"
-        assert select(cells, options.only) == [cell]
+    for (data, labels, said, measured, commands, hours), cell in zip(mine, cells, strict=True):
+        counts = set()
+        for command in re.findall("`([^`]+)`", commands):
+            options = parser().parse_args(shlex.split(command)[3:])
+            assert Path(options.file).stem == name
+            assert options.budget == "paper"
+            assert select(cells, options.only) == [cell]
+            counts.add(options.num_images or cell.scale.images)
+        names = [score for score in published(experiment, cell) if "NFE" not in score]
+        assert counts == {10_000 if "of 10k" in score else cell.scale.images for score in names or [""]}
         assert data == cell.data
         assert labels == ", ".join(cell.labels.values())
         for value in published(experiment, cell).values():

@@ -8,7 +8,9 @@ from pretend import GRID, Pretend, report, rows, start
 from small import DIGITS
 
 from experiments import cells
+from experiments.calls import Calls
 from experiments.cells import expand
+from experiments.run import work_of
 from experiments.schema import FOLDER, Experiment, data_set, parse, read
 
 PICTURES = {**GRID, "measures": ["Scores", {"class_path": "Samples", "init_args": {"seeds": "0"}}]}
@@ -94,12 +96,12 @@ def test_more_samples_leave_those_of_fewer_alone(tmp_path: Path, pretend: Preten
 
 
 def test_images_that_are_no_numbers_and_unequal_counts_are_told(tmp_path: Path, pretend: Pretend) -> None:
-    content = {**GRID, "axes": {"BNR": GRID["axes"]["BNR"]}, "plot": {"x": "BNR"}}
+    content = {**PICTURES, "axes": {"BNR": GRID["axes"]["BNR"]}, "plot": {"x": "BNR"}}
     assert start(tmp_path, content, "--only=BNR=0") == 0
     pretend.broken = 3
     assert start(tmp_path, content, "--only=BNR=0.5", "--seeds=1") == 0
     text = report(tmp_path)
-    assert "**3 images of BNR 0.5, seed 0 are no numbers.**" in text
+    assert "**3 images of BNR 0.5 (digits, seed 0) are no numbers.**" in text
     assert "± std over trainings" in text
     header = next(line for line in text.splitlines() if line.startswith("| BNR"))
     column = header.split("|").index(" trainings ")
@@ -123,6 +125,49 @@ def test_equal_trainings_are_one_whatever_words_say_it() -> None:
     blurring = names("table1_systems", system="Blurring Diffusion")
     assert blurring == names("blurring_table3_sigma", blur_max="20")
     assert len(names("fig5_bnr_nfe")) == 8
+
+
+def test_of_the_trainers_settings_those_count_that_weights_depend_on() -> None:
+    def name(*extra: str) -> str:
+        return expand(parse(GRID, Experiment, Path("x")), "digits", "smoke", extra=extra)[0].training_name
+
+    elsewhere = ["devices=2", "num_nodes=2", "strategy=ddp", "accumulate_grad_batches=2", "enable_progress_bar=false"]
+    assert name() == name(*(f"--trainer.{setting}" for setting in elsewhere))
+    matters = ["fast_dev_run=true", "max_steps=5", "min_steps=5", "precision=bf16-mixed", "gradient_clip_val=1"]
+    assert len({name(), *(name(f"--trainer.{setting}") for setting in matters)}) == 1 + len(matters)
+
+
+def test_calls_tell_how_they_ended(tmp_path: Path) -> None:
+    calls = Calls(tmp_path)
+    with calls.noted("whole", True):
+        pass
+    with pytest.raises(KeyboardInterrupt), calls.noted("stopped", True):
+        raise KeyboardInterrupt
+    with calls.noted("idle", False):
+        pass
+    interrupted = calls.noted("killed", True)
+    interrupted.__enter__()
+    lines = calls.lines()
+    assert [line.split("`")[1] for line in lines] == [
+        "whole",
+        "stopped",
+        "killed",
+    ]
+    assert [line.partition(": ")[2].partition(" ")[0] for line in lines] == ["ended", "stopped", "killed"]
+
+
+def test_a_spectrum_is_of_the_file_that_is_there(tmp_path: Path) -> None:
+    """Made anew at the same path, it is measured anew; what was found of the other is not taken for done."""
+    path = tmp_path / "photos.zip"
+    spectra = set()
+    for content in ("some", "others"):
+        path.write_text(content)
+        experiment = read(FOLDER / "oracle_rho.yaml", Experiment)
+        (cell, *_) = expand(experiment, "cifar10", "paper", extra=[f"--data.path={path}"])
+        (work, *_) = work_of(experiment, [cell], tmp_path, tmp_path / "results")
+        spectra.add(next(a for a in work.job.wanted()["arguments"] if a.startswith("--spectrum=")))
+    assert len(spectra) == 2
+    assert not any(str(tmp_path) in argument for argument in spectra)
 
 
 FULL = "(d) R says x_res, D says M x0"

@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
-from jsonargparse import lazy_instance
 from lightning import LightningModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -14,6 +13,7 @@ from warm_lightning import __version__
 from warm_lightning.augment import Augmentation
 from warm_lightning.checkpoints import FORMAT_VERSION, SECTION, check_same_model, start_from
 from warm_lightning.data import ImageDataModule
+from warm_lightning.defaults import default
 from warm_lightning.ema import EMA
 from warm_lightning.errors import check
 from warm_lightning.images import dequantise
@@ -65,11 +65,11 @@ class DiffusionModule(LightningModule):
     def __init__(
         self,
         network: Callable[[int], Network],
-        process: Process = lazy_instance(Warm),
-        parameterization: Parameterization = lazy_instance(DenoiseDeblur),
-        preconditioning: Preconditioning = lazy_instance(EDMPreconditioning),
-        clock_law: ClockLaw = lazy_instance(LogNormal),
-        loss: Loss = lazy_instance(SquaredError),
+        process: Process = default(Warm),
+        parameterization: Parameterization = default(DenoiseDeblur),
+        preconditioning: Preconditioning = default(EDMPreconditioning),
+        clock_law: ClockLaw = default(LogNormal),
+        loss: Loss = default(SquaredError),
         target: Target | None = None,
         sampler: Sampler = Sampler(),
         duration: float = 200e6,

@@ -4,9 +4,9 @@ import math
 from abc import ABC, abstractmethod
 
 import torch
-from jsonargparse import lazy_instance
 from torch import Tensor
 
+from warm_lightning.defaults import default
 from warm_lightning.errors import check
 from warm_lightning.processes.base import Process, per_image
 from warm_lightning.rng import Draws
@@ -88,7 +88,7 @@ class VariancePreserving(Process):
         schedule: the variances β_i.
     """
 
-    def __init__(self, schedule: Schedule = lazy_instance(LinearSchedule)) -> None:
+    def __init__(self, schedule: Schedule = default(LinearSchedule)) -> None:
         variances = schedule.variances()
         self.last = len(variances)
         none = torch.zeros(1, dtype=torch.float64)
@@ -177,8 +177,8 @@ class ProgressiveDeblurring(VariancePreserving):
 
     def __init__(
         self,
-        schedule: Schedule = lazy_instance(LinearSchedule),
-        rate: BlurRate = lazy_instance(QuarticRate),
+        schedule: Schedule = default(LinearSchedule),
+        rate: BlurRate = default(QuarticRate),
         sigma: float = 0.4,
     ) -> None:
         super().__init__(schedule)

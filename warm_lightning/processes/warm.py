@@ -4,9 +4,9 @@ import math
 from copy import copy
 
 import torch
-from jsonargparse import lazy_instance
 from torch import Tensor
 
+from warm_lightning.defaults import default
 from warm_lightning.errors import check
 from warm_lightning.processes.base import Process, per_image
 from warm_lightning.processes.paths import ConstantBNR, Path
@@ -21,7 +21,7 @@ class Warm(Process):
         path: which α goes with a β; the paper's is a constant BNR of 0.5.
     """
 
-    def __init__(self, path: Path = lazy_instance(ConstantBNR)) -> None:
+    def __init__(self, path: Path = default(ConstantBNR)) -> None:
         self.path = path
 
     def level(self, clock: Tensor) -> Level:

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
-from jsonargparse import lazy_instance
 from torch import Tensor
 
+from warm_lightning.defaults import default
 from warm_lightning.errors import check
 from warm_lightning.processes import Process
 from warm_lightning.rng import Draws
@@ -116,8 +116,8 @@ class Sampler:
         belief: what is done to the network's beliefs, if anything.
     """
 
-    grid: Grid = lazy_instance(PowerGrid)
-    rule: StepRule = lazy_instance(Heun)
+    grid: Grid = default(PowerGrid)
+    rule: StepRule = default(Heun)
     churn: Churn | None = None
     belief: Belief | None = None
 

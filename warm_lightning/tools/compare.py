@@ -6,11 +6,11 @@ from pathlib import PurePosixPath as Name
 from typing import Any
 
 import torch
-from jsonargparse import lazy_instance
 
 from warm_lightning import __version__
 from warm_lightning.data.layout import list_images
 from warm_lightning.data.sources import open_reader
+from warm_lightning.defaults import default
 from warm_lightning.errors import UserError, check
 from warm_lightning.metrics import (
     BATCH_SIZE,
@@ -33,7 +33,7 @@ def compare(
     a: str,
     b: str,
     reference: str | None = None,
-    extractor: FeatureExtractor = lazy_instance(InceptionFeatures),
+    extractor: FeatureExtractor = default(InceptionFeatures),
     device: str = "auto",
     batch_size: int = BATCH_SIZE,
     out: str | None = None,

@@ -99,12 +99,9 @@ def oracle(
 
 
 def describe(data: ImageDataModule) -> str:
-    """What tells data sets apart, as JSON: the class, the settings that choose images, and of a file size and date."""
+    """What tells data sets apart, as JSON: the class, and the settings that choose images."""
     plain = {n: v for n, v in vars(data).items() if isinstance(v, str | int | float | None) and not n.startswith("_")}
     own = {n: v for n, v in plain.items() if n not in NO_MATTER and not hasattr(ImageDataModule, n) and v is not None}
-    path = Path(str(own.get("path", "")))
-    if path.is_file():
-        own |= {"bytes": path.stat().st_size, "modified": int(path.stat().st_mtime)}
     return json.dumps({"class": type(data).__name__, **own}, sort_keys=True)
 
 
@@ -145,6 +142,6 @@ def find_spectrum(path: Path, data: ImageDataModule, network: Network) -> tuple[
     ours, shape = describe(data), (network.image_channels, network.resolution, network.resolution)
     check(
         ours == theirs and power.shape == shape,
-        f"--spectrum {path}: is of {theirs} {list(power.shape)}, not of {ours} {list(shape)}; give another",
+        f"--spectrum {path}: is of {theirs} {list(power.shape)}, not of {ours} {list(shape)}; name another file",
     )
     return power, about

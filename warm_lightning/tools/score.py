@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import torch
-from jsonargparse import lazy_instance
 
 from warm_lightning import __version__
+from warm_lightning.defaults import default
 from warm_lightning.metrics import (
     BATCH_SIZE,
     FeatureExtractor,
@@ -25,7 +25,7 @@ from warm_lightning.tools.observing import check_out, make_observer, open_images
 def score(
     images: str,
     reference: str,
-    extractor: FeatureExtractor = lazy_instance(InceptionFeatures),
+    extractor: FeatureExtractor = default(InceptionFeatures),
     device: str = "auto",
     batch_size: int = BATCH_SIZE,
     companions: bool = True,
