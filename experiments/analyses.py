@@ -196,7 +196,11 @@ class Bits(Measure):
         protocol = found["protocol"]
         about = {name: found[name] for name in ("nfe", "num_images")} | {"sample_seeds": str(protocol["seed"])}
         about |= {name: protocol[name] for name in ("weights", "images_seen", "device")}
-        return Reading({name: found[name] for name in names if finite(found[name])}, ["bpd", "standard_error", "excess_at_most"], about)
+        return Reading(
+            {name: found[name] for name in names if finite(found[name])},
+            ["bpd", "standard_error", "excess_at_most"],
+            about,
+        )
 
 
 def finite(value: Any) -> bool:

@@ -16,7 +16,7 @@ def differences(experiment: Experiment, results: Sequence[Result]) -> list[str]:
     trained = any(result.measure.trains for result in results)
     published = bool(experiment.paper)
     lines = [line for cell in cells.values() for line in of_data(cell, trained, published)]
-    lines += [line for cell in cells.values() for line in of_settings(cell, published)]
+    lines += of_settings(list(cells.values()), published)
     for data in dict.fromkeys(result.cell.data for result in results):
         scored = [r for r in results if r.cell.data == data and r.measure.name == "scores"]
         if scored:
@@ -45,14 +45,30 @@ def of_data(cell: Cell, trained: bool, published: bool) -> Iterator[str]:
             yield f"This means {cell.scale.differs}."
 
 
-def of_settings(cell: Cell, published: bool) -> Iterator[str]:
-    """Settings that a cell has because of its data set or budget; those of a published table are the paper's own."""
+def of_settings(cells: Sequence[Cell], published: bool) -> Iterator[str]:
+    """Settings that cells have because of their data set or budget, and first those that all have."""
+    own = {cell.title: because(cell, published) for cell in cells}
+    first = next(iter(own.values()))
+    shared = {name: v for name, v in first.items() if all(here.get(name, ...) == v for here in own.values())}
+    if shared and len(own) > 1:
+        yield f"All: {said(shared)}."
+        own = {title: {n: v for n, v in here.items() if n not in shared} for title, here in own.items()}
+    for title, here in own.items():
+        if here:
+            yield f"{title}: {said(here)}."
+
+
+def because(cell: Cell, published: bool) -> dict[str, Any]:
+    """Those of one cell; the settings of a published table are the paper's own."""
+    if published and cell.data in cell.papers and cell.budget == "paper":
+        return {}
     here = cell.point.for_data.get(cell.data.removesuffix(CONDITIONAL), {})
-    here = here | ({} if cell.budget == "paper" else cell.point.quick)
-    papers = published and cell.data in cell.papers and cell.budget == "paper"
-    if here and not papers:
-        settings = ", ".join(f"`{name}` {as_text(value)}" for name, value in here.items())
-        yield f"{cell.title}: {settings}."
+    return here | ({} if cell.budget == "paper" else cell.point.quick)
+
+
+def said(settings: Mapping[str, Any]) -> str:
+    """Settings in words."""
+    return ", ".join(f"`{name}` {as_text(value)}" for name, value in settings.items())
 
 
 def made(results: Sequence[Result], protocol: Mapping[str, Any]) -> list[str]:

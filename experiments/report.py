@@ -3,7 +3,7 @@
 import base64
 import re
 from collections.abc import Mapping, Sequence
-from math import floor, isnan, log10
+from math import floor, isnan, log10, nan
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,21 @@ def long_table(experiment: Experiment, found: Sequence[Group]) -> Table:
         own += [f"{group.about['num_images']:,}"] if counted else []
         own += [str(group.trainings)] if uneven else []
         rows.append([*group.cell.labels.values(), *own, *(entry.get(name, "–") for name in theirs)])
-    return [*header, *(["images"] if counted else []), *(["trainings"] if uneven else []), *theirs], rows
+    header += [*(["images"] if counted else []), *(["trainings"] if uneven else []), *theirs]
+    return header, [*rows, *beside_rows(experiment, found, shown, len(header))]
+
+
+def beside_rows(experiment: Experiment, found: Sequence[Group], shown: Sequence[str], width: int) -> list[list[str]]:
+    """What the data and other things get, a line each."""
+    values: dict[str, dict[str, float]] = {}
+    for name in shown if experiment.axes else ():  # without, there is no column for what it is of
+        for label, value, _ in yardsticks(found, name):
+            values.setdefault(label, {})[name] = value
+    rows = [
+        [f"*{label}*", *["–"] * (len(experiment.axes) - 1), *(number(own.get(name, nan)) for name in shown)]
+        for label, own in values.items()
+    ]
+    return [row + ["–"] * (width - len(row)) for row in rows]
 
 
 def pivot(plot: Plot, found: Sequence[Group], name: str) -> Table:
@@ -145,7 +159,6 @@ def section(experiment: Experiment, measure: Measure, found: Sequence[Group]) ->
     shown = list(dict.fromkeys(name for group in found for name in group.shown))
     if shown and not (plot and plot.lines):
         parts.append(render(long_table(experiment, found), len(experiment.axes)))
-        parts += compared(found, shown[0])
     for name in shown if plot and plot.lines else shown[:1] if plot else ():
         assert plot
         if plot.lines:

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from pretend import GRID, Pretend, rows, start
+from pretend import GRID, Pretend, report, rows, start
 
 from experiments.cells import expand
 from experiments.measures import main_scores
@@ -163,6 +163,22 @@ def test_what_differs_for_sampling_only() -> None:
     said = dict(override.removeprefix("--override+=").split("=", 1) for override in one.overrides)
     assert set(said) == {"process", "sampler", "guidance"}  # the checkpoint's may be those of another experiment
     assert json.loads(said["process"])["init_args"]["path"]["init_args"]["bnr"] == 0
+
+
+def test_what_all_cells_are_given_is_told_once(tmp_path: Path, pretend: Pretend) -> None:
+    own = {"set": {"model.process.path.bnr": 1}, "quick": {"model.sampler.grid.steps": 4}}
+    content = {
+        **GRID,
+        "axes": {"system": {"points": {"a": {**own, "quick": {}}, "b": own}}},
+        "for_data": {"digits": {"model.lr": 1e-3}},
+        "plot": None,
+        "paper": [],
+    }
+    assert start(tmp_path, content) == 0
+    text = report(tmp_path).partition("## What differs")[2]
+    assert "* All: `model.lr` 0.001.\n" in text
+    assert "* b: `model.sampler.grid.steps` 4.\n" in text
+    assert text.count("model.lr") == 1
 
 
 def test_two_runs_do_not_share_a_folder(tmp_path: Path, pretend: Pretend, capsys: pytest.CaptureFixture[str]) -> None:

@@ -103,6 +103,7 @@ def test_images_that_are_no_numbers_and_unequal_counts_are_told(tmp_path: Path, 
     text = report(tmp_path)
     assert "**3 images of BNR 0.5 (digits, seed 0) are no numbers.**" in text
     assert "± std over trainings" in text
+    assert "| *halves of the data (898 against 899 images)* | 1.500 | – | – | – |" in text.replace(" 1.5 ", " 1.500 ")
     header = next(line for line in text.splitlines() if line.startswith("| BNR"))
     column = header.split("|").index(" trainings ")
     counts = [line.split("|")[column].strip() for line in text.splitlines() if line.startswith(("| 0 |", "| 0.5 |"))]
