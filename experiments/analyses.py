@@ -2,12 +2,12 @@
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from experiments.measures import Measure, Reading, load
+from experiments.measures import Measure, Reading, finite, load
 from warm_lightning.tools import split_settings
 
 if TYPE_CHECKING:
@@ -47,7 +47,9 @@ class Description(Measure):
         path = {"largest blur (pixels)": first["alpha"][0], "largest noise": first["beta"][0]}
         path |= {"its BNR at the median level of training": middle["bnr"][1]}
         path = {name: value for name, value in path.items() if finite(value)}
-        return Reading(values | path, list(values if self.of == "network" else path), {"nfe": found["nfe"]})
+        if self.of == "path":
+            return Reading(values | path, list(path), {"nfe": found["nfe"]})
+        return Reading(values | path, list(values), {"nfe": found["nfe"]}, words=shape(recipe))
 
     def pictures(self, cells: "Sequence[tuple[Cell, Path]]") -> dict[str, bytes]:
         if self.of == "network":
@@ -55,6 +57,21 @@ class Description(Measure):
         from experiments.figures import paths
 
         return {"Paths through the blur-noise plane": paths({c.title: load(f / "describe.json") for c, f in cells})}
+
+
+def shape(network: Mapping[str, Any]) -> dict[str, str]:
+    """What a network is built of, as Table 6 says it."""
+    multipliers, attention = network["channel_mult"], sorted(network["attn_resolutions"])
+    channels = {network["resolution"] >> depth: network["model_channels"] * m for depth, m in enumerate(multipliers)}
+    width = network.get("channels_per_head")
+    heads = [channels[r] // width for r in reversed(attention) if r in channels] if width else [1] if attention else []
+    return {
+        "channels": str(network["model_channels"]),
+        "multipliers": "-".join(map(str, multipliers)),
+        "blocks": str(network["num_blocks"]),
+        "attention at": "/".join(map(str, attention)),
+        "heads": "-".join(map(str, heads)),
+    }
 
 
 @dataclass(frozen=True)
@@ -162,8 +179,12 @@ class Drift(Measure):
     def pictures(self, cells: "Sequence[tuple[Cell, Path]]") -> dict[str, bytes]:
         from experiments.figures import drifts
 
-        title = f"Drift along trajectories, training seed {cells[0][0].seed}"
-        return {title: drifts([(c.labels, load(f / "drift.json")["rows"]) for c, f in cells])}
+        apart: dict[str, list[tuple[str, dict[str, Any]]]] = {}  # by all labels but the first, which colours tell
+        for cell, folder in cells:
+            first, *others = [f"{axis} {label}" for axis, label in cell.labels.items()] or [cell.title]
+            apart.setdefault(", ".join(others), []).append((first, load(folder / "drift.json")))
+        title, seed = "Drift along trajectories", f"training seed {cells[0][0].seed}"
+        return {", ".join(filter(None, (title, others, seed))): drifts(found) for others, found in apart.items()}
 
 
 @dataclass(frozen=True)
@@ -201,8 +222,3 @@ class Bits(Measure):
             ["bpd", "standard_error", "excess_at_most"],
             about,
         )
-
-
-def finite(value: Any) -> bool:
-    """Whether something is a number."""
-    return isinstance(value, int | float) and math.isfinite(value)

@@ -8,14 +8,22 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
-from experiments.resolved import SAMPLING, resolved, training
-from experiments.schema import DATA, REPOSITORY, Budget, DataSet, Experiment, Point, Scale, data_set
+from experiments.measures import QUIET
+from experiments.resolved import SAMPLING, around, measuring, resolved, training
+from experiments.schema import DATA, Budget, DataSet, Experiment, Point, Scale, data_set
 from warm_lightning.config import as_text
 from warm_lightning.errors import check
 
 CONDITIONAL = "_cond"
 OWN = ("config", "ckpt_path", "model.seed", "scores.num_images", "scores.rounds", "trainer.default_root_dir")
 """Options of `warm` that the runner gives itself."""
+PRECISION = "--trainer.precision="
+ENDS = ("trainer.max_time", "trainer.max_steps", "trainer.max_epochs")
+"""Options with which a training would end early, and be taken for done."""
+OUTPUTS = ("--trainer.default_root_dir=", "--ckpt_path=", "--outdir=", "--grid=")
+"""Options that say where things are, and nothing of what they are."""
+SPECTRUM = re.compile("^(--spectrum=).*/")
+"""The name of this file says what it is of."""
 
 
 def slug(*words: object) -> str:
@@ -70,7 +78,6 @@ class Cell:
             settings |= self.scale.set  # whatever an experiment needs, it must be quick
         return [*configs(self.scale.config, self.point.overlays), *options(settings), *self.extra]
 
-    @property
     def trained(self) -> str:
         """All that the trained weights depend on, as JSON."""
         return json.dumps(training(self.training), sort_keys=True)
@@ -78,23 +85,28 @@ class Cell:
     @property
     def training_name(self) -> str:
         """Of the training's folder: the same for all cells, of all experiments, whose weights are the same."""
-        digest = hashlib.sha256(self.trained.encode()).hexdigest()[:10]
+        digest = hashlib.sha256(self.trained().encode()).hexdigest()[:10]
         process = training(self.training)["model"]["process"]["class_path"].rpartition(".")[2]
         return slug(self.data, process, f"seed{self.seed}", digest)
 
     @property
     def sampling(self) -> list[str]:
-        """Options of `warm` for whatever is done with the trained model."""
+        """Options of `warm` for whatever is done with the trained model, in float32 however it was trained."""
         files = configs(self.scale.config, [*self.point.overlays, *self.point.sample_overlays])
-        others = [option for option in self.training if not option.startswith("--config=")]
+        others = [option for option in self.training if not option.startswith(("--config=", PRECISION))]
         return [*files, *others, *options(self.point.sample)]
 
     @property
     def images(self) -> str:
-        """Which images it is of, as JSON: the data's settings, and the size of their file, which may be made anew."""
-        data = resolved(self.sampling)["data"]
-        path = REPOSITORY / str(data["init_args"].get("path"))
-        return json.dumps([data, path.stat().st_size if path.is_file() else None], sort_keys=True)
+        """Which images it is of, as JSON."""
+        return json.dumps(around(resolved(self.sampling))["data"], sort_keys=True)
+
+    def meaning(self, arguments: Sequence[str], needs_model: bool) -> str:
+        """All that a call of `warm` on it depends on, as JSON: its configuration, and what else the call says."""
+        known = {*self.sampling, QUIET}
+        own = [SPECTRUM.sub(r"\1", a) for a in arguments if a not in known and not a.startswith(OUTPUTS)]
+        model = self.training_name if needs_model else None
+        return json.dumps({"call": own, "training": model, **measuring(self.sampling)}, sort_keys=True)
 
     @property
     def overrides(self) -> list[str]:
@@ -212,6 +224,16 @@ def check_extra(experiment: Experiment, extra: Sequence[str]) -> None:
     for option in extra:
         name = option.removeprefix("--").partition("=")[0]
         check(option.startswith("--") and "=" in option, f"{option}: write options of warm as --name=value")
+        check(
+            name not in ENDS,
+            f"--{name}: would end trainings before they are done; stop the runner at any time instead, and start it "
+            "again: it goes on",
+        )
+        check(
+            name != "scores.extractors",
+            "--scores.extractors: which score is shown depends on it; name both in the data set's file in "
+            "experiments/data, under set and score",
+        )
         check(
             name not in named,
             f"--{name}: is what the cells of this experiment differ in, or what their files say; choose cells with "

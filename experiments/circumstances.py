@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from experiments.calls import duration
-from experiments.cells import CONDITIONAL, Cell
+from experiments.cells import CONDITIONAL, PRECISION, Cell
 from experiments.results import Result
 from experiments.schema import Experiment, data_set
 from warm_lightning.config import as_text
@@ -18,20 +18,29 @@ def differences(experiment: Experiment, results: Sequence[Result]) -> list[str]:
     lines = [line for cell in cells.values() for line in of_data(cell, trained, published)]
     lines += of_settings(list(cells.values()), published)
     for data in dict.fromkeys(result.cell.data for result in results):
-        scored = [r for r in results if r.cell.data == data and r.measure.name == "scores"]
-        if scored:
-            seen = " or ".join(f"{count:,}" for count in sorted({r.reading.about["images_seen"] for r in scored}))
-            scale = scored[0].cell.scale
-            lines.append(
-                f"On {scored[0].cell.data_set.title}: trained on {seen} images, scored by {scale.rounds} × "
-                f"{scale.images:,} samples."
-            )
+        lines += of_counts([result for result in results if result.cell.data == data])
     if experiment.evaluated:
         lines.append(f"The published numbers: {experiment.evaluated}")
     extra = results[0].cell.extra
     if extra:
-        lines.append(f"All runs had the options {' '.join(f'`{option}`' for option in extra)}.")
+        exact = "; samples were drawn in float32" if any(option.startswith(PRECISION) for option in extra) else ""
+        lines.append(f"All runs had the options {' '.join(f'`{option}`' for option in extra)}{exact}.")
     return list(dict.fromkeys(lines)) or ["Nothing that the files say: data, model and budget are the paper's."]
+
+
+def of_counts(results: Sequence[Result]) -> Iterator[str]:
+    """How much the models of one data set were trained and how many samples they were measured by."""
+    seen = sorted({r.reading.about["images_seen"] for r in results if r.reading.about.get("images_seen")})
+    if not seen:
+        return
+    said = [f"trained on {' or '.join(f'{count:,}' for count in seen)} images"]
+    for measure in dict.fromkeys(result.measure.name for result in results):
+        mine = [result for result in results if result.measure.name == measure]
+        counts = sorted({r.reading.about["num_images"] for r in mine if r.reading.about.get("num_images")})
+        rounds = f"{mine[0].cell.scale.rounds} × " if measure == "scores" else ""
+        if counts:
+            said.append(f"{measure} of {rounds}{' or '.join(f'{count:,}' for count in counts)} images")
+    yield f"On {results[0].cell.data_set.title}: {', '.join(said)}."
 
 
 def of_data(cell: Cell, trained: bool, published: bool) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import shlex
 import subprocess
 import sys
 from abc import ABC, abstractmethod
@@ -16,6 +17,7 @@ import torch
 from tqdm import tqdm
 
 from experiments.machine import describe
+from experiments.restartable import Restartable
 from experiments.schema import REPOSITORY
 from warm_lightning.cli import main as warm
 from warm_lightning.errors import UserError, check
@@ -23,6 +25,12 @@ from warm_lightning.errors import UserError, check
 LOG = "log.txt"
 LOCK = ".lock"
 WARM = [sys.executable, "-m", "warm_lightning.cli"]
+TRAINER = ("fit", "test")
+"""Commands of `warm` that run on all devices."""
+TIMES = 1000
+"""How often a SLURM job may run out of time: trainings are longer than most clusters' limits."""
+SINGLE = {"SLURM_JOB_NAME": "interactive"}
+"""In a SLURM job of this name Lightning starts its processes itself, instead of taking itself for one of several."""
 
 
 class Executor(ABC):
@@ -51,20 +59,21 @@ class Processes(Executor):
 
     @classmethod
     def sharing(cls, at_a_time: int) -> "Processes":
-        """So many, with as many GPUs each as there are for all."""
+        """So many, with as many GPUs each as there are for all, of 1, 2, 4, …: others do not divide a batch."""
         count = torch.cuda.device_count()
-        if count < 2 or at_a_time == 1:
+        if count < 2:
             return cls(at_a_time)
         allowed = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
         names = allowed if len(allowed) == count else [str(number) for number in range(count)]
         gpus: Queue[str] = Queue()
         for turn in range(at_a_time):
-            gpus.put(",".join(names[turn % count :: at_a_time]))
+            mine = names[turn % count :: at_a_time]
+            gpus.put(",".join(mine[: 1 << len(mine).bit_length() - 1]))
         return cls(at_a_time, gpus)
 
     def call(self, arguments: list[str], folder: Path) -> int:
         threads = max(1, (os.cpu_count() or 1) // self.at_a_time)
-        environment = {**os.environ, "PYTHONPATH": python_path(), "OMP_NUM_THREADS": str(threads)}
+        environment = {**os.environ, **SINGLE, "PYTHONPATH": python_path(), "OMP_NUM_THREADS": str(threads)}
         seen = self.gpus.get() if self.gpus else None
         if seen is not None:
             environment["CUDA_VISIBLE_DEVICES"] = seen
@@ -104,14 +113,15 @@ def taken(folder: Path) -> Iterator[int]:
 
 @dataclass(frozen=True)
 class ThisProcess(Executor):
-    """This process, one call after the other, without the seconds that importing takes."""
+    """This process, one call after the other, without the seconds that importing takes; on one device."""
 
     def call(self, arguments: list[str], folder: Path) -> int:
         with ExitStack() as stack:
             log = stack.enter_context((folder / LOG).open("a"))
             for context in (chdir(REPOSITORY), redirect_stdout(log), redirect_stderr(log)):
                 stack.enter_context(context)
-            code = warm(arguments)
+            # For more devices Lightning would start this program again, which is not `warm`.
+            code = warm([*arguments, *(["--trainer.devices=1"] if arguments[0] in TRAINER else [])])
         if code == 130:
             raise KeyboardInterrupt
         return code
@@ -124,7 +134,8 @@ class ThisProcess(Executor):
 class Slurm(Executor):
     """Jobs of a SLURM cluster, by submitit; this program waits for them, on a login node for instance.
 
-    Each is one task; Lightning starts a process for each of its GPUs.
+    Each is one task; Lightning starts a process for each of its GPUs. A job that runs out of time is put back into the
+    queue, and goes on from its last checkpoint.
 
     Attributes:
         options: of submitit, such as slurm_partition, gpus_per_node, cpus_per_task or timeout_min.
@@ -146,12 +157,15 @@ class Slurm(Executor):
     def call(self, arguments: list[str], folder: Path) -> int:
         import submitit
 
-        # Lightning takes a job of this name for one in which it starts its processes itself. flock: see `taken`.
-        setting = ["env", f"PYTHONPATH={python_path()}", "SLURM_JOB_NAME=interactive", "flock", str(folder / LOCK)]
+        names = {**SINGLE, "PYTHONPATH": python_path()}
+        setting = ["env", *(f"{n}={v}" for n, v in names.items()), "flock", str(folder / LOCK)]  # see `taken`
         try:
-            executor = submitit.AutoExecutor(folder / "submitit", cluster=self.cluster)
-            executor.update_parameters(**{"name": folder.name, "timeout_min": 24 * 60} | self.options)
-            job = executor.submit(subprocess.call, [*setting, *WARM, *arguments], cwd=str(REPOSITORY))
+            executor = submitit.AutoExecutor(folder / "submitit", cluster=self.cluster, slurm_max_num_timeout=TIMES)
+            # There a job has to find this repository.
+            setup = [*self.options.get("slurm_setup", []), f"export PYTHONPATH={shlex.quote(python_path())}"]
+            given = {"name": folder.name, "timeout_min": 24 * 60} | self.options | {"slurm_setup": setup}
+            executor.update_parameters(**given)
+            job = executor.submit(Restartable((*setting, *WARM, *arguments), str(REPOSITORY)))
         except (RuntimeError, NameError, AssertionError, ValueError, submitit.core.utils.FailedJobError) as error:
             raise UserError(f"--slurm: {' '.join(str(error).split())}") from error
         self.submitted.append(job)
@@ -163,6 +177,10 @@ class Slurm(Executor):
         for text in (job.stdout(), job.stderr()):
             write_log(folder, text or "")
         return code
+
+    def wants_gpus(self) -> bool:
+        """Whether the options ask for any."""
+        return any(word in name for name in self.options for word in ("gpu", "gres", "tres", "additional_parameters"))
 
     def cancel(self) -> None:
         for job in self.submitted:

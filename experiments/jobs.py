@@ -2,23 +2,18 @@
 
 import hashlib
 import json
-import re
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from experiments.executors import LOG, Executor, taken
-from experiments.schema import REPOSITORY
 from warm_lightning.errors import UserError, check
 from warm_lightning.pictures import write_file
 
 NOTE = "job.json"
-PLACES = ("--trainer.default_root_dir=", "--ckpt_path=", "--outdir=", "--grid=")
-"""Options that say where things are, and nothing of what they are."""
-SPECTRUM = re.compile("^(--spectrum=).*/")
-"""The name of this file says what it is of."""
 
 
 def digest(path: Path) -> str | None:
@@ -46,8 +41,7 @@ class Job:
         folder: where it writes.
         makes: a file in the folder without which it is not done.
         needs: a file that it works with, if any: it runs again when that has changed.
-        training: name of the training that makes this file.
-        meaning: JSON of all that its result depends on; its options and the files that they name where empty.
+        meaning: gives JSON of all else that its result depends on; asked only of what may be done, since it takes time.
     """
 
     name: str
@@ -55,8 +49,7 @@ class Job:
     folder: Path
     makes: str
     needs: Path | None = None
-    training: str = ""
-    meaning: str = ""
+    meaning: Callable[[], str] = field(default=lambda: "{}", compare=False)
 
     def note(self) -> dict[str, Any]:
         """What is known of earlier runs."""
@@ -67,22 +60,15 @@ class Job:
             raise UserError(f"{path}: is no JSON ({error}): delete the folder {self.folder}") from error
 
     def wanted(self) -> dict[str, Any]:
-        """What a run's note must say for it to count: what it means, or options and the contents of files."""
-        if self.meaning:
-            return {"meaning": json.loads(self.meaning)}
-        files = [a.removeprefix("--config=") for a in self.arguments if a.startswith("--config=")]
-        return {
-            "arguments": [SPECTRUM.sub(r"\1", a) for a in self.arguments if not a.startswith(PLACES)],
-            "files": {file: digest(REPOSITORY / file) for file in files},
-            "needs": digest(self.needs) if self.needs else None,
-            "training": self.training,
-        }
+        """What a run's note must say for it to count."""
+        wanted = {"meaning": json.loads(self.meaning())}
+        return wanted | {"needs": digest(self.needs)} if self.needs else wanted
 
     def same(self, note: dict[str, Any]) -> bool:
         """Whether a note is of this job. What it worked with may have been removed since, to save space."""
         wanted = self.wanted()
         if self.needs and wanted["needs"] is None:
-            wanted.pop("needs")  # of which the training's name is left
+            wanted.pop("needs")  # of which the training's name, in its meaning, is left
         return all(note.get(name) == value for name, value in wanted.items())
 
     def done(self) -> bool:

@@ -4,6 +4,7 @@ A new measure is a subclass; experiments name it in their files.
 """
 
 import json
+import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
@@ -31,12 +32,14 @@ class Reading:
         shown: names of the values that tables show, the first in plots; none where there is nothing but pictures.
         about: what the values are of: images, nfe, weights, sample_seeds, images_seen, …
         yardsticks: the same values for something other than the model, by its name and the value's.
+        words: what tables show beside the values and is no number.
     """
 
     values: dict[str, float]
     shown: list[str] = field(default_factory=list)
     about: dict[str, Any] = field(default_factory=dict)
     yardsticks: dict[str, dict[str, float]] = field(default_factory=dict)
+    words: dict[str, str] = field(default_factory=dict)
 
 
 class Measure(ABC):
@@ -162,6 +165,11 @@ class Samples(Measure):
         from experiments.plots import png, sample_rows
 
         return {f"Samples of seeds {self.seeds}": png(sample_rows(cells))}
+
+
+def finite(value: Any) -> bool:
+    """Whether something is a number."""
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Iterator, Sequence
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 SHOWN = 12
 """Samples in a row."""
+FAR = 3
+"""How many times above or below all scores a yardstick may be to be drawn."""
 DASHES = ("--", ":", "-.")
 MEANINGS = {
     "frechet_ode": ", squared Fréchet distance to the exact ODE's samples",
@@ -54,6 +57,8 @@ def ordinate(groups: Sequence[Group], name: str) -> str:
     """What the scores are, with the number of seeds."""
     several = any(group.trainings > 1 for group in groups)
     spread = f"\nmean and standard deviation of {said_trainings(groups)} trainings" if several else ""
+    if not several and errors(groups, name):
+        spread = "\nwith its standard error over images"
     said = next((meaning for start, meaning in MEANINGS.items() if name.startswith(start)), "")
     return f"{name}{said}{spread}"
 
@@ -71,11 +76,13 @@ def scores(groups: Sequence[Group], plot: Plot, main: str) -> Figure:
     for number, line in enumerate(lines):
         mine = [group for group in groups if not plot.lines or group.cell.labels[plot.lines] == line]
         at = [float(group.cell.labels[plot.x]) for group in mine]
-        errors = [group.spread(main) or 0.0 for group in mine]
+        if all(isnan(group.mean(main)) for group in mine):
+            continue
         colour = colours(0.9 * number / max(1, len(lines) - 1))
         name = f"{plot.lines} {line}" if plot.lines else ""
-        axes.errorbar(at, [group.mean(main) for group in mine], errors, marker="o", capsize=3, label=name, color=colour)
-    for label, value, dashes in yardsticks(groups, main):
+        means = [group.mean(main) for group in mine]
+        axes.errorbar(at, means, errors(mine, main), marker="o", capsize=3, label=name, color=colour)
+    for label, value, dashes in near(groups, main):
         axes.axhline(value, color="0.4", linestyle=dashes, linewidth=1, label=label)
     if "x" in plot.log and min(places) > 0:
         axes.set_xscale("log")
@@ -106,14 +113,31 @@ def yardsticks(groups: Sequence[Group], name: str) -> Iterator[tuple[str, float,
             yield label, values[base], dashes
 
 
+def errors(groups: Sequence[Group], name: str) -> list[float] | None:
+    """Standard deviations over trainings, or what single ones know of their errors; None where nothing is known."""
+    spreads = [group.spread(name) for group in groups]
+    if name == "bpd" and not any(spreads):
+        spreads = [group.mean("standard_error") for group in groups]
+    return [spread or 0.0 for spread in spreads] if any(spreads) else None
+
+
+def near(groups: Sequence[Group], name: str) -> Iterator[tuple[str, float, str]]:
+    """Those of the yardsticks that do not make everything else small; tables have all."""
+    means = [mean for group in groups if not isnan(mean := group.mean(name))]
+    for label, value, dashes in yardsticks(groups, name):
+        if means and min(means) / FAR <= value <= max(means) * FAR:
+            yield label, value, dashes
+
+
 def bars(groups: Sequence[Group], plot: Plot, main: str) -> Figure:
     """A score of each group beside its name."""
+    groups = [group for group in groups if not isnan(group.mean(main))]
     figure = Figure(figsize=(8, 1.2 + 0.32 * len(groups)), layout="constrained")
     axes = figure.subplots()
     names = [", ".join(group.cell.labels.values()) for group in groups]
-    errors = [group.spread(main) or 0.0 for group in groups]
-    axes.barh(names, [group.mean(main) for group in groups], xerr=errors, color="tab:blue", capsize=3)
-    for label, value, dashes in yardsticks(groups, main):
+    spread = errors(groups, main)
+    axes.barh(names, [group.mean(main) for group in groups], xerr=spread, color="tab:blue", capsize=3)
+    for label, value, dashes in near(groups, main):
         axes.axvline(value, color="0.3", linestyle=dashes, linewidth=1, label=label)
     axes.invert_yaxis()
     if "y" in plot.log:

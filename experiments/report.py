@@ -61,11 +61,12 @@ def long_table(experiment: Experiment, found: Sequence[Group]) -> Table:
     spread = " ± std over trainings" if any(group.trainings > 1 for group in found) else ""
     uneven = len({group.trainings for group in found}) > 1
     counted = any("num_images" in group.about for group in found)
-    header = [*experiment.axes, *(f"measured: {name}{spread}" for name in shown), "NFE"]
+    words = list(dict.fromkeys(name for group in found for name in group.words))
+    header = [*experiment.axes, *(f"measured: {name}{spread}" for name in shown), *words, "NFE"]
     rows = []
     for group, entry in zip(found, beside, strict=True):
         own = [cell_text(group, name) for name in shown]
-        own += [str(group.about.get("nfe", "–"))]
+        own += [group.words.get(name, "–") for name in words] + [str(group.about.get("nfe", "–"))]
         own += [f"{group.about['num_images']:,}"] if counted else []
         own += [str(group.trainings)] if uneven else []
         rows.append([*group.cell.labels.values(), *own, *(entry.get(name, "–") for name in theirs)])

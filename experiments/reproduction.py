@@ -27,6 +27,7 @@ TABLES = (
 )
 SAME = {"table3_bnr": ("table3_bnr", "ablation_bnr")}
 """Experiments that measure a table's cells."""
+FAST = "-- --trainer.precision=bf16-mixed --model.compile=true"
 FEW = "of 10k"
 """In the names of scores of 10,000 samples."""
 HEAD = f"""# Reproduction
@@ -38,16 +39,23 @@ suite runs, with the command that measures it. Written by `python -m experiments
 * **published** are the papers' own numbers. Those for other systems than Warm Diffusion are their authors', with their
   networks.
 * **GPU-hours** are those of one GPU for the training and all samples of the row, from counted FLOPs and {GPU:g} TFLOP/s
-  sustained, which wants `-- --trainer.precision=bf16-mixed --model.compile=true` at the end of a command. That speed is
-  an assumption: nothing has run on a GPU yet. `make gpu-check` measures images/s on yours; give `--tflops`. Rows of one
-  table that differ in sampling only share one training, which is counted in each.
+  sustained in bfloat16 and compiled, as the commands train; samples are drawn in float32. That speed is an assumption:
+  nothing has run on a GPU yet. `make gpu-check` measures images/s on yours; give `--tflops`. Rows of one table that
+  differ in sampling only share one training, which is counted in each.
 * **measured here** is what this repository's authors measured, at the scale that the column says; *not run* otherwise.
   Numbers on digits are no reproduction of numbers on CIFAR-10: they say whether the order of the rows is the same.
 
-At the paper's budget data are looked for where `configs/` says, and LSUN's of 64×64 at `data/lsun_church64.zip` and
-`data/lsun_bedroom64.zip`, which `warm dataset church_outdoor_train_lmdb data/lsun_church64.zip --resolution 64 --crop
-center` makes. Add `-- --data.path=…` for another place, `--jobs 8` on a machine with eight GPUs for a training on each,
-or `--slurm '{{"gpus_per_node": 8}}'`.
+At the paper's budget data are looked for where `configs/` says, and LSUN's of 64×64, resized without cropping as Lee et
+al. do, at `data/lsun_church64.zip` and `data/lsun_bedroom64.zip`, which these commands make:
+
+```
+warm dataset church_outdoor_train_lmdb data/lsun_church64.zip --resolution 64 --crop stretch
+warm dataset bedroom_train_lmdb data/lsun_bedroom64.zip --resolution 64 --crop stretch
+```
+
+Add `-- --data.path=…` for another place, `--jobs 8` on a machine with eight GPUs for a training on each,
+or `--slurm '{{"gpus_per_node": 8}}'`. Where a batch is too large for the memory of a GPU, as one of FFHQ or LSUN may be
+for a single one, `--trainer.accumulate_grad_batches=4` beside the other options gives the same training in four parts.
 """
 
 
@@ -59,12 +67,14 @@ def scales(cell: Cell, names: Collection[str]) -> list[Scale]:
     return [scale for scale in (cell.scale, few) if scale in found][: 1 if few == cell.scale else 2]
 
 
-def command(path: Path, cell: Cell, scale: Scale) -> str:
-    """What measures one cell with so many samples."""
+def command(path: Path, cell: Cell, scale: Scale, fast: bool) -> str:
+    """What measures one cell with so many samples, trained fast where it is trained."""
     labels = {"data": cell.data, **cell.labels}
     chosen = [f"--only {shlex.quote(f'{axis}={label}')}" for axis, label in labels.items()]
     counts = [] if scale == cell.scale else [f"--num_images {scale.images} --rounds {scale.rounds}"]
-    return " ".join(["python -m experiments run", path.stem, "--budget paper", *chosen, *counts])
+    return " ".join(
+        ["python -m experiments run", path.stem, "--budget paper", *chosen, *counts, *([FAST] if fast else [])]
+    )
 
 
 def measured(name: str, cell: Cell) -> str:
@@ -98,7 +108,7 @@ def table(path: Path) -> Iterator[str]:
         hours = f"{24 * estimate(trained, measures, GPU).days:,.0f}"
         said = "; ".join(f"{name.removeprefix('paper: ').partition(',')[0]} {v}" for name, v in theirs.items())
         labels = ", ".join(cell.labels.values())
-        commands = "; ".join(f"`{command(path, cell, scale)}`" for scale in found)
+        commands = "; ".join(f"`{command(path, cell, scale, bool(trained))}`" for scale in found)
         rows.append([cell.data, labels, said or "–", measured(path.stem, cell), commands, hours])
     yield render((["data", ", ".join(experiment.axes), "published", "measured here", "command", "GPU-hours"], rows), 5)
 

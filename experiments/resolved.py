@@ -1,8 +1,9 @@
 """What options of `warm fit` mean, whatever files and words say it: so equal trainings are known to be equal."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import chdir
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from experiments.jobs import digest
@@ -12,16 +13,17 @@ from warm_lightning.tools.configured import resolve
 CONFIG = "--config="
 SAMPLING = ("sampler", "guidance")
 """Sections of the model that only sampling depends on."""
-SPEED = ("compile", "channels_last", "num_workers")
+SPEED = ("compile", "channels_last", "num_workers", "cache")
 """Settings that say how fast, not what."""
-ELSEWHERE = (
-    "accelerator", "devices", "num_nodes", "strategy", "accumulate_grad_batches", "sync_batchnorm", "logger",
-    "default_root_dir", "log_every_n_steps", "enable_progress_bar", "enable_model_summary", "enable_checkpointing",
-    "enable_autolog_hparams", "model_registry", "profiler", "barebones", "benchmark", "inference_mode",
-    "val_check_interval", "check_val_every_n_epoch", "num_sanity_val_steps", "limit_val_batches", "limit_test_batches",
-    "limit_predict_batches",
+LOOKING = ("batch_size", "every", "every_num_images")
+"""Settings of scores that a score does not depend on."""
+PLACES = ("path", "root", "held_out_path")
+"""Settings of the data that say where they are: another copy of the same name and size counts as the same."""
+TRAINER = (
+    "precision", "gradient_clip_val", "gradient_clip_algorithm", "max_epochs", "min_epochs", "max_steps",
+    "min_steps", "max_time", "limit_train_batches", "overfit_batches", "fast_dev_run", "callbacks", "plugins",
 )  # fmt: skip
-"""Settings of the Trainer that say where a model is trained, and what is looked at on the way."""
+"""Settings of the Trainer that weights or scores depend on; others say where and how it works."""
 
 
 def resolved(options: Sequence[str]) -> dict[str, Any]:
@@ -43,10 +45,30 @@ def _resolved(options: tuple[str, ...], digests: tuple[str | None, ...]) -> dict
 def training(options: Sequence[str]) -> dict[str, Any]:
     """The part of it that trained weights depend on."""
     config = resolved(options)
-    data = config["data"]["init_args"]
-    return {
-        "model": {name: value for name, value in config["model"].items() if name not in (*SAMPLING, *SPEED)},
-        "data": config["data"] | {"init_args": {name: value for name, value in data.items() if name not in SPEED}},
-        "trainer": {name: value for name, value in config["trainer"].items() if name not in ELSEWHERE},
-        "posthoc_ema": config["posthoc_ema"],
-    }
+    model = {name: value for name, value in config["model"].items() if name not in (*SAMPLING, *SPEED)}
+    return {"model": model, **around(config), "posthoc_ema": config["posthoc_ema"]}
+
+
+def measuring(options: Sequence[str]) -> dict[str, Any]:
+    """The part of it that what is measured of a trained model depends on."""
+    config = resolved(options)
+    model = {name: value for name, value in config["model"].items() if name not in SPEED}
+    scores = {name: value for name, value in config["scores"].items() if name not in LOOKING}
+    return {"model": model, **around(config), "scores": scores}
+
+
+def around(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Data, wherever they are, and how the Trainer computes."""
+    data = config["data"]
+    images = {name: contents(value) if name in PLACES else value for name, value in data["init_args"].items()}
+    images = {name: value for name, value in images.items() if name not in SPEED}
+    trainer = {name: value for name, value in config["trainer"].items() if name in TRAINER}
+    return {"data": data | {"init_args": images}, "trainer": trainer}
+
+
+def contents(path: str | None) -> list[Any] | None:
+    """What is known of a file or folder wherever it is: its name and size, which is None of a folder."""
+    if path is None:
+        return None
+    place = REPOSITORY / Path(path).expanduser()
+    return [place.name, place.stat().st_size if place.is_file() else None]

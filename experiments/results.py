@@ -66,8 +66,15 @@ def lines(experiment: str, results: Sequence[Result]) -> list[dict[str, Any]]:
         after = {name: about.get(name) for name in ABOUT}
         after |= {"seconds_training": result.seconds[0], "seconds_measuring": result.seconds[1]}
         after |= {name: result.noted.get(name) for name in NOTED}
+        of = "the model" if result.measure.trains else "the configuration"
         for name, value in result.reading.values.items():
-            rows.append({**known, "score": name, "value": value, "shown": name in result.reading.shown, **after})
+            shown = name in result.reading.shown
+            rows.append({**known, "of": of, "score": name, "value": value, "shown": shown, **after})
+        for name, word in result.reading.words.items():
+            rows.append({**known, "of": of, "score": name, "value": word, "shown": False, **after})
+        for label, values in result.reading.yardsticks.items():
+            beside = [{**known, "of": label, "score": name, "value": v, "shown": False} for name, v in values.items()]
+            rows += [row | after | {"nfe": None} for row in beside]
     return rows
 
 
@@ -101,6 +108,11 @@ class Group:
     def about(self) -> dict[str, Any]:
         """What the values of the first are of."""
         return self.results[0].reading.about
+
+    @property
+    def words(self) -> dict[str, str]:
+        """What the first says in words."""
+        return self.results[0].reading.words
 
     @property
     def shown(self) -> list[str]:

@@ -4,6 +4,7 @@ import argparse
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -13,7 +14,8 @@ from experiments.cells import Cell, expand, select, slug
 from experiments.costs import Cost, check_affordable, estimate
 from experiments.executors import Executor, Processes, Slurm, ThisProcess, machine
 from experiments.jobs import Job
-from experiments.measures import QUIET, Measure
+from experiments.measures import QUIET, Measure, Scores
+from experiments.preparation import prepare
 from experiments.report import write
 from experiments.results import Result, collect, lines, save
 from experiments.schedule import run_all
@@ -52,18 +54,27 @@ def work_of(experiment: Experiment, cells: Sequence[Cell], out: Path, results: P
     found = []
     trainings: dict[str, Job] = {}
     for cell in cells:
-        name = cell.training_name
-        place = out / "trainings" / name
-        where = (f"--trainer.default_root_dir={place}", "--ckpt_path=last", QUIET)
-        fit = Job(f"fit {name}", ("fit", *cell.training, *where), place, str(LAST), meaning=cell.trained)
-        training = trainings.setdefault(name, fit)  # others may say the same in other words
+        training = None
+        if any(measure.trains for measure in experiment.measures):
+            # Others may say the same in other words.
+            training = trainings.setdefault(cell.training_name, training_job(cell, out))
         for measure in experiment.measures:
             folder = results / "cells" / cell.name / measure.place(cell)
-            arguments = tuple(measure.arguments(cell, folder, place / LAST))
-            made = (place / LAST, name) if measure.trains else (None, "")
-            job = Job(f"{measure.name} {cell.name}", arguments, folder, measure.makes, *made)
-            found.append(Work(cell, measure, job, training if measure.trains else None))
+            its = training if measure.trains else None
+            model = its.folder / LAST if its else None
+            arguments = tuple(measure.arguments(cell, folder, model or Path()))
+            meaning = partial(cell.meaning, arguments, measure.trains)
+            job = Job(f"{measure.name} {cell.name}", arguments, folder, measure.makes, model, meaning)
+            found.append(Work(cell, measure, job, its))
     return found
+
+
+def training_job(cell: Cell, out: Path) -> Job:
+    """What trains a cell's model."""
+    place = out / "trainings" / cell.training_name
+    where = (f"--trainer.default_root_dir={place}", "--ckpt_path=last", QUIET)
+    name = f"fit {cell.training_name}"
+    return Job(name, ("fit", *cell.training, *where), place, str(LAST), meaning=cell.trained)
 
 
 def missing(work: Sequence[Work]) -> list[Work]:
@@ -146,6 +157,12 @@ def run(options: argparse.Namespace, command: str) -> tuple[int, str]:
     if options.plan:
         return 0, "\n".join(f"{job.name}: warm {' '.join(job.arguments)}" for job in jobs_of(pending))
     check_affordable(cost, options.anyway or isinstance(executor, Slurm))
+    check(
+        not isinstance(executor, Slurm) or not cost.gpu or executor.wants_gpus() or options.anyway,
+        '--slurm: this needs GPUs and does not ask for any: add "gpus_per_node": 8, or --anyway where jobs get them',
+    )
+    trained = [one for one in pending if one.measure.trains]
+    prepare([one.cell for one in trained], [one.cell for one in trained if isinstance(one.measure, Scores)])
     writable_folder(results)
     calls = Calls(results)
     at_a_time = options.jobs or (max(1, len(jobs_of(pending))) if isinstance(executor, Slurm) else 1)

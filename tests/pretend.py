@@ -76,10 +76,10 @@ def start(folder: Path, content: dict, *options: str) -> int:
     )
 
 
-def rows(folder: Path) -> list[dict[str, str]]:
-    """Its results."""
+def rows(folder: Path, of: str = "the model") -> list[dict[str, str]]:
+    """Its results, of models or something else."""
     with (folder / "out" / "grid-digits-smoke" / "results.csv").open() as file:
-        return list(csv.DictReader(file))
+        return [row for row in csv.DictReader(file) if row["of"] == of]
 
 
 def report(folder: Path) -> str:

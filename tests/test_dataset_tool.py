@@ -60,10 +60,12 @@ def test_images_are_cropped_and_resampled_as_pillow_does(tmp_path, cifar10_zip):
     source = store(tmp_path, {"a.png": encode(wide), "b.png": encode(tall)}, "folder")
     here("dataset", source, str(tmp_path / "set.zip"), "--resolution=64", "--crop=center", "--workers=0")
     found = FFHQ(str(tmp_path / "set.zip")).train_images()
-    squares = wide[:, 25:125], tall[5:95]
-    expected = [Image.fromarray(np.ascontiguousarray(s)).resize((64, 64), Image.Resampling.LANCZOS) for s in squares]
-    assert torch.equal(found.images, torch.stack([chw(np.asarray(image)) for image in expected]))
-    assert found.class_names == ()
+    here("dataset", source, str(tmp_path / "all.zip"), "--resolution=64", "--crop=stretch", "--workers=0")
+    stretched = FFHQ(str(tmp_path / "all.zip")).train_images()
+    for images, parts in ((found, (wide[:, 25:125], tall[5:95])), (stretched, (wide, tall))):
+        same = [Image.fromarray(np.ascontiguousarray(p)).resize((64, 64), Image.Resampling.LANCZOS) for p in parts]
+        assert torch.equal(images.images, torch.stack([chw(np.asarray(image)) for image in same]))
+        assert images.class_names == ()
 
 
 def test_bytes_are_the_same_again_and_with_any_number_of_workers(tmp_path, cifar10_zip):
@@ -237,6 +239,7 @@ def test_what_cannot_be_made_is_refused_before_anything_is_read(tmp_path, capsys
         ((source, target), "1.png in"),
         ((source, target, "--crop=center", "--resolution=many"), "resolution"),
         ((source, target, "--crop=left"), "crop"),
+        ((source, target, "--crop=stretch"), "--resolution"),
         ((source,), "dst"),
     ]:
         assert words in refusal(capsys, new, *arguments), words

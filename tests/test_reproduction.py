@@ -8,7 +8,7 @@ import pytest
 from small import REPOSITORY
 
 from experiments.__main__ import parser
-from experiments.cells import expand, select
+from experiments.cells import check_extra, expand, select
 from experiments.report import published
 from experiments.reproduction import TABLES
 from experiments.schema import FOLDER, Experiment, read
@@ -29,8 +29,11 @@ def test_rows_and_commands_are_of_the_same_cells(name: str) -> None:
     assert len(mine) == len(cells)
     for (data, labels, said, measured, commands, hours), cell in zip(mine, cells, strict=True):
         counts = set()
-        for command in re.findall("`([^`]+)`", commands):
+        for whole in re.findall("`([^`]+)`", commands):
+            command, _, extra = whole.partition(" -- ")
             options = parser().parse_args(shlex.split(command)[3:])
+            assert bool(extra) == any(measure.trains for measure in experiment.measures)
+            check_extra(experiment, shlex.split(extra))
             assert Path(options.file).stem == name
             assert options.budget == "paper"
             assert select(cells, options.only) == [cell]

@@ -7,12 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import submitit
 import yaml
 from pretend import GRID, Pretend
 
 from experiments.__main__ import main
 from experiments.executors import Processes, Slurm, taken
 from experiments.jobs import Job
+from experiments.restartable import Restartable
 from experiments.schedule import run_all
 from warm_lightning.errors import UserError
 
@@ -78,6 +80,10 @@ def test_wrong_files_are_errors_of_one_line(
         (["table3_bnr", "--data=digits", "--in_process", "--jobs=2"], "--in_process"),
         (["table3_bnr", "--data=digits", '--slurm={"tasks_per_node": 8}'], "tasks_per_node"),
         (["table3_bnr", "--data=digits", "--slurm=x"], "--slurm x"),
+        (["table3_bnr", "--budget=paper", '--slurm={"timeout_min": 60}'], '"gpus_per_node": 8'),
+        (["table3_bnr", "--data=digits", "--", "--trainer.max_time=00:01:00:00"], "it goes on"),
+        (["table3_bnr", "--data=digits", "--", "--scores.extractors=[Pixels]"], "under set and score"),
+        (["table2_lsun", "--budget=paper", "--anyway", "--", "--data.path=nowhere"], "nowhere"),
         (["table3_bnr", "--cells=1", "--budget=paper"], "days without a GPU"),
     ],
 )
@@ -110,6 +116,16 @@ def test_slurm_jobs_go_through_submitit(tmp_path: Path) -> None:
         folder.mkdir()
         assert executor.call(arguments, folder) == code
         assert said in (folder / "log.txt").read_text()
+
+
+def test_a_slurm_job_that_runs_out_of_time_goes_on(tmp_path: Path) -> None:
+    """submitit ends the first one after a second, and starts it again: it then finds what that has left."""
+    executor = submitit.LocalExecutor(tmp_path, max_num_timeout=1)
+    executor.update_parameters(timeout_min=4 / 60, signal_delay_s=2)
+    left = tmp_path / "left"
+    script = f"test -e {left} && exit 7; touch {left}; sleep 60"
+    job = executor.submit(Restartable(("bash", "-c", script), str(tmp_path)))
+    assert job.result() == 7
 
 
 def test_jobs_run_beside_each_other_and_after_what_they_need(tmp_path: Path) -> None:
@@ -147,13 +163,21 @@ def test_a_process_that_outlived_its_runner_is_waited_for(tmp_path: Path) -> Non
 def test_gpus_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
     for at_a_time, expected in (
-        (1, None),
+        (1, ["0,1,2,3"]),
         (2, ["0,2", "1,3"]),
+        (3, ["0,3", "1", "2"]),
         (4, ["0", "1", "2", "3"]),
         (6, ["0", "1", "2", "3", "0", "1"]),
     ):
         shares = Processes.sharing(at_a_time).gpus
-        assert expected is None if shares is None else [shares.get() for _ in range(shares.qsize())] == expected
+        assert shares
+        assert [shares.get() for _ in range(shares.qsize())] == expected
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 7)
+    shares = Processes.sharing(1).gpus
+    assert shares
+    assert shares.get() == "0,1,2,3"  # seven do not divide a batch
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    assert Processes.sharing(2).gpus is None
 
 
 def test_a_broken_note_names_its_folder(tmp_path: Path) -> None:

@@ -46,12 +46,14 @@ def test_another_training_is_measured_and_pictured_again(tmp_path: Path, pretend
 
 
 def test_what_trains_nothing_trains_nothing_again(tmp_path: Path, pretend: Pretend, config: Path) -> None:
-    """Remarks, scores, devices, and what only sampling needs."""
+    """Remarks, devices and the like; and what only sampling needs."""
     assert start(tmp_path, GRID) == 0
     pretend.calls.clear()
     config.write_text(f"# A remark.\n{config.read_text()}")
-    options = ["--scores.batch_size=8", "--trainer.devices=1", "--model.compile=false", "--model.sampler.rule=Euler"]
+    options = ["--scores.batch_size=8", "--trainer.devices=1", "--model.compile=false", "--data.num_workers=1"]
     assert start(tmp_path, GRID, "--", *options) == 0
+    assert pretend.calls == []
+    assert start(tmp_path, GRID, "--", *options, "--model.sampler.rule=Euler") == 0
     assert trainings(pretend) == []
     assert len(pretend.calls) == 8
 
@@ -134,8 +136,34 @@ def test_of_the_trainers_settings_those_count_that_weights_depend_on() -> None:
 
     elsewhere = ["devices=2", "num_nodes=2", "strategy=ddp", "accumulate_grad_batches=2", "enable_progress_bar=false"]
     assert name() == name(*(f"--trainer.{setting}" for setting in elsewhere))
-    matters = ["fast_dev_run=true", "max_steps=5", "min_steps=5", "precision=bf16-mixed", "gradient_clip_val=1"]
+    matters = [
+        "fast_dev_run=true",
+        "limit_train_batches=5",
+        "min_steps=5",
+        "precision=bf16-mixed",
+        "gradient_clip_val=1",
+    ]
     assert len({name(), *(name(f"--trainer.{setting}") for setting in matters)}) == 1 + len(matters)
+
+
+def test_data_are_the_same_wherever_they_are_and_samples_are_of_float32(tmp_path: Path) -> None:
+    """Copied to a node's own disk, for instance; another file is another training."""
+
+    def cell(folder: str, content: str, *extra: str) -> cells.Cell:
+        path = tmp_path / folder / "photos.zip"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(content)
+        extra = (f"--data.path={path}", *extra)
+        return expand(read(FOLDER / "table3_bnr.yaml", Experiment), None, "paper", extra=extra)[0]
+
+    here, there = cell("here", "same size"), cell("there", "sane size", "--data.cache=false")
+    assert here.training_name == there.training_name
+    assert here.meaning([], True) == there.meaning([], True)
+    assert here.training_name != cell("there", "another").training_name
+    fast = cell("here", "same size", "--trainer.precision=bf16-mixed")
+    assert fast.training_name != here.training_name
+    assert fast.training[-1] == "--trainer.precision=bf16-mixed"
+    assert fast.sampling == here.sampling
 
 
 def test_calls_tell_how_they_ended(tmp_path: Path) -> None:
@@ -166,7 +194,7 @@ def test_a_spectrum_is_of_the_file_that_is_there(tmp_path: Path) -> None:
         experiment = read(FOLDER / "oracle_rho.yaml", Experiment)
         (cell, *_) = expand(experiment, "cifar10", "paper", extra=[f"--data.path={path}"])
         (work, *_) = work_of(experiment, [cell], tmp_path, tmp_path / "results")
-        spectra.add(next(a for a in work.job.wanted()["arguments"] if a.startswith("--spectrum=")))
+        spectra.add(next(a for a in work.job.wanted()["meaning"]["call"] if a.startswith("--spectrum=")))
     assert len(spectra) == 2
     assert not any(str(tmp_path) in argument for argument in spectra)
 

@@ -10,9 +10,10 @@ import pytest
 import torch
 from small import DIGITS
 
+from warm_lightning import metrics
 from warm_lightning.cli import main
 from warm_lightning.data import Digits, ImageSet
-from warm_lightning.metrics import Observer, Pixels, Scores, measure
+from warm_lightning.metrics import DigitsFeatures, Observer, Pixels, Scores, measure
 from warm_lightning.metrics.frechet import Normal, frechet_distance
 from warm_lightning.pictures import write_png
 
@@ -190,3 +191,25 @@ def test_what_cannot_be_done_is_said_on_one_line(folders, monkeypatch, capsys, a
     error = capsys.readouterr().err.strip().splitlines()
     assert message in error[-1]
     assert len(error) == 1
+
+
+def test_large_sets_are_seen_in_parts(digits: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """LSUN's millions of features fit no memory at once; only copies cannot be told without them."""
+
+    def scored() -> dict[str, float]:
+        observer = Observer(DigitsFeatures(), 500)
+        scores = Scores(observer, measure(observer, ImageSet.without_classes(digits[:301])), (1, 8, 8))
+        scores.update(digits[400:500])
+        count, values = scores.compute()
+        return values | scores.companions(count)
+
+    whole = scored()
+    monkeypatch.setattr(metrics.reference, "AT_ONCE", 70)
+    monkeypatch.setattr(metrics.reference, "LARGE", 300)
+    parts = scored()
+    lost = {name for name in whole if "memorisation" in name}
+    assert lost
+    assert parts.keys() == whole.keys() - lost
+    for name, value in parts.items():
+        # Batches of another size round features otherwise.
+        assert value == pytest.approx(whole[name], rel=1e-4, abs=1e-4), name

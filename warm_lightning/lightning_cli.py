@@ -64,6 +64,7 @@ class WarmCLI(LightningCLI):
 
     def __init__(self, arguments: list[str], interrupt: Interrupt | None = None, run: bool = True) -> None:
         quieten()
+        self.asked_for = arguments[:1] if run else []
         super().__init__(
             DiffusionModule,
             ImageDataModule,
@@ -84,15 +85,18 @@ class WarmCLI(LightningCLI):
             run=run,
         )
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """The Trainer's methods that are commands, and which of their arguments are not options."""
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """The Trainer's methods that are commands, and which of their arguments are not options.
+
+        Of them the one that is asked for alone, since each takes a quarter of a second to describe.
+        """
         hidden = {"model", "dataloaders", "datamodule", "weights_only"}
-        return {
+        commands = {
             "fit": hidden | {"train_dataloaders", "val_dataloaders"},
             "validate": hidden,
             "test": hidden,
         }
+        return {name: own for name, own in commands.items() if name in self.asked_for} or commands
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)

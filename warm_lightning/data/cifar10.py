@@ -40,7 +40,8 @@ class CIFAR10(ImageDataModule):
 
     def prepare_data(self) -> None:
         """Download to `root` where that is needed. Lightning calls this in one process only."""
-        if self.path is not None:
+        if self.files is not None:
+            self.files.prepare_data()
             return
         from torchvision import datasets
 

@@ -31,15 +31,17 @@ class Framing:
     """How images become square and of one size.
 
     Attributes:
-        crop: "center" keeps the largest centred square, "none" demands that images be square.
+        crop: "center" keeps the largest centred square, "stretch" all of an image, "none" demands squares.
         resolution: pixels a side to resample to, by Pillow's Lanczos filter; None leaves the size.
     """
 
-    crop: Literal["none", "center"] = "none"
+    crop: Literal["none", "center", "stretch"] = "none"
     resolution: int | None = None
 
     def size(self, width: int, height: int) -> tuple[int, int]:
         """Width and height that an image will have."""
+        if self.crop == "stretch" and self.resolution is not None:
+            return self.resolution, self.resolution
         if self.crop == "center":
             width = height = min(width, height)
         return (width, height) if self.resolution is None or width != height else (self.resolution, self.resolution)
@@ -47,7 +49,7 @@ class Framing:
     def __call__(self, image: Image.Image) -> Image.Image:
         """The image, square and resampled."""
         width, height = image.size
-        if width != height:
+        if width != height and self.crop != "stretch":
             side = min(width, height)
             left, top = (width - side) // 2, (height - side) // 2
             image = image.crop((left, top, left + side, top + side))

@@ -97,6 +97,10 @@ class ImageFolder(ImageDataModule):
         """What `path` leads to, listed once."""
         return Source.open(self.path)
 
+    def prepare_data(self) -> None:
+        """List what is at `path`, so that what is missing is said early."""
+        _ = self.source
+
     def load(self, split: str) -> ImageSet | None:
         """Read a split, and only that."""
         source = self.source

@@ -1,5 +1,6 @@
 """What samples are scored against: a data set as its features, with what halves of it and a Gaussian get."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,10 +14,14 @@ from warm_lightning.metrics.frechet import Normal, frechet_distance
 from warm_lightning.metrics.gaussian import moment_matched
 from warm_lightning.metrics.kernel_distance import kernel_distance
 from warm_lightning.metrics.neighbours import memorisation, precision_recall, unseen_distance
-from warm_lightning.metrics.summary import Summary, summarise
+from warm_lightning.metrics.summary import Summary, summarise, whole_and_halves
 from warm_lightning.rng import key
 from warm_lightning.spectral import full_precision
 
+LARGE = 1 << 18
+"""Images whose features are kept all, which are 2 GB of Inception's; LSUN-bedroom has three million."""
+AT_ONCE = 1 << 16
+"""Images whose features are there at once."""
 NEIGHBOURS = 3  # k of precision and recall, as Kynkäänniemi et al. 2019 recommend
 
 
@@ -55,7 +60,8 @@ class Reference:
         held_out_count: number of images that were not trained on.
         features: float32 [min(count, max_neighbours), F], of images in random order; None where not known, which
             leaves out kernel distance, precision and recall.
-        training: float32 [count, F], of all images; None where not known, which leaves out memorisation.
+        training: float32 [count, F], of all images; None where not known, or too many (over 262,144 images), which
+            leaves out memorisation.
         unseen: mean distance to the nearest training image of images that were not trained on; as `training`.
         companions: the same scores of other things, by ending: "halves", "data" and "gaussian"; see `Scores`.
         shape: C, H, W of the images; None where a file does not say.
@@ -138,18 +144,27 @@ def measure(
     smallest = 2 * (NEIGHBOURS + 1)
     check(len(images) >= smallest, f"scores need at least {smallest} images of data, not {len(images)}")
     limit, splits = protocol.max_neighbours, observer.extractor.splits
-    # In random order, or the first images of a folder would all be of its first classes.
-    features, logits = observer.all(images, random_order(len(images), protocol.seed), "reference features")
+    kept: list[Tensor] = []
+
+    def parts() -> Iterator[tuple[Tensor, Tensor | None]]:
+        # In random order, or the first images of a folder would all be of its first classes.
+        for order in random_order(len(images), protocol.seed).split(AT_ONCE):
+            features, logits = observer.all(images, order, "reference features")
+            if len(images) <= LARGE:
+                kept.append(features)
+            yield features, logits
+
     unseen = None
     if held_out is not None:
         unseen = observer.all(held_out, random_order(len(held_out), protocol.seed), "held-out features")[0]
     with full_precision(observer.device):
-        summary = summarise(features, logits, splits, limit)
+        summary, a, b = whole_and_halves(parts(), len(images), splits, limit)
+        features = torch.cat(kept) if kept else None
         whole = _reference(features, summary, unseen, normal, source, protocol, images.shape)
         if not companions:
             return whole
-        a, b = (summarise(half, None, splits, limit) for half in features.tensor_split([len(features) // 2]))
-        rest = _reference(features[len(features) // 2 :], b, unseen, None, source, protocol, images.shape)
+        half = None if features is None else features[len(images) // 2 :]
+        rest = _reference(half, b, unseen, None, source, protocol, images.shape)
         count = min(len(images), limit)
         drawn = ImageSet.without_classes(moment_matched(images, count, protocol.seed, observer.device))
         gaussian = summarise(*observer.all(drawn, torch.arange(count), "Gaussian's features"), splits, limit)
@@ -163,7 +178,7 @@ def random_order(count: int, seed: int) -> Tensor:
 
 
 def _reference(
-    features: Tensor,
+    features: Tensor | None,
     summary: Summary,
     unseen: Tensor | None,
     normal: Normal | None,
@@ -179,6 +194,6 @@ def _reference(
         0 if unseen is None else len(unseen),
         summary.features,
         features,
-        unseen_distance(features, unseen, len(summary.features)),
+        None if features is None else unseen_distance(features, unseen, len(summary.features)),
         shape=shape,
     )

@@ -1,5 +1,6 @@
 """What scores keep of a set of images: moments of the features, the class score, the first features."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -98,6 +99,32 @@ class Summariser:
         turns = [torch.arange(len(part)) * len(parts) + rank for rank, part in enumerate(parts)]
         order = torch.cat(turns).argsort()[: self.limit]
         return torch.cat(parts)[order.to(mine.device)]
+
+
+def whole_and_halves(
+    parts: Iterable[tuple[Tensor, Tensor | None]], count: int, splits: int, limit: int
+) -> tuple[Summary, Summary, Summary]:
+    """Summaries of a set of `count` images, and of its first and second half, which have no class scores.
+
+    Args:
+        parts: features and logits of some of them after the other.
+        count: ≥ 4.
+        splits: as `Summariser`'s.
+        limit: as `Summariser`'s.
+    """
+    seen = 0
+    summarisers: list[Summariser] = []
+    for features, logits in parts:
+        if not summarisers:
+            classes = 0 if logits is None else logits.shape[1]
+            size, device = features.shape[1], features.device
+            summarisers = [Summariser(size, k, splits, limit, device, over_devices=False) for k in (classes, 0, 0)]
+        cut = max(0, count // 2 - seen)
+        for summariser, its in zip(summarisers, (features, features[:cut], features[cut:]), strict=True):
+            summariser.update(its, logits if summariser is summarisers[0] else None)
+        seen += len(features)
+    whole, first, second = (summariser.compute() for summariser in summarisers)
+    return whole, first, second
 
 
 def summarise(features: Tensor, logits: Tensor | None, splits: int, limit: int) -> Summary:

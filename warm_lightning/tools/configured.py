@@ -1,6 +1,7 @@
 """Model and data of commands that take the options of `warm fit`; see `SETTINGS` of this package."""
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 from warm_lightning.checkpoints import SECTION, check_same_meaning, check_same_model, read
@@ -34,6 +35,9 @@ def configured(settings: Sequence[str]) -> tuple[DiffusionModule, ImageDataModul
     return cli.model, cli.datamodule
 
 
+NETWORK = ("--model.network=DDPMpp", "--model.network.resolution=8")
+
+
 class Resolved(WarmCLI):
     """Parses only."""
 
@@ -41,7 +45,21 @@ class Resolved(WarmCLI):
         """Nothing is needed but the configuration."""
 
     def after_instantiate_classes(self) -> None:
+        """Nor a dump of this one."""
+
+    def resolve(self, options: Sequence[str]) -> dict[str, Any]:
+        """The whole configuration of some options, as plain data."""
+        self.config = self.parser.parse_args(list(options))
+        self.before_instantiate_classes()
+        vars(self).pop("config_dump", None)  # of earlier options
         self._dump_config()
+        return dict(self.config_dump)
+
+
+@cache
+def resolver() -> Resolved:
+    """One for all, since it takes longer to make than to use."""
+    return Resolved(["--data=Digits", *NETWORK, "--scores.extractors=[Pixels]"], run=False)
 
 
 def resolve(options: Sequence[str]) -> dict[str, Any]:
@@ -51,7 +69,7 @@ def resolve(options: Sequence[str]) -> dict[str, Any]:
         UserError: a file, name or value is wrong.
     """
     with user_errors():
-        return dict(Resolved(list(options), run=False).config_dump)
+        return resolver().resolve(options)
 
 
 def trained(settings: Sequence[str], ckpt_path: str) -> tuple[DiffusionModule, ImageDataModule]:

@@ -36,7 +36,7 @@ def dataset(
     src: str,
     dst: str,
     resolution: int | None = None,
-    crop: Literal["none", "center"] = "none",
+    crop: Literal["none", "center", "stretch"] = "none",
     split: Literal["train", "held_out", "all"] = "train",
     workers: int | None = None,
     overwrite: bool = False,
@@ -50,13 +50,15 @@ def dataset(
             folder of an LMDB such as LSUN's. Class folders and dataset.json become the classes.
         dst: the zip to make.
         resolution: pixels a side, to which images are resampled by Lanczos' filter. As they are if not given.
-        crop: center keeps the largest centred square; none refuses images that are not square.
+        crop: center keeps the largest centred square; stretch resamples all of an image to a square; none refuses
+            images that are not square.
         split: which images to take where the source has train and test folders.
         workers: processes that decode and encode; one a CPU core if not given, 0 for this process alone.
         overwrite: replace a zip that is already there.
     """
     allowed = resolution is None or 1 <= resolution <= MAX_RESOLUTION
     check(allowed, f"--resolution {resolution}: it must be from 1 to {MAX_RESOLUTION}")
+    check(crop != "stretch" or resolution is not None, "--crop stretch: give the --resolution to stretch images to")
     check(workers is None or workers >= 0, f"--workers {workers}: it must be at least 0")
     target = check_target(src, dst, overwrite)
     reader = open_reader(src)
