@@ -20,7 +20,7 @@ COMPARE = read(REPOSITORY / "experiments" / "compare.yaml", Experiment)
 OVERLAYS = {path.stem: path for path in sorted((REPOSITORY / "configs" / "method").glob("*.yaml"))}
 SAME_TRAINING = {"edm_es": "hot", "ddim": "ddpm", "param_d": "warm"}
 """Overlays that differ in sampling only, or not at all."""
-BATCH, STEPS = 32, 150
+BATCH, STEPS = 32, 80
 SMALL = {
     "model.network.init_args.model_channels": 16,
     "model.network.init_args.channel_mult": [1, 2],
