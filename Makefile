@@ -42,7 +42,7 @@ compare: setup  ## train, sample and score every system on digits: under an hour
 	$(BIN)/python -m experiments run experiments/compare.yaml --data digits --jobs $(JOBS) $(or $(COMPARE_$(COMPARE)),$(error COMPARE is short or full)) $(ARGS)
 
 ablation-bnr: setup  ## the BNR sweep: on digits under 45 minutes on two CPU cores; DATA=cifar10 BUDGET=paper for the paper's
-	$(BIN)/python -m experiments run experiments/ablation_bnr.yaml --data $(or $(DATA),digits) --budget $(BUDGET) $(if $(filter small smoke,$(BUDGET)),--jobs $(JOBS)) $(ARGS)
+	$(BIN)/python -m experiments run experiments/ablation_bnr.yaml --data $(or $(DATA),digits) --budget $(BUDGET) $(if $(or $(filter digits,$(or $(DATA),digits)),$(filter command,$(origin JOBS))),--jobs $(JOBS)) $(ARGS)
 
 test: setup  ## run all tests that need no GPU, JOBS at a time (under 12 minutes on two cores)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m 'not gpu' $(ARGS)

@@ -6,10 +6,12 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from pathlib import Path
 from typing import Any
 
+from experiments.jobs import fingerprint
 from experiments.measures import QUIET
-from experiments.resolved import SAMPLING, around, measuring, resolved, training
+from experiments.resolved import SAMPLING, around, images_file, measuring, resolved, training
 from experiments.schema import DATA, Budget, DataSet, Experiment, Point, Scale, data_set
 from warm_lightning.config import as_text
 from warm_lightning.errors import check
@@ -99,14 +101,21 @@ class Cell:
     @property
     def images(self) -> str:
         """Which images it is of, as JSON."""
-        return json.dumps(around(resolved(self.sampling))["data"], sort_keys=True)
+        file = self.images_file()
+        here = around(resolved(self.sampling))["data"]
+        return json.dumps([here, fingerprint(file) if file else None], sort_keys=True)
 
-    def meaning(self, arguments: Sequence[str], needs_model: bool) -> str:
+    def images_file(self) -> Path | None:
+        """The file with its images, where they are in one."""
+        return images_file(self.training)
+
+    def meaning(self, arguments: tuple[str, ...], needs_model: bool) -> str:
         """All that a call of `warm` on it depends on, as JSON: its configuration, and what else the call says."""
         known = {*self.sampling, QUIET}
         own = [SPECTRUM.sub(r"\1", a) for a in arguments if a not in known and not a.startswith(OUTPUTS)]
         model = self.training_name if needs_model else None
-        return json.dumps({"call": own, "training": model, **measuring(self.sampling)}, sort_keys=True)
+        depends = measuring(self.sampling, scored=arguments[:1] == ("test",))
+        return json.dumps({"call": own, "training": model, **depends}, sort_keys=True)
 
     @property
     def overrides(self) -> list[str]:

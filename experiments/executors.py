@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import ExitStack, chdir, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from queue import Queue
 from typing import Any
@@ -134,8 +135,8 @@ class ThisProcess(Executor):
 class Slurm(Executor):
     """Jobs of a SLURM cluster, by submitit; this program waits for them, on a login node for instance.
 
-    Each is one task; Lightning starts a process for each of its GPUs. A job that runs out of time is put back into the
-    queue, and goes on from its last checkpoint.
+    Each is one task; Lightning starts a process for each of its GPUs. A training that runs out of time is put back into
+    the queue, and goes on from its last checkpoint.
 
     Attributes:
         options: of submitit, such as slurm_partition, gpus_per_node, cpus_per_task or timeout_min.
@@ -165,7 +166,10 @@ class Slurm(Executor):
             setup = [*self.options.get("slurm_setup", []), f"export PYTHONPATH={shlex.quote(python_path())}"]
             given = {"name": folder.name, "timeout_min": 24 * 60} | self.options | {"slurm_setup": setup}
             executor.update_parameters(**given)
-            job = executor.submit(Restartable((*setting, *WARM, *arguments), str(REPOSITORY)))
+            whole, cwd = (*setting, *WARM, *arguments), str(REPOSITORY)
+            again = arguments[0] == "fit"  # others would begin anew, and never end
+            call = Restartable(whole, cwd) if again else partial(subprocess.call, whole, cwd=cwd)
+            job = executor.submit(call)
         except (RuntimeError, NameError, AssertionError, ValueError, submitit.core.utils.FailedJobError) as error:
             raise UserError(f"--slurm: {' '.join(str(error).split())}") from error
         self.submitted.append(job)
@@ -173,7 +177,7 @@ class Slurm(Executor):
             code = int(job.result())
         except (submitit.core.utils.UncompletedJobError, submitit.core.utils.FailedJobError) as error:
             code = 1  # killed, or out of time
-            write_log(folder, str(error))
+            write_log(folder, f"{error}\nif its time was over, raise timeout_min in --slurm\n")
         for text in (job.stdout(), job.stderr()):
             write_log(folder, text or "")
         return code

@@ -14,6 +14,7 @@ from warm_lightning.errors import UserError, check
 from warm_lightning.pictures import write_file
 
 NOTE = "job.json"
+PART = 1 << 20
 
 
 def digest(path: Path) -> str | None:
@@ -31,6 +32,22 @@ def _digest(path: Path, changed: int, size: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def fingerprint(path: Path) -> str | None:
+    """Size, beginning and end of a file, which may be of many gigabytes; None if it is not there.
+
+    The end of a zip lists checksums of what is in it.
+    """
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        size = file.seek(0, 2)
+        parts = []
+        for start in (0, max(0, size - PART)):
+            file.seek(start)
+            parts.append(file.read(PART))
+    return f"{size}-{hashlib.sha256(b''.join(parts)).hexdigest()[:16]}"
+
+
 @dataclass(frozen=True)
 class Job:
     """A call of `warm`.
@@ -42,6 +59,7 @@ class Job:
         makes: a file in the folder without which it is not done.
         needs: a file that it works with, if any: it runs again when that has changed.
         meaning: gives JSON of all else that its result depends on; asked only of what may be done, since it takes time.
+        images: gives the file with the images that it works with, if they are in one.
     """
 
     name: str
@@ -50,6 +68,7 @@ class Job:
     makes: str
     needs: Path | None = None
     meaning: Callable[[], str] = field(default=lambda: "{}", compare=False)
+    images: Callable[[], Path | None] = field(default=lambda: None, compare=False)
 
     def note(self) -> dict[str, Any]:
         """What is known of earlier runs."""
@@ -62,13 +81,18 @@ class Job:
     def wanted(self) -> dict[str, Any]:
         """What a run's note must say for it to count."""
         wanted = {"meaning": json.loads(self.meaning())}
-        return wanted | {"needs": digest(self.needs)} if self.needs else wanted
+        if self.needs:
+            wanted["needs"] = digest(self.needs)
+        if images := self.images():
+            wanted["images"] = fingerprint(images)
+        return wanted
 
     def same(self, note: dict[str, Any]) -> bool:
         """Whether a note is of this job. What it worked with may have been removed since, to save space."""
         wanted = self.wanted()
-        if self.needs and wanted["needs"] is None:
-            wanted.pop("needs")  # of which the training's name, in its meaning, is left
+        for name in ("needs", "images"):  # of which the training's name and the file's, in its meaning, are left
+            if wanted.get(name, "there") is None:
+                wanted.pop(name)
         return all(note.get(name) == value for name, value in wanted.items())
 
     def done(self) -> bool:

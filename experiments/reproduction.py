@@ -38,10 +38,11 @@ suite runs, with the command that measures it. Written by `python -m experiments
 
 * **published** are the papers' own numbers. Those for other systems than Warm Diffusion are their authors', with their
   networks.
-* **GPU-hours** are those of one GPU for the training and all samples of the row, from counted FLOPs and {GPU:g} TFLOP/s
-  sustained in bfloat16 and compiled, as the commands train; samples are drawn in float32. That speed is an assumption:
-  nothing has run on a GPU yet. `make gpu-check` measures images/s on yours; give `--tflops`. Rows of one table that
-  differ in sampling only share one training, which is counted in each.
+* **GPU-hours** are those of one GPU for the training and all samples of the row, from counted FLOPs and {GPU:g}
+  TFLOP/s sustained in bfloat16 and compiled, as the commands train. Samples are drawn in float32, which takes longer
+  than is counted here. That speed is an assumption: nothing has run on a GPU yet. `make gpu-check` measures images/s
+  on yours; give `--tflops`. Rows of one table that differ in sampling only share one training, which is counted in
+  each.
 * **measured here** is what this repository's authors measured, at the scale that the column says; *not run* otherwise.
   Numbers on digits are no reproduction of numbers on CIFAR-10: they say whether the order of the rows is the same.
 
@@ -53,9 +54,10 @@ warm dataset church_outdoor_train_lmdb data/lsun_church64.zip --resolution 64 --
 warm dataset bedroom_train_lmdb data/lsun_bedroom64.zip --resolution 64 --crop stretch
 ```
 
-Add `-- --data.path=…` for another place, `--jobs 8` on a machine with eight GPUs for a training on each,
-or `--slurm '{{"gpus_per_node": 8}}'`. Where a batch is too large for the memory of a GPU, as one of FFHQ or LSUN may be
-for a single one, `--trainer.accumulate_grad_batches=4` beside the other options gives the same training in four parts.
+Add `--data.path=…` at the end for another place. Without `--only` a command runs the whole table; before its `--` it
+takes `--jobs 8`, on a machine with eight GPUs a training on each, or `--slurm '{{"gpus_per_node": 8}}'`. Where a
+batch is too large for the memory of a GPU, as one of FFHQ or LSUN may be for a single one,
+`--trainer.accumulate_grad_batches=4` beside the other options gives the same training in four parts.
 """
 
 
@@ -80,14 +82,18 @@ def command(path: Path, cell: Cell, scale: Scale, fast: bool) -> str:
 def measured(name: str, cell: Cell) -> str:
     """What stands in docs/measurements for a cell's labels, over training seeds."""
     found: dict[str, list[float]] = {}
+    words: dict[str, str] = {}
     files = [path for other in SAME.get(name, (name,)) for path in sorted(MEASURED.glob(f"{other}-*/results.json"))]
     for path in files:
         for row in json.loads(path.read_text()):
             same = all(str(row.get(axis)) == label for axis, label in cell.labels.items())
-            if same and set(cell.papers) & set(row["paper_data"].split("+")) and row["shown"]:
+            mine = same and set(cell.papers) & set(row["paper_data"].split("+")) and row["shown"]
+            if mine and isinstance(row["value"], str):
+                words[row["score"]] = row["value"]
+            elif mine:
                 text = f"{row['score']} on {row['data']} ({row['experiment']}, budget {row['budget']})"
                 found.setdefault(text, []).append(row["value"])
-    parts = []
+    parts = [f"{name} {word}" for name, word in words.items()]
     for text, values in found.items():
         trainings = f", mean of {len(values)} trainings" if len(values) > 1 else ""
         parts.append(f"{number(sum(values) / len(values))} {text}{trainings}")

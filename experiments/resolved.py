@@ -4,21 +4,25 @@ from collections.abc import Mapping, Sequence
 from contextlib import chdir
 from functools import cache
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from experiments.jobs import digest
 from experiments.schema import REPOSITORY
+from warm_lightning.data.sources import expand, known_as
 from warm_lightning.tools.configured import resolve
 
 CONFIG = "--config="
 SAMPLING = ("sampler", "guidance")
 """Sections of the model that only sampling depends on."""
-SPEED = ("compile", "channels_last", "num_workers", "cache")
-"""Settings that say how fast, not what."""
+SPEED = ("compile", "channels_last", "num_workers", "cache", "root")
+"""Settings that say how fast, not what, or where torchvision's files are."""
 LOOKING = ("batch_size", "every", "every_num_images")
 """Settings of scores that a score does not depend on."""
-PLACES = ("path", "root", "held_out_path")
-"""Settings of the data that say where they are: another copy of the same name and size counts as the same."""
+PLACES = ("path", "held_out_path")
+"""Settings of the data that say where they are: another copy of a file counts as the same."""
+LOCK = Lock()
+"""Jobs are threads, and a working directory is the whole process's."""
 TRAINER = (
     "precision", "gradient_clip_val", "gradient_clip_algorithm", "max_epochs", "min_epochs", "max_steps",
     "min_steps", "max_time", "limit_train_batches", "overfit_batches", "fast_dev_run", "callbacks", "plugins",
@@ -38,7 +42,7 @@ def resolved(options: Sequence[str]) -> dict[str, Any]:
 
 @cache
 def _resolved(options: tuple[str, ...], digests: tuple[str | None, ...]) -> dict[str, Any]:
-    with chdir(REPOSITORY):
+    with LOCK, chdir(REPOSITORY):
         return resolve(options)
 
 
@@ -49,26 +53,30 @@ def training(options: Sequence[str]) -> dict[str, Any]:
     return {"model": model, **around(config), "posthoc_ema": config["posthoc_ema"]}
 
 
-def measuring(options: Sequence[str]) -> dict[str, Any]:
-    """The part of it that what is measured of a trained model depends on."""
+def measuring(options: Sequence[str], scored: bool) -> dict[str, Any]:
+    """The part of it that what is measured depends on.
+
+    Args:
+        options: of `warm fit`.
+        scored: whether scores are what is measured.
+    """
     config = resolved(options)
     model = {name: value for name, value in config["model"].items() if name not in SPEED}
-    scores = {name: value for name, value in config["scores"].items() if name not in LOOKING}
+    scores = {name: value for name, value in config["scores"].items() if name not in LOOKING} if scored else None
     return {"model": model, **around(config), "scores": scores}
 
 
 def around(config: Mapping[str, Any]) -> dict[str, Any]:
     """Data, wherever they are, and how the Trainer computes."""
     data = config["data"]
-    images = {name: contents(value) if name in PLACES else value for name, value in data["init_args"].items()}
-    images = {name: value for name, value in images.items() if name not in SPEED}
+    images = {name: value for name, value in data["init_args"].items() if name not in SPEED}
+    images |= {name: known_as(REPOSITORY / images[name]) for name in PLACES if images.get(name)}
     trainer = {name: value for name, value in config["trainer"].items() if name in TRAINER}
     return {"data": data | {"init_args": images}, "trainer": trainer}
 
 
-def contents(path: str | None) -> list[Any] | None:
-    """What is known of a file or folder wherever it is: its name and size, which is None of a folder."""
-    if path is None:
-        return None
-    place = REPOSITORY / Path(path).expanduser()
-    return [place.name, place.stat().st_size if place.is_file() else None]
+def images_file(options: Sequence[str]) -> Path | None:
+    """The file with the images, which may not be there; None where they are in a folder or in no one place."""
+    path = resolved(options)["data"]["init_args"].get("path")
+    place = REPOSITORY / expand(path) if path else None
+    return None if place is None or place.is_dir() else place

@@ -1,4 +1,4 @@
-"""What a SLURM job of the runner does: a process, which is started again where the job ran out of time."""
+"""What a SLURM job of a training does: a process, which is started again where the job ran out of time."""
 
 import subprocess
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Restartable:
-    """A process that may be ended at any time and started again, as `warm` may.
+    """A process that may be ended at any time and started again, as `warm fit` may.
 
     submitit puts such a job back into the queue when its time is over, or when another one takes its place.
 

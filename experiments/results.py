@@ -15,7 +15,9 @@ from experiments.jobs import Job
 from experiments.measures import Measure, Reading
 from warm_lightning.pictures import write_file
 
-ABOUT = ("nfe", "num_images", "sample_seeds", "weights", "images_seen", "nonfinite_images", "device", "precision")
+MODELS = ("nfe", "num_images", "sample_seeds", "weights", "images_seen", "nonfinite_images")
+"""What is known of a model's samples, and of nothing else."""
+ABOUT = (*MODELS, "device", "precision")
 NOTED = ("machine", "git_commit", "training_machine", "training_git_commit", "package_version", "torch_version")
 
 
@@ -71,10 +73,10 @@ def lines(experiment: str, results: Sequence[Result]) -> list[dict[str, Any]]:
             shown = name in result.reading.shown
             rows.append({**known, "of": of, "score": name, "value": value, "shown": shown, **after})
         for name, word in result.reading.words.items():
-            rows.append({**known, "of": of, "score": name, "value": word, "shown": False, **after})
+            rows.append({**known, "of": of, "score": name, "value": word, "shown": True, **after})
         for label, values in result.reading.yardsticks.items():
             beside = [{**known, "of": label, "score": name, "value": v, "shown": False} for name, v in values.items()]
-            rows += [row | after | {"nfe": None} for row in beside]
+            rows += [row | after | dict.fromkeys(MODELS) for row in beside]
     return rows
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from experiments.analyses import Description
 from experiments.calls import Calls
 from experiments.cells import Cell, expand, select, slug
 from experiments.costs import Cost, check_affordable, estimate
@@ -64,7 +65,7 @@ def work_of(experiment: Experiment, cells: Sequence[Cell], out: Path, results: P
             model = its.folder / LAST if its else None
             arguments = tuple(measure.arguments(cell, folder, model or Path()))
             meaning = partial(cell.meaning, arguments, measure.trains)
-            job = Job(f"{measure.name} {cell.name}", arguments, folder, measure.makes, model, meaning)
+            job = Job(f"{measure.name} {cell.name}", arguments, folder, measure.makes, model, meaning, cell.images_file)
             found.append(Work(cell, measure, job, its))
     return found
 
@@ -74,7 +75,7 @@ def training_job(cell: Cell, out: Path) -> Job:
     place = out / "trainings" / cell.training_name
     where = (f"--trainer.default_root_dir={place}", "--ckpt_path=last", QUIET)
     name = f"fit {cell.training_name}"
-    return Job(name, ("fit", *cell.training, *where), place, str(LAST), meaning=cell.trained)
+    return Job(name, ("fit", *cell.training, *where), place, str(LAST), meaning=cell.trained, images=cell.images_file)
 
 
 def missing(work: Sequence[Work]) -> list[Work]:
@@ -161,8 +162,8 @@ def run(options: argparse.Namespace, command: str) -> tuple[int, str]:
         not isinstance(executor, Slurm) or not cost.gpu or executor.wants_gpus() or options.anyway,
         '--slurm: this needs GPUs and does not ask for any: add "gpus_per_node": 8, or --anyway where jobs get them',
     )
-    trained = [one for one in pending if one.measure.trains]
-    prepare([one.cell for one in trained], [one.cell for one in trained if isinstance(one.measure, Scores)])
+    seeing = [one.cell for one in pending if not isinstance(one.measure, Description)]
+    prepare(seeing, [one.cell for one in pending if isinstance(one.measure, Scores)])
     writable_folder(results)
     calls = Calls(results)
     at_a_time = options.jobs or (max(1, len(jobs_of(pending))) if isinstance(executor, Slurm) else 1)

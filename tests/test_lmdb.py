@@ -13,7 +13,7 @@ import torch
 from image_files import RNG, chw, encode, photographs, pixels, refused, store_lmdb
 from PIL import Image
 
-from warm_lightning.data import ImageFolder, LSUNChurch
+from warm_lightning.data import FFHQ, ImageFolder, LSUNChurch
 from warm_lightning.data.lmdb_reader import LMDBReader
 from warm_lightning.data.loader import Loader
 from warm_lightning.data.stream import StoredOrder
@@ -104,6 +104,9 @@ def test_a_broken_image_is_named(tmp_path, cache):
 
 
 def test_paths_that_lead_nowhere(tmp_path):
+    for data, advice in ((LSUNChurch, "church_outdoor_train_lmdb.zip"), (FFHQ, "images1024x1024")):
+        with pytest.raises(UserError, match=advice):  # before training starts
+            data(str(tmp_path / "none")).prepare_data()
     refused(LSUNChurch(str(tmp_path / "none")), str(tmp_path / "none"), "church_outdoor_train_lmdb")
     empty = store_lmdb(tmp_path / "empty", {})
     refused(LSUNChurch(empty), empty, "empty LMDB")

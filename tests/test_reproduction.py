@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from small import REPOSITORY
 
+from experiments import reproduction
 from experiments.__main__ import parser
 from experiments.cells import check_extra, expand, select
 from experiments.report import published
@@ -44,5 +45,5 @@ def test_rows_and_commands_are_of_the_same_cells(name: str) -> None:
         assert labels == ", ".join(cell.labels.values())
         for value in published(experiment, cell).values():
             assert value in re.split("[ ;]+", said)
-        assert measured
+        assert measured == reproduction.measured(name, cell)
         assert float(hours.replace(",", "")) >= 0

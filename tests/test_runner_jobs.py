@@ -119,13 +119,32 @@ def test_slurm_jobs_go_through_submitit(tmp_path: Path) -> None:
 
 
 def test_a_slurm_job_that_runs_out_of_time_goes_on(tmp_path: Path) -> None:
-    """submitit ends the first one after a second, and starts it again: it then finds what that has left."""
+    """submitit ends the first one after eight seconds, and starts it again: it then finds what that has left."""
     executor = submitit.LocalExecutor(tmp_path, max_num_timeout=1)
-    executor.update_parameters(timeout_min=4 / 60, signal_delay_s=2)
+    executor.update_parameters(timeout_min=12 / 60, signal_delay_s=4)
     left = tmp_path / "left"
     script = f"test -e {left} && exit 7; touch {left}; sleep 60"
     job = executor.submit(Restartable(("bash", "-c", script), str(tmp_path)))
     assert job.result() == 7
+
+
+def test_of_slurm_jobs_trainings_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever else runs out of time would begin anew each time."""
+    given: list[object] = []
+
+    class Submitted(submitit.AutoExecutor):
+        def submit(self, call, *arguments):
+            given.append(call)
+            return super().submit(int)
+
+    monkeypatch.setattr(submitit, "AutoExecutor", Submitted)
+    for command in ("fit", "test"):
+        (tmp_path / command).mkdir()
+        assert Slurm(cluster="local").call([command, "--x=1"], tmp_path / command) == 0
+    fit, test = given
+    assert isinstance(fit, Restartable)
+    assert fit.command[-2:] == ("fit", "--x=1")
+    assert not hasattr(test, "checkpoint")
 
 
 def test_jobs_run_beside_each_other_and_after_what_they_need(tmp_path: Path) -> None:

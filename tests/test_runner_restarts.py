@@ -1,5 +1,6 @@
 """What the runner takes for the same and what it runs again, when files, options and models change."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from small import DIGITS
 from experiments import cells
 from experiments.calls import Calls
 from experiments.cells import expand
+from experiments.jobs import Job
+from experiments.resolved import resolved
 from experiments.run import work_of
 from experiments.schema import FOLDER, Experiment, data_set, parse, read
 
@@ -147,23 +150,47 @@ def test_of_the_trainers_settings_those_count_that_weights_depend_on() -> None:
 
 
 def test_data_are_the_same_wherever_they_are_and_samples_are_of_float32(tmp_path: Path) -> None:
-    """Copied to a node's own disk, for instance; another file is another training."""
+    """Copied to a node's own disk, for instance; another file of the same name and size is another data set."""
+    table3 = read(FOLDER / "table3_bnr.yaml", Experiment)
 
-    def cell(folder: str, content: str, *extra: str) -> cells.Cell:
-        path = tmp_path / folder / "photos.zip"
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(content)
-        extra = (f"--data.path={path}", *extra)
-        return expand(read(FOLDER / "table3_bnr.yaml", Experiment), None, "paper", extra=extra)[0]
+    def cell(path: Path, *extra: str) -> cells.Cell:
+        return expand(table3, None, "paper", extra=(f"--data.path={path}", *extra))[0]
 
-    here, there = cell("here", "same size"), cell("there", "sane size", "--data.cache=false")
-    assert here.training_name == there.training_name
-    assert here.meaning([], True) == there.meaning([], True)
-    assert here.training_name != cell("there", "another").training_name
-    fast = cell("here", "same size", "--trainer.precision=bf16-mixed")
-    assert fast.training_name != here.training_name
+    def works(path: Path, *extra: str) -> list[Job]:
+        scores, _ = work_of(table3, [cell(path, *extra)], tmp_path, tmp_path / "results")
+        assert scores.training
+        return [scores.training, scores.job]
+
+    here, there = (tmp_path / name / "photos.zip" for name in ("here", "there"))
+    for path in (here, there):
+        path.parent.mkdir()
+        path.write_text("some photos")
+    jobs, notes = works(here), [job.wanted() for job in works(here)]
+    assert [job.folder for job in jobs] == [job.folder for job in works(there)]
+    assert all(map(Job.same, works(there, "--data.cache=false"), notes))
+    there.write_text("same photos")
+    assert there.stat().st_size == here.stat().st_size
+    assert not any(map(Job.same, works(there), notes))
+    there.unlink()  # to save space; what was found is still of it
+    assert all(map(Job.same, works(there), notes))
+    folders = [tmp_path / name / "train" for name in ("here", "there")]
+    for folder in folders:
+        folder.mkdir()
+    assert cell(folders[0]).training_name != cell(folders[1]).training_name
+    fast = cell(here, "--trainer.precision=bf16-mixed")
+    assert fast.training_name != cell(here).training_name
     assert fast.training[-1] == "--trainer.precision=bf16-mixed"
-    assert fast.sampling == here.sampling
+    assert fast.sampling == cell(here).sampling
+
+
+def test_configurations_are_resolved_by_many_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each changes the working directory, which is the process's."""
+    monkeypatch.chdir(tmp_path)
+    seeds = [["--config=configs/digits.yaml", f"--model.seed={1000 + k}"] for k in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(resolved, seeds))
+    assert [config["model"]["seed"] for config in found] == [1000 + k for k in range(8)]
+    assert Path.cwd() == tmp_path
 
 
 def test_calls_tell_how_they_ended(tmp_path: Path) -> None:
@@ -189,7 +216,7 @@ def test_a_spectrum_is_of_the_file_that_is_there(tmp_path: Path) -> None:
     """Made anew at the same path, it is measured anew; what was found of the other is not taken for done."""
     path = tmp_path / "photos.zip"
     spectra = set()
-    for content in ("some", "others"):
+    for content in ("some", "more"):
         path.write_text(content)
         experiment = read(FOLDER / "oracle_rho.yaml", Experiment)
         (cell, *_) = expand(experiment, "cifar10", "paper", extra=[f"--data.path={path}"])

@@ -193,6 +193,16 @@ def test_what_cannot_be_done_is_said_on_one_line(folders, monkeypatch, capsys, a
     assert len(error) == 1
 
 
+def test_what_cannot_be_stored_is_said_before_anything_is_measured(
+    folders: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folders)
+    monkeypatch.setattr("warm_lightning.tools.reference_stats.LARGE", 299)
+    assert main(["reference-stats", "data", "many.npz", "--memorisation=true", *PIXELS]) == 2
+    assert "300 images are too many" in capsys.readouterr().err
+    assert not (folders / "many.npz").exists()
+
+
 def test_large_sets_are_seen_in_parts(digits: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     """LSUN's millions of features fit no memory at once; only copies cannot be told without them."""
 

@@ -21,11 +21,14 @@ class FFHQ(ImageFolder):
     def __init__(self, path: str, held_out_path: str | None = None, cache: bool = True, **kwargs: Any) -> None:
         super().__init__(path, held_out_path, resolution=64, cache=cache, **kwargs)
 
-    def load(self, split: str) -> ImageSet | None:
-        """Read a split, and only that."""
+    def check_path(self) -> None:
+        """Say how to come by the images."""
         check(
             not is_missing(self.path),
             f"{self.path}: no such file: download FFHQ's images1024x1024 and make it with "
             f"`warm dataset images1024x1024 {self.path} --resolution 64`",
         )
+
+    def load(self, split: str) -> ImageSet | None:
+        """Read a split, and only that."""
         return check_rgb(super().load(split), f"{self.path}: FFHQ's images are RGB")

@@ -95,7 +95,11 @@ class ImageFolder(ImageDataModule):
     @cached_property
     def source(self) -> Source:
         """What `path` leads to, listed once."""
+        self.check_path()
         return Source.open(self.path)
+
+    def check_path(self) -> None:
+        """Raise UserError where nothing is at `path` and it is known how to come by it."""
 
     def prepare_data(self) -> None:
         """List what is at `path`, so that what is missing is said early."""

@@ -27,11 +27,14 @@ class LSUNChurch(ImageFolder):
     def __init__(self, path: str, held_out_path: str | None = None, cache: bool = False, **kwargs: Any) -> None:
         super().__init__(path, held_out_path, resolution=128, cache=cache, **kwargs)
 
-    def load(self, split: str) -> ImageSet | None:
-        """Read a split, and only that."""
+    def check_path(self) -> None:
+        """Say how to come by the images."""
         check(
             not is_missing(self.path),
             f"{self.path}: no such folder: download LSUN's church_outdoor_train_lmdb.zip, unpack it, and give the "
             "folder church_outdoor_train_lmdb",
         )
+
+    def load(self, split: str) -> ImageSet | None:
+        """Read a split, and only that."""
         return check_rgb(super().load(split), f"{self.path}: LSUN's images are RGB")

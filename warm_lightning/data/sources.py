@@ -45,6 +45,12 @@ def expand(path: str | Path) -> Path:
         raise UserError(f"{path}: {reason(error)} Give the whole path of a folder or zip of images") from error
 
 
+def known_as(path: str | Path) -> str:
+    """What tells a place from others: a file's name, wherever it is, and the whole path of a folder."""
+    path = expand(path)
+    return str(path.resolve()) if path.is_dir() else path.name
+
+
 def is_missing(path: str | Path) -> bool:
     """Whether there is nothing at a path, as far as one may know."""
     try:

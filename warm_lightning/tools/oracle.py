@@ -15,6 +15,7 @@ from torch import Tensor
 from warm_lightning import __version__
 from warm_lightning.analysis.oracle_error import dataset_error, gaussian_error
 from warm_lightning.data import ImageDataModule, ImageSet
+from warm_lightning.data.sources import known_as
 from warm_lightning.errors import UserError, check
 from warm_lightning.images import dequantise
 from warm_lightning.metrics.records import to_json
@@ -27,7 +28,7 @@ from warm_lightning.seeds import parse_seeds
 from warm_lightning.spectral import power_spectrum
 from warm_lightning.tools.configured import configured
 
-NO_MATTER = {"batch_size", "xflip", "num_workers", "cache", "prepare_data_per_node"}
+NO_MATTER = {"batch_size", "root", "xflip", "num_workers", "cache", "prepare_data_per_node"}
 """Settings of data that change no image of theirs."""
 
 
@@ -102,6 +103,7 @@ def describe(data: ImageDataModule) -> str:
     """What tells data sets apart, as JSON: the class, and the settings that choose images."""
     plain = {n: v for n, v in vars(data).items() if isinstance(v, str | int | float | None) and not n.startswith("_")}
     own = {n: v for n, v in plain.items() if n not in NO_MATTER and not hasattr(ImageDataModule, n) and v is not None}
+    own |= {n: known_as(str(own[n])) for n in ("path", "held_out_path") if n in own}
     return json.dumps({"class": type(data).__name__, **own}, sort_keys=True)
 
 

@@ -7,6 +7,7 @@ from warm_lightning.data import ImageDataModule, ImageSet
 from warm_lightning.errors import check
 from warm_lightning.lightning_cli import WarmCLI
 from warm_lightning.metrics import BATCH_SIZE, FeatureExtractor, InceptionFeatures, ScoreProtocol, measure
+from warm_lightning.metrics.reference import LARGE
 from warm_lightning.metrics.statistics import SUFFIX, to_bytes
 from warm_lightning.pictures import write_file
 from warm_lightning.tools.observing import check_out, make_observer, open_images
@@ -55,6 +56,10 @@ def reference_stats(
         extractor = extractor or scores.extractors[0]
     else:
         data, name = open_images(source), source
+    check(
+        not memorisation or len(data) <= LARGE,
+        f"--memorisation: features of {len(data):,} images are too many to store, more than {LARGE:,}: leave it out",
+    )
     observer = make_observer(extractor or InceptionFeatures(), device, batch_size)
     reference = measure(observer, data, unseen, source=name, protocol=ScoreProtocol(max_neighbours))
     write_file(Path(out), to_bytes(reference, observer, memorisation))
