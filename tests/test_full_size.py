@@ -34,22 +34,22 @@ def church_data(folder: Path, cifar10_zip: Path) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("config", "make", "batch_size", "parameters"),
+    ("config", "make", "batch_size", "parameters", "steps"),
     [
-        ("cifar10", cifar10_data, 2, 55_740_806),
-        ("cifar10_cond", cifar10_data, 2, 55_742_214),
-        ("ffhq64", ffhq_data, 1, 62_764_550),
-        ("lsun_church128", church_data, 1, 117_956_870),
+        ("cifar10", cifar10_data, 2, 55_740_806, 2),
+        ("cifar10_cond", cifar10_data, 2, 55_742_214, 1),
+        ("ffhq64", ffhq_data, 1, 62_764_550, 1),
+        ("lsun_church128", church_data, 1, 117_956_870, 1),
     ],
 )
-def test_two_steps(tmp_path, *, cifar10_zip, config, make, batch_size, parameters):
+def test_steps(tmp_path, *, cifar10_zip, config, make, batch_size, parameters, steps):
     here(
         "fit",
         f"--config={REPOSITORY / 'configs' / config}.yaml",
         f"--data.path={make(tmp_path, cifar10_zip)}",
         f"--data.batch_size={batch_size}",
         "--data.num_workers=1",
-        "--trainer.max_steps=2",
+        f"--trainer.max_steps={steps}",
         "--trainer.accelerator=cpu",
         f"--trainer.default_root_dir={tmp_path / 'run'}",
         "--scores.extractors=[Pixels]",
@@ -63,7 +63,7 @@ def test_two_steps(tmp_path, *, cifar10_zip, config, make, batch_size, parameter
     saved = read(tmp_path / "run" / "checkpoints" / "last.ckpt")
     weights = {n: w for n, w in saved["state_dict"].items() if n.startswith("network.")}
     moments = saved["optimizer_states"][0]["state"]
-    assert saved["global_step"] == 2
+    assert saved["global_step"] == steps
     assert sum(m["exp_avg"].numel() for m in moments.values()) == parameters
     assert all(torch.isfinite(w).all() for w in weights.values())
     assert json.dumps(saved[SECTION]["config"])
