@@ -6,7 +6,9 @@ import pytest
 from small import REPOSITORY
 
 from experiments.__main__ import main
+from experiments.analyses import shape
 from experiments.cells import Cell, expand
+from experiments.resolved import resolved
 from experiments.schema import Experiment, data_set, read
 from warm_lightning import load_config
 
@@ -66,6 +68,14 @@ def test_every_table_and_figure_has_a_file() -> None:
         "(Lee et al.), Table 1",
     ):
         assert any(other in source for source in sources), other
+
+
+def test_networks_are_of_the_shape_that_table_6_says() -> None:
+    table6 = read(REPOSITORY / "experiments" / "table6_counts.yaml", Experiment)
+    for cell in expand(table6, None, "paper", seeds=1):
+        (theirs,) = [e for e in table6.paper if (e["data"], e["system"]) == (cell.data, cell.labels["system"])]
+        ours = shape(resolved(cell.training)["model"]["network"]["init_args"])
+        assert ours == {name: str(theirs[name]) for name in ours}
 
 
 @pytest.mark.parametrize("path", DATA_SETS, ids=lambda path: path.stem)

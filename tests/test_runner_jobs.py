@@ -84,6 +84,10 @@ def test_wrong_files_are_errors_of_one_line(
         (["table3_bnr", "--data=digits", "--", "--trainer.max_time=00:01:00:00"], "it goes on"),
         (["table3_bnr", "--data=digits", "--", "--scores.extractors=[Pixels]"], "under set and score"),
         (["table2_lsun", "--budget=paper", "--anyway", "--", "--data.path=nowhere"], "nowhere"),
+        (
+            ["table3_bnr", "--cells=1", "--data=digits", "--", "--scores.reference_stats=none.npz"],
+            "none.npz: no such file",
+        ),
         (["table3_bnr", "--cells=1", "--budget=paper"], "days without a GPU"),
     ],
 )
