@@ -39,10 +39,10 @@ demo: setup  ## train on digits, sample and score: about 5 minutes on two CPU co
 	@echo '  events.out.tfevents…    $(BIN)/tensorboard --logdir $(DEMO)'
 
 compare: setup  ## train, sample and score every system on digits: under an hour on two CPU cores; COMPARE=full for whole chains
-	$(BIN)/python -m experiments run experiments/compare.yaml --data digits --jobs $(JOBS) $(or $(COMPARE_$(COMPARE)),$(error COMPARE is short or full)) $(ARGS)
+	$(BIN)/python -m experiments run experiments/papers/compare.yaml --data digits --jobs $(JOBS) $(or $(COMPARE_$(COMPARE)),$(error COMPARE is short or full)) $(ARGS)
 
 ablation-bnr: setup  ## the BNR sweep: on digits under 45 minutes on two CPU cores; DATA=cifar10 BUDGET=paper for the paper's
-	$(BIN)/python -m experiments run experiments/ablation_bnr.yaml --data $(or $(DATA),digits) --budget $(BUDGET) $(if $(or $(filter digits,$(or $(DATA),digits)),$(filter command,$(origin JOBS))),--jobs $(JOBS)) $(ARGS)
+	$(BIN)/python -m experiments run experiments/papers/ablation_bnr.yaml --data $(or $(DATA),digits) --budget $(BUDGET) $(if $(or $(filter digits,$(or $(DATA),digits)),$(filter command,$(origin JOBS))),--jobs $(JOBS)) $(ARGS)
 
 test: setup  ## run all tests that need no GPU, JOBS at a time (under 12 minutes on two cores)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m 'not gpu' $(ARGS)
@@ -57,10 +57,10 @@ format: setup  ## format the code and mend what ruff can
 	$(BIN)/ruff format .
 
 bench: setup  ## measure speed and memory on this machine into bench.json (some minutes)
-	$(BIN)/python -m experiments.bench --out bench.json
+	$(BIN)/python -m experiments.benchmarks.bench --out bench.json
 
 gpu-check:  ## on a machine with one GPU, no network needed: GPU tests, then MINUTES of configs/cifar10.yaml on DATA
-	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m experiments.gpu_check --minutes $(MINUTES) --data $(or $(DATA),data) --out $(OUT)
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m experiments.benchmarks.gpu_check --minutes $(MINUTES) --data $(or $(DATA),data) --out $(OUT)
 
 clean:  ## remove the virtual environment and caches, but no results
 	rm -rf $(VENV) *.egg-info .pytest_cache .mypy_cache .ruff_cache build

@@ -1,7 +1,7 @@
 """`python -m experiments`: the tables and figures of the papers, a file each.
 
     python -m experiments list
-    python -m experiments run experiments/table3_bnr.yaml --data digits --budget small --jobs 2
+    python -m experiments run experiments/papers/table3_bnr.yaml --data digits --budget small --jobs 2
 
 A run that was stopped and is started again does what is missing.
 """
@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import get_args
 
 from experiments import reproduction
+from experiments.cells import Budget
+from experiments.experiment import Experiment, read
+from experiments.identity import PAPERS
 from experiments.run import run
-from experiments.schema import FOLDER, Budget, Experiment, read
 from warm_lightning.errors import UserError
 
 
@@ -25,7 +27,7 @@ def parser() -> argparse.ArgumentParser:
     commands.add_parser("list", help="all experiments")
     commands.add_parser("reproduction", help="write docs/reproduction.md: every published number, command and cost")
     one = commands.add_parser("run", help="run one, or go on with it")
-    one.add_argument("file", help="of the experiment, such as experiments/table3_bnr.yaml, or table3_bnr")
+    one.add_argument("file", help="of the experiment, such as experiments/papers/table3_bnr.yaml, or table3_bnr")
     one.add_argument("--data", help="data set instead of the paper's: a name of experiments/data, such as digits")
     one.add_argument("--budget", choices=get_args(Budget), default="small", help="how thoroughly (default: small)")
     one.add_argument(
@@ -58,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
     options.extra = arguments[end + 1 :]
     try:
         if options.command == "list":
-            for path in sorted(FOLDER.glob("*.yaml")):
+            for path in sorted(PAPERS.glob("*.yaml")):
                 experiment = read(path, Experiment)
                 print(f"{path.stem:<32} {experiment.source}: {experiment.title}")
             return 0

@@ -5,16 +5,15 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from experiments.measures import Measure, Reading, finite, load
-from warm_lightning.tools import split_settings
+from experiments.cells import Cell
+from experiments.measures import Measure, Reading, load
+from warm_lightning.config import split_settings
+from warm_lightning.records import finite
 
-if TYPE_CHECKING:
-    from experiments.cells import Cell
 
-
-def model_and_data(cell: "Cell") -> list[str]:
+def model_and_data(cell: Cell) -> list[str]:
     """A cell's options without those of the Trainer's callbacks."""
     return split_settings(cell.sampling)[0]
 
@@ -33,10 +32,10 @@ class Description(Measure):
     makes = "describe.json"
     recipe = ("duration", "lr_ramp", "ema_half_life")
 
-    def arguments(self, cell: "Cell", folder: Path, checkpoint: Path) -> list[str]:
+    def arguments(self, cell: Cell, folder: Path, checkpoint: Path) -> list[str]:
         return ["describe", *model_and_data(cell), f"--outdir={folder}"]
 
-    def read(self, cell: "Cell", folder: Path) -> Reading:
+    def read(self, cell: Cell, folder: Path) -> Reading:
         found = load(folder / "describe.json")
         recipe = found["hyperparameters"]
         values = {"parameters (M)": found["parameters"] / 1e6}
@@ -51,7 +50,7 @@ class Description(Measure):
             return Reading(values | path, list(path), {"nfe": found["nfe"]})
         return Reading(values | path, list(values), {"nfe": found["nfe"]}, words=shape(recipe))
 
-    def pictures(self, cells: "Sequence[tuple[Cell, Path]]") -> dict[str, bytes]:
+    def pictures(self, cells: Sequence[tuple[Cell, Path]]) -> dict[str, bytes]:
         if self.of == "network":
             return {}
         from experiments.figures import paths
@@ -91,14 +90,14 @@ class Oracle(Measure):
     trains = False
     makes = "oracle.json"
 
-    def arguments(self, cell: "Cell", folder: Path, checkpoint: Path) -> list[str]:
+    def arguments(self, cell: Cell, folder: Path, checkpoint: Path) -> list[str]:
         own = [f"--limit={self.limit}", f"--ode_steps={self.ode_steps}"]
         if self.kind == "gaussian":
             which = hashlib.sha256(cell.images.encode()).hexdigest()[:10]
             own = [f"--spectrum={folder.parents[2] / f'spectrum-{cell.data}-{which}.npz'}"]
         return ["oracle", *model_and_data(cell), f"--kind={self.kind}", f"--outdir={folder}", *own]
 
-    def read(self, cell: "Cell", folder: Path) -> Reading:
+    def read(self, cell: Cell, folder: Path) -> Reading:
         found = load(folder / "oracle.json")
         shown = ["frechet", "frechet_ode"] if self.kind == "gaussian" else ["nearest_mse", "landed", "rms_ode"]
         values = {name: value for name, value in found.items() if isinstance(value, int | float) and name != "nfe"}
@@ -123,11 +122,11 @@ class Spectrum(Measure):
     makes = "spectrum.json"
     files = ("spectrum", "bnr", "targets")
 
-    def arguments(self, cell: "Cell", folder: Path, checkpoint: Path) -> list[str]:
+    def arguments(self, cell: Cell, folder: Path, checkpoint: Path) -> list[str]:
         own = [f"--tolerance={self.tolerance}", f"--bnrs={self.bnrs}", f"--noise={self.noise}"]
         return ["spectrum", *model_and_data(cell), *own, f"--outdir={folder}"]
 
-    def read(self, cell: "Cell", folder: Path) -> Reading:
+    def read(self, cell: Cell, folder: Path) -> Reading:
         found = load(folder / "spectrum.json")
         values = {name: value for name, value in found.items() if isinstance(value, int | float)}
         below = found["protocol"]["fit_below"]
@@ -135,7 +134,7 @@ class Spectrum(Measure):
         shown = ["tolerance", "fitted below λ of", "bnr", "bnr_measured", "c_at_s1", "c", "s"]
         return Reading(values, [name for name in shown if finite(values[name])])
 
-    def pictures(self, cells: "Sequence[tuple[Cell, Path]]") -> dict[str, bytes]:
+    def pictures(self, cells: Sequence[tuple[Cell, Path]]) -> dict[str, bytes]:
         titles = ("Power by frequency", "Attenuation where signal meets noise", "What a model sees and is asked for")
         return {
             f"{title}{', ' + cell.title if cell.labels else ''}": (folder / f"{file}.png").read_bytes()
@@ -156,15 +155,15 @@ class Drift(Measure):
 
     makes = "drift.json"
 
-    def calls(self, cell: "Cell", nfe: int) -> float:
+    def calls(self, cell: Cell, nfe: int) -> float:
         return 3.0 * self.num_images * nfe  # the samples, and a look at them and at true images at each level
 
-    def arguments(self, cell: "Cell", folder: Path, checkpoint: Path) -> list[str]:
+    def arguments(self, cell: Cell, folder: Path, checkpoint: Path) -> list[str]:
         count = min(self.num_images, cell.scale.images)
         where = [f"--ckpt_path={checkpoint}", f"--outdir={folder}", f"--num_images={count}"]
         return ["drift", *model_and_data(cell), *where]
 
-    def read(self, cell: "Cell", folder: Path) -> Reading:
+    def read(self, cell: Cell, folder: Path) -> Reading:
         found = load(folder / "drift.json")
         values = {f"{row['quantity']}_{row['band']}": row["rms"] for row in found["summary"]}
         main = {name: found[name] for name in ("drift", "power_drift", "residual_drift") if finite(found[name])}
@@ -176,7 +175,7 @@ class Drift(Measure):
         label = f"chance alone ({cell.title})"
         return Reading(main | values, list(main), about, {label: chance})
 
-    def pictures(self, cells: "Sequence[tuple[Cell, Path]]") -> dict[str, bytes]:
+    def pictures(self, cells: Sequence[tuple[Cell, Path]]) -> dict[str, bytes]:
         from experiments.figures import drifts
 
         apart: dict[str, list[tuple[str, dict[str, Any]]]] = {}  # by all labels but the first, which colours tell
@@ -203,15 +202,15 @@ class Bits(Measure):
 
     makes = "bits.json"
 
-    def calls(self, cell: "Cell", nfe: int) -> float:
+    def calls(self, cell: Cell, nfe: int) -> float:
         return 3.0 * 2 * self.steps * self.num_images
 
-    def arguments(self, cell: "Cell", folder: Path, checkpoint: Path) -> list[str]:
+    def arguments(self, cell: Cell, folder: Path, checkpoint: Path) -> list[str]:
         count = min(self.num_images, cell.scale.images)
         where = [f"--ckpt_path={checkpoint}", f"--outdir={folder}", f"--num_images={count}"]
         return ["bits", *model_and_data(cell), *where, f"--split={self.split}", f"--steps={self.steps}"]
 
-    def read(self, cell: "Cell", folder: Path) -> Reading:
+    def read(self, cell: Cell, folder: Path) -> Reading:
         found = load(folder / "bits.json")
         names = ("bpd", "standard_error", "excess_at_most", "prior_gap")
         protocol = found["protocol"]

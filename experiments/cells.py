@@ -3,29 +3,93 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import product
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from experiments.jobs import fingerprint
-from experiments.measures import QUIET
-from experiments.resolved import SAMPLING, around, images_file, measuring, resolved, training
-from experiments.schema import DATA, Budget, DataSet, Experiment, Point, Scale, data_set
+from experiments.identity import SAMPLING, around, fingerprint, images_file, measuring, resolved, training
 from warm_lightning.config import as_text
-from warm_lightning.errors import check
 
 CONDITIONAL = "_cond"
-OWN = ("config", "ckpt_path", "model.seed", "scores.num_images", "scores.rounds", "trainer.default_root_dir")
-"""Options of `warm` that the runner gives itself."""
+
+QUIET = "--trainer.enable_progress_bar=false"
+
 PRECISION = "--trainer.precision="
-ENDS = ("trainer.max_time", "trainer.max_steps", "trainer.max_epochs")
-"""Options with which a training would end early, and be taken for done."""
+
 OUTPUTS = ("--trainer.default_root_dir=", "--ckpt_path=", "--outdir=", "--grid=")
 """Options that say where things are, and nothing of what they are."""
 SPECTRUM = re.compile("^(--spectrum=).*/")
 """The name of this file says what it is of."""
+
+
+Settings = dict[str, Any]
+"""Dotted names of `warm fit` and values, such as model.lr: 1.0e-3."""
+Budget = Literal["smoke", "small", "paper"]
+"""smoke: does it run; small: minutes or hours, and says something; paper: the paper's own settings."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """A value of an axis that is more than one number.
+
+    Attributes:
+        overlays: files of configs/, such as method/hot, for training and sampling.
+        set: settings for training and sampling.
+        sample_overlays: files of configs/ for sampling only.
+        sample: settings for sampling only.
+        for_data: settings that this value needs on some data set, by its name.
+        sampled: names of other axes, whose values are then for sampling only: one training serves them all.
+        quick: settings unless the budget is the paper's, such as fewer steps of long chains.
+        only: the paper's data sets that have this value; none for all of them.
+    """
+
+    overlays: list[str] = field(default_factory=list)
+    set: Settings = field(default_factory=dict)
+    sample_overlays: list[str] = field(default_factory=list)
+    sample: Settings = field(default_factory=dict)
+    for_data: dict[str, Settings] = field(default_factory=dict)
+    sampled: list[str] = field(default_factory=list)
+    quick: Settings = field(default_factory=dict)
+    only: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What a budget means for a data set.
+
+    Attributes:
+        config: YAML file of model and data.
+        score: the main score's kind as `warm test` names it, with * for the number of images, such as fd*_digits.
+        set: settings for training and sampling.
+        images: samples in each round of scoring.
+        rounds: of scoring.
+        differs: what is not as in the paper, beside numbers that the report compares itself.
+    """
+
+    config: str
+    score: str
+    set: Settings = field(default_factory=dict)
+    images: int = 50_000
+    rounds: int = 1
+    differs: str = ""
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set on which experiments run, a file of experiments/data.
+
+    Attributes:
+        title: in words.
+        budgets: what each means.
+        base: name of another data set that this one is but for its settings, instead of budgets.
+        set: these settings.
+    """
+
+    title: str
+    budgets: dict[Budget, Scale] = field(default_factory=dict)
+    base: str = ""
+    set: Settings = field(default_factory=dict)
 
 
 def slug(*words: object) -> str:
@@ -136,154 +200,3 @@ def configs(base: str, overlays: Sequence[str]) -> list[str]:
 def options(settings: dict[str, Any]) -> list[str]:
     """Settings as options."""
     return [f"--{name}={as_text(value)}" for name, value in settings.items()]
-
-
-def merge(points: Sequence[Point]) -> Point:
-    """What several points set together; later ones win."""
-    for_data: dict[str, dict[str, Any]] = {}
-    for point in points:
-        for data, own in point.for_data.items():
-            for_data[data] = for_data.get(data, {}) | own
-
-    def settings(name: str) -> dict[str, Any]:
-        return {setting: value for point in points for setting, value in getattr(point, name).items()}
-
-    only = [point.only for point in points if point.only]
-    return Point(
-        overlays=[overlay for point in points for overlay in point.overlays],
-        sample_overlays=[overlay for point in points for overlay in point.sample_overlays],
-        for_data=for_data,
-        only=[data for data in only[0] if all(data in others for others in only)] if only else [],
-        set=settings("set"),
-        sample=settings("sample"),
-        quick=settings("quick"),
-    )
-
-
-def stand_in(paper: str, data: str | None) -> str:
-    """The data set that takes the place of a paper's one: with classes where both have them."""
-    if data is None:
-        return paper
-    told = data.removesuffix(CONDITIONAL) + CONDITIONAL
-    return told if paper.endswith(CONDITIONAL) and (DATA / f"{told}.yaml").is_file() else data
-
-
-def expand(
-    experiment: Experiment,
-    data: str | None,
-    budget: Budget,
-    seeds: int | None = None,
-    extra: Sequence[str] = (),
-) -> list[Cell]:
-    """The cells of an experiment, those of one training beside each other as far as the axes' order allows.
-
-    Args:
-        experiment: what to run.
-        data: the data set to run it on; the paper's where None.
-        budget: how thoroughly.
-        seeds: number of training seeds; as the experiment says where None.
-        extra: options for all calls of `warm`.
-
-    Raises:
-        UserError: there is no such data set or budget for it, or no cell.
-    """
-    check_axes(experiment)
-    check_extra(experiment, extra)
-    count = experiment.seeds.get(budget, 1) if seeds is None else seeds
-    check(count >= 1, f"--seeds {count}: there must be at least 1")
-    cells: dict[tuple[Any, ...], Cell] = {}
-    for paper, labels, point in combinations(experiment):
-        name = stand_in(paper, data)
-        known = data_set(name)
-        check(budget in known.budgets, f"--budget {budget}: {name} has {', '.join(known.budgets)}; choose one of them")
-        for seed in range(count):
-            cell = Cell(
-                labels=labels,
-                data=name,
-                data_set=known,
-                scale=known.budgets[budget],
-                budget=budget,
-                papers=(paper,),
-                seed=seed,
-                point=point,
-                extra=tuple(extra),
-            )
-            key = (name, *labels.values(), seed)
-            same = cells.get(key)
-            cells[key] = replace(cell, papers=(*same.papers, paper)) if same else cell
-    names = {cell.name: cell.labels for cell in cells.values()}
-    check(len(names) == len(cells), f"{experiment.title}: cells share the names of folders: make their labels differ")
-    check(bool(cells), f"{experiment.title}: no cells; give its axes values, or a data set that they are for")
-    return list(cells.values())
-
-
-def check_axes(experiment: Experiment) -> None:
-    """Raise UserError where something speaks of an axis that is not there."""
-    plot = experiment.plot
-    named = {name for axis in experiment.axes.values() for point in axis.points.values() for name in point.sampled}
-    named |= {name for name in (plot.x, plot.lines) if name} if plot else set()
-    strange = sorted(named - set(experiment.axes))
-    check(not strange, f"{experiment.title}: {strange[:1]} is no axis; they are {', '.join(experiment.axes) or 'none'}")
-
-
-def check_extra(experiment: Experiment, extra: Sequence[str]) -> None:
-    """Raise UserError for options of `warm` that the runner gives itself, or that would make a cell's labels false."""
-    points = [point for axis in experiment.axes.values() for point in axis.all().values()]
-    named = {name for point in points for name in (*point.set, *point.sample)} | set(OWN)
-    for option in extra:
-        name = option.removeprefix("--").partition("=")[0]
-        check(option.startswith("--") and "=" in option, f"{option}: write options of warm as --name=value")
-        check(
-            name not in ENDS,
-            f"--{name}: would end trainings before they are done; stop the runner at any time instead, and start it "
-            "again: it goes on",
-        )
-        check(
-            name != "scores.extractors",
-            "--scores.extractors: which score is shown depends on it; name both in the data set's file in "
-            "experiments/data, under set and score",
-        )
-        check(
-            name not in named,
-            f"--{name}: is what the cells of this experiment differ in, or what their files say; choose cells with "
-            "--only, samples with --num_images and --rounds, seeds with --seeds",
-        )
-
-
-def select(cells: Sequence[Cell], only: Sequence[str]) -> list[Cell]:
-    """Cells with some labels, such as BNR=0.5 or data=cifar10; several labels of one axis are alternatives.
-
-    Raises:
-        UserError: there is no such axis or no such cell.
-    """
-    wanted: dict[str, set[str]] = {}
-    known = ["data", *cells[0].labels]
-    for text in only:
-        axis, equals, label = text.partition("=")
-        check(bool(equals) and axis in known, f"--only {text}: write AXIS=LABEL; the axes are {', '.join(known)}")
-        wanted.setdefault(axis, set()).add(label)
-    labels = [{"data": cell.data, **cell.labels} for cell in cells]
-    chosen = [
-        cell
-        for cell, own in zip(cells, labels, strict=True)
-        if all(own[axis] in among for axis, among in wanted.items())
-    ]
-    check(bool(chosen), f"--only {' '.join(only)}: no cell has these labels; --plan without it lists all")
-    return chosen
-
-
-def combinations(experiment: Experiment) -> Iterator[tuple[str, dict[str, str], Point]]:
-    """Every data set of the paper with every combination of values that it has."""
-    names = ("overlays", "set", "sample", "for_data")
-    base = Point(**{name: getattr(experiment, name) for name in names})
-    axes = [[(name, label, point) for label, point in axis.all().items()] for name, axis in experiment.axes.items()]
-    for paper, chosen in product(experiment.data, product(*axes)):
-        late = {axis for _, _, point in chosen for axis in point.sampled}
-        point = merge([base, *(for_sampling(point) if name in late else point for name, _, point in chosen)])
-        if not point.only or paper in point.only:
-            yield paper, {name: label for name, label, _ in chosen}, point
-
-
-def for_sampling(point: Point) -> Point:
-    """A point whose settings are for sampling only."""
-    return replace(point, set={}, sample=point.set | point.sample)

@@ -1,15 +1,18 @@
 """Pictures over the cells of an analysis."""
 
+import io
 from collections.abc import Mapping, Sequence
 from itertools import cycle
+from pathlib import Path
 from typing import Any, Literal
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from experiments.measures import finite
-from experiments.plots import png
+from experiments.cells import Cell
+from warm_lightning.images import read_png
+from warm_lightning.records import finite
 
 STYLES: tuple[Literal["-", "--", "-.", ":"], ...] = ("-", "--", "-.", ":")
 
@@ -95,3 +98,31 @@ def drifts(found: Sequence[tuple[str, Mapping[str, Any]]]) -> bytes:
     handles = [Line2D([], [], color=tint, label=name) for (name, _), tint in tints]
     figure.legend(handles=handles, fontsize=9, loc="outside right upper")
     return png(figure)
+
+
+SHOWN = 12
+"""Samples in a row."""
+
+
+def png(figure: Figure) -> bytes:
+    """A figure as a file's content."""
+    content = io.BytesIO()
+    with mpl.rc_context({"font.size": 11}):
+        figure.savefig(content, format="png", dpi=110)
+    return content.getvalue()
+
+
+def sample_rows(cells: Sequence[tuple[Cell, Path]]) -> Figure:
+    """Images of the same seeds, a row a cell."""
+    paths = [sorted((folder / "images").glob("*.png"))[:SHOWN] for _, folder in cells]
+    columns = max(map(len, paths))
+    figure = Figure(figsize=(columns * 0.6 + 3, len(cells) * 0.62), layout="constrained")
+    grid = figure.subplots(len(cells), columns, squeeze=False)
+    for line, (cell, _), row in zip(grid, cells, paths, strict=True):
+        for axes in line:
+            axes.set_axis_off()
+        for axes, path in zip(line, row, strict=False):
+            image = read_png(path)
+            axes.imshow(image.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=255)
+        line[0].text(-0.15, 0.5, cell.title, transform=line[0].transAxes, ha="right", va="center", fontsize=9)
+    return figure

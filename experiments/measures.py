@@ -4,21 +4,17 @@ A new measure is a subclass; experiments name it in their files.
 """
 
 import json
-import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from experiments.cells import QUIET, Cell
 from warm_lightning.errors import UserError, check
-from warm_lightning.seeds import parse_seeds
+from warm_lightning.rng import parse_seeds
 
-if TYPE_CHECKING:
-    from experiments.cells import Cell
-
-QUIET = "--trainer.enable_progress_bar=false"
 COMPANIONS = ("_halves", "_gaussian", "_data")
 """Ends of the names of scores that are not the samples'."""
 
@@ -51,7 +47,7 @@ class Measure(ABC):
     """The file of results in its folder."""
 
     @abstractmethod
-    def arguments(self, cell: "Cell", folder: Path, checkpoint: Path) -> list[str]:
+    def arguments(self, cell: Cell, folder: Path, checkpoint: Path) -> list[str]:
         """The command of `warm` and its options.
 
         Args:
@@ -61,10 +57,10 @@ class Measure(ABC):
         """
 
     @abstractmethod
-    def read(self, cell: "Cell", folder: Path) -> Reading:
+    def read(self, cell: Cell, folder: Path) -> Reading:
         """What the command has found."""
 
-    def calls(self, cell: "Cell", nfe: int) -> float:
+    def calls(self, cell: Cell, nfe: int) -> float:
         """Network calls that it takes, for the plan; a backward pass counts as two.
 
         Args:
@@ -73,7 +69,7 @@ class Measure(ABC):
         """
         return 0.0
 
-    def pictures(self, cells: "Sequence[tuple[Cell, Path]]") -> dict[str, bytes]:
+    def pictures(self, cells: Sequence[tuple[Cell, Path]]) -> dict[str, bytes]:
         """PNG files over all cells, each with its folder, by their titles."""
         return {}
 
@@ -82,7 +78,7 @@ class Measure(ABC):
         """For people."""
         return type(self).__name__.lower()
 
-    def place(self, cell: "Cell") -> str:
+    def place(self, cell: Cell) -> str:
         """Of the folder with its results in a cell's."""
         return self.name
 
@@ -92,19 +88,19 @@ class Scores(Measure):
 
     makes = "scores.json"
 
-    def place(self, cell: "Cell") -> str:
+    def place(self, cell: Cell) -> str:
         return f"scores-{cell.scale.rounds}x{cell.scale.images}"  # so that more samples leave those of fewer alone
 
-    def calls(self, cell: "Cell", nfe: int) -> float:
+    def calls(self, cell: Cell, nfe: int) -> float:
         return float(cell.scale.images * cell.scale.rounds * nfe)
 
-    def arguments(self, cell: "Cell", folder: Path, checkpoint: Path) -> list[str]:
+    def arguments(self, cell: Cell, folder: Path, checkpoint: Path) -> list[str]:
         scale = cell.scale
         counts = [f"--scores.num_images={scale.images}", f"--scores.rounds={scale.rounds}"]
         where = [f"--trainer.default_root_dir={folder}", f"--ckpt_path={checkpoint}"]
         return ["test", *cell.sampling, *counts, *where, QUIET]
 
-    def read(self, cell: "Cell", folder: Path) -> Reading:
+    def read(self, cell: Cell, folder: Path) -> Reading:
         found = load(folder / "scores.json")
         protocol = found.pop("protocol")
         own = {name: value for name, value in found.items() if not name.endswith(COMPANIONS)}
@@ -151,25 +147,20 @@ class Samples(Measure):
 
     makes = "grid.png"
 
-    def calls(self, cell: "Cell", nfe: int) -> float:
+    def calls(self, cell: Cell, nfe: int) -> float:
         return float(len(parse_seeds(self.seeds)) * nfe)
 
-    def arguments(self, cell: "Cell", folder: Path, checkpoint: Path) -> list[str]:
+    def arguments(self, cell: Cell, folder: Path, checkpoint: Path) -> list[str]:
         where = [f"--ckpt_path={checkpoint}", f"--seeds={self.seeds}", f"--outdir={folder / 'images'}"]
         return ["generate", *where, f"--grid={folder / 'grid.png'}", *cell.overrides]
 
-    def read(self, cell: "Cell", folder: Path) -> Reading:
+    def read(self, cell: Cell, folder: Path) -> Reading:
         return Reading({}, about={"sample_seeds": self.seeds})
 
-    def pictures(self, cells: "Sequence[tuple[Cell, Path]]") -> dict[str, bytes]:
-        from experiments.plots import png, sample_rows
+    def pictures(self, cells: Sequence[tuple[Cell, Path]]) -> dict[str, bytes]:
+        from experiments.figures import png, sample_rows
 
         return {f"Samples of seeds {self.seeds}": png(sample_rows(cells))}
-
-
-def finite(value: Any) -> bool:
-    """Whether something is a number."""
-    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def load(path: Path) -> dict[str, Any]:

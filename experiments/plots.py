@@ -1,23 +1,14 @@
 """Pictures of results: scores with error bars and reference lines, and samples of the same seeds."""
 
-import io
 from collections.abc import Iterator, Sequence
 from math import isnan
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
+from experiments.experiment import Plot
 from experiments.results import Group, said_trainings
-from experiments.schema import Plot
-from warm_lightning.pictures import read_png
 
-if TYPE_CHECKING:
-    from experiments.cells import Cell
-
-SHOWN = 12
-"""Samples in a row."""
 FAR = 3
 """How many times above or below all scores a yardstick may be to be drawn."""
 DASHES = ("--", ":", "-.")
@@ -35,14 +26,6 @@ MEANINGS = {
     "rms_ode": ", root mean square distance to the exact ODE's samples",
 }
 """What values are, by how their names begin."""
-
-
-def png(figure: Figure) -> bytes:
-    """A figure as a file's content."""
-    content = io.BytesIO()
-    with mpl.rc_context({"font.size": 11}):
-        figure.savefig(content, format="png", dpi=110)
-    return content.getvalue()
 
 
 def numbers(labels: Sequence[str]) -> list[float] | None:
@@ -146,20 +129,4 @@ def bars(groups: Sequence[Group], plot: Plot, main: str) -> Figure:
     axes.grid(alpha=0.3, axis="x")
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=9)
-    return figure
-
-
-def sample_rows(cells: "Sequence[tuple[Cell, Path]]") -> Figure:
-    """Images of the same seeds, a row a cell."""
-    paths = [sorted((folder / "images").glob("*.png"))[:SHOWN] for _, folder in cells]
-    columns = max(map(len, paths))
-    figure = Figure(figsize=(columns * 0.6 + 3, len(cells) * 0.62), layout="constrained")
-    grid = figure.subplots(len(cells), columns, squeeze=False)
-    for line, (cell, _), row in zip(grid, cells, paths, strict=True):
-        for axes in line:
-            axes.set_axis_off()
-        for axes, path in zip(line, row, strict=False):
-            image = read_png(path)
-            axes.imshow(image.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=255)
-        line[0].text(-0.15, 0.5, cell.title, transform=line[0].transAxes, ha="right", va="center", fontsize=9)
     return figure

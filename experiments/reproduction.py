@@ -6,10 +6,11 @@ from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from experiments.cells import Cell, expand
-from experiments.costs import GPU, estimate
+from experiments.cells import Cell, Scale
+from experiments.experiment import Experiment, expand, read
+from experiments.identity import PAPERS, REPOSITORY
+from experiments.plan import GPU, estimate
 from experiments.report import number, published, render
-from experiments.schema import FOLDER, REPOSITORY, Experiment, Scale, read
 
 OUT = REPOSITORY / "docs" / "reproduction.md"
 MEASURED = REPOSITORY / "docs" / "measurements"
@@ -123,6 +124,6 @@ def write() -> Path:
     """Write docs/reproduction.md; gives its path."""
     parts = [HEAD]
     for name in TABLES:
-        parts += table(FOLDER / f"{name}.yaml")
+        parts += table(PAPERS / f"{name}.yaml")
     OUT.write_text("\n\n".join(parts) + "\n")
     return OUT

@@ -10,19 +10,16 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from experiments.analyses import Description
-from experiments.calls import Calls
-from experiments.cells import Cell, expand, select, slug
-from experiments.costs import Cost, check_affordable, estimate
-from experiments.executors import Executor, Processes, Slurm, ThisProcess, machine
-from experiments.jobs import Job
-from experiments.measures import QUIET, Measure, Scores
-from experiments.preparation import prepare
+from experiments.cells import QUIET, Cell, slug
+from experiments.experiment import Experiment, expand, read, select
+from experiments.identity import PAPERS
+from experiments.measures import Measure, Scores
+from experiments.plan import Cost, check_affordable, estimate, prepare
 from experiments.report import write
-from experiments.results import Result, collect, lines, save
-from experiments.schedule import run_all
-from experiments.schema import FOLDER, Experiment, read
+from experiments.results import Calls, Result, collect, lines, save
+from experiments.runner import Executor, Job, Processes, Slurm, ThisProcess, circumstances, run_all
 from warm_lightning.errors import UserError, check
-from warm_lightning.pictures import writable_folder
+from warm_lightning.records import writable_folder
 
 LAST = Path("checkpoints") / "last.ckpt"
 
@@ -47,7 +44,7 @@ class Work:
 def find(file: str) -> Path:
     """An experiment's file by its path, or its name alone."""
     path = Path(file)
-    return path if path.exists() or path.suffix else FOLDER / f"{file}.yaml"
+    return path if path.exists() else PAPERS / f"{path.stem}.yaml"
 
 
 def work_of(experiment: Experiment, cells: Sequence[Cell], out: Path, results: Path) -> list[Work]:
@@ -169,7 +166,7 @@ def run(options: argparse.Namespace, command: str) -> tuple[int, str]:
     at_a_time = options.jobs or (max(1, len(jobs_of(pending))) if isinstance(executor, Slurm) else 1)
     try:
         with FileLock(out / ".lock", timeout=0), calls.noted(command, bool(pending)):
-            failed = run_all(jobs_of(pending), executor, at_a_time, machine(executor), path.stem)
+            failed = run_all(jobs_of(pending), executor, at_a_time, circumstances(executor), path.stem)
     except Timeout as error:
         raise UserError(f"{out}: another run works in this folder: wait for it, or choose another --out") from error
     everything = work_of(experiment, cells, out, results)

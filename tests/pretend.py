@@ -9,8 +9,8 @@ import torch
 import yaml
 
 from experiments.__main__ import main
-from experiments.executors import Executor
-from warm_lightning.pictures import write_png
+from experiments.runner import Executor
+from warm_lightning.images import write_png
 
 GRID = {
     "title": "A grid",

@@ -19,7 +19,7 @@ def spawn(function: Callable[..., None], *arguments: Any, count: int = 2) -> Non
 
     They have the environment of the first call of a test session, but for what they set themselves.
     """
-    get_context("forkserver").set_forkserver_preload(["warm_lightning.lightning_cli", "warm_lightning.tools.score"])
+    get_context("forkserver").set_forkserver_preload(["warm_lightning.trainer_cli", "warm_lightning.commands.score"])
     mp.start_processes(function, arguments, count, start_method="forkserver")
 
 

@@ -1,6 +1,8 @@
-"""The shape of the package: who may import whom, how long files are, and that configurations fit the code."""
+"""The shape of the package and of experiments: who imports whom, and that configurations fit the code."""
 
 import ast
+from collections.abc import Mapping
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -10,77 +12,92 @@ from small import REPOSITORY
 
 from warm_lightning import load_config
 
-PACKAGE = REPOSITORY / "warm_lightning"
-
-# Left to right: each imports only what stands before it, or beside it in the same entry.
-ORDER: list[set[str]] = [
-    {"errors", "rng", "seeds", "defaults"},
-    {"types", "spectral", "images"},
-    {"processes"},
-    {"parameterizations", "losses", "preconditioning"},
-    {"targets"},
-    {"samplers", "oracles"},
-    {"restoration"},
-    {"networks", "data", "augment"},
-    {"reference"},
-    {"metrics", "interop"},
-    {"model", "checkpoints", "ema"},
-    {"pictures", "strategies"},
-    {"analysis"},
-    {"module"},
-    {"callbacks"},
-    {"lightning_cli"},
-    {"config"},
-    {"tools", "cli"},
-]
-# These know no diffusion: nothing internal but the vocabulary (and data, for the digits' features).
-FREE_OF_DIFFUSION = {"networks": set(), "data": set(), "augment": set(), "metrics": {"data"}}
-VOCABULARY = {"errors", "rng", "seeds", "types", "spectral", "images"}
+# These know no diffusion: of the rest of the package they import the vocabulary and each other as stated.
+FREE_OF_DIFFUSION = {"networks": set(), "data": set(), "augment": set(), "metrics": {"data", "distributed"}}
+VOCABULARY = {"errors", "rng", "types", "spectral", "images", "records"}
+ENTRY_POINTS = {"warm_lightning", "warm_lightning.cli", "warm_lightning.data.lmdb_walk", "experiments.__main__"}
+"""Modules that users start or import. The others are those of `STARTED`."""
+STARTED = ("warm_lightning.commands.", "experiments.benchmarks.", "experiments.studies.")
+"""Packages whose modules are commands: of `warm`, by their names, or of `python -m`."""
 
 
-def part(path: Path) -> str:
-    """The first level of a file below the package: `processes` for `processes/warm.py`."""
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+def modules() -> dict[str, Path]:
+    """The files of the package and of experiments by their dotted names."""
+    paths = [path for root in ("warm_lightning", "experiments") for path in (REPOSITORY / root).rglob("*.py")]
+    return {".".join(p.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__init__"): p for p in paths}
 
 
-def imports(path: Path) -> set[str]:
-    """The parts of the package that a file imports."""
+def imports(name: str, known: Mapping[str, Path]) -> set[str]:
+    """The modules among `known` that a module imports, at its top or inside of functions."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(known[name].read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module]
-            if node.module == "warm_lightning":
-                names = [f"warm_lightning.{alias.name}" for alias in node.names]
+            inner = {alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {path if path in known else node.module for path in inner.values()}
         elif isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        else:
-            continue
-        found |= {name.split(".")[1] for name in names if name.startswith("warm_lightning.")}
-    return found - {"__version__"}
+            found |= {alias.name for alias in node.names}
+    return (found & known.keys()) - {name}
 
 
-FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"]
+def rooms(graph: Mapping[str, set[str]]) -> dict[str, set[str]]:
+    """The same arrows between rooms: a folder or a file directly below the package or experiments is one room."""
+    found: dict[str, set[str]] = {}
+    for module, others in graph.items():
+        arrows = found.setdefault(room(module), set())
+        arrows |= {room(other) for other in others}
+    return {name: others - {name} for name, others in found.items()}
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_import_direction(path: Path) -> None:
-    place = {name: i for i, names in enumerate(ORDER) for name in names}
-    me = part(path)
-    for other in imports(path) - {me}:
-        assert place[other] <= place[me], f"{me} imports {other}, which comes after it"
-        if me in FREE_OF_DIFFUSION:
-            assert other in VOCABULARY | FREE_OF_DIFFUSION[me], f"{me} must not know {other}"
+def room(module: str) -> str:
+    return ".".join(module.split(".")[:2])
 
 
-def test_the_package_knows_no_experiment() -> None:
-    for path in FILES:
-        assert "experiments" not in {n.split(".")[0] for n in path.read_text().split() if n.startswith("experiments")}
+def floors(graph: Mapping[str, set[str]]) -> list[set[str]]:
+    """The modules from the ground up: each imports from lower floors only.
+
+    Raises:
+        CycleError: there is a circle, so that some arrow runs back up whatever the floors are.
+    """
+    sorter = TopologicalSorter(graph)
+    sorter.prepare()
+    found = []
+    while sorter.is_active():
+        floor = set(sorter.get_ready())
+        sorter.done(*floor)
+        found.append(floor)
+    return found
 
 
-@pytest.mark.parametrize("folder", ["warm_lightning", "experiments", "tests"])
-def test_files_are_short(folder: str) -> None:
-    long = {str(p): n for p in (REPOSITORY / folder).rglob("*.py") if (n := len(p.read_text().splitlines())) > 300}
-    assert not long
+GRAPH = {name: imports(name, modules()) for name in modules()}
+
+
+def test_files_import_without_a_circle() -> None:
+    assert len(floors(GRAPH)) > 5
+
+
+def test_rooms_import_downwards_only() -> None:
+    # The package first, then experiments: nothing in the package knows an experiment.
+    height = {name: i for i, floor in enumerate(floors(rooms(GRAPH))) for name in floor}
+    assert height["warm_lightning.types"] < height["warm_lightning.processes"] < height["warm_lightning.samplers"]
+    assert height["warm_lightning.model"] < height["warm_lightning.module"] < height["warm_lightning.callbacks"]
+    package = [name for name in GRAPH if name.startswith("warm_lightning")]
+    assert not [(name, other) for name in package for other in GRAPH[name] if other.startswith("experiments")]
+
+
+def test_every_module_is_used() -> None:
+    imported = set().union(*GRAPH.values())
+    packages = {name.rpartition(".")[0] for name in GRAPH}
+    unused = {name for name in GRAPH if name not in imported | ENTRY_POINTS | packages}
+    assert not {name for name in unused if not name.startswith(STARTED)}
+
+
+@pytest.mark.parametrize("name", FREE_OF_DIFFUSION)
+def test_parts_that_know_no_diffusion(name: str) -> None:
+    allowed = VOCABULARY | FREE_OF_DIFFUSION[name] | {name}
+    members = [module for module in GRAPH if room(module) == f"warm_lightning.{name}"]
+    assert members
+    for module in members:
+        assert {room(other).rpartition(".")[2] for other in GRAPH[module]} <= allowed, module
 
 
 CONFIGS = sorted((REPOSITORY / "configs").glob("*.yaml"))

@@ -12,11 +12,12 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from PIL import Image
 from small import DIGITS, REPOSITORY, SMALL, here
 
-from warm_lightning import __version__, lightning_cli, load_config
+from warm_lightning import __version__, load_config
+from warm_lightning import trainer_cli as lightning_cli
 from warm_lightning.cli import main
+from warm_lightning.config import split_settings
 from warm_lightning.errors import UserError
-from warm_lightning.seeds import parse_seeds
-from warm_lightning.tools import split_settings
+from warm_lightning.rng import parse_seeds
 
 
 @pytest.fixture(scope="module")

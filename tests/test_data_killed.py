@@ -16,10 +16,10 @@ from small import command, environment, here
 from torch.utils.data import Dataset
 
 from warm_lightning.cli import main
+from warm_lightning.commands.dataset import living, whole_file
 from warm_lightning.data import ImageFolder
-from warm_lightning.data.loader import Loader
+from warm_lightning.data.stream import Loader
 from warm_lightning.errors import UserError
-from warm_lightning.tools.dataset import living, whole_file
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,9 @@ from PIL import ExifTags, Image
 from small import here
 
 from warm_lightning.cli import LONGEST, main
-from warm_lightning.data import FFHQ, ImageFolder, LSUNChurch, decode, layout
-from warm_lightning.data.lmdb_reader import LMDBReader
+from warm_lightning.data import FFHQ, ImageFolder, LSUNChurch, decode
+from warm_lightning.data import listing as layout
+from warm_lightning.data.readers import LMDBReader
 
 
 @pytest.fixture(params=["folder", "zip"])

@@ -14,10 +14,10 @@ from warm_lightning import load_config
 from warm_lightning.analysis import figures
 from warm_lightning.analysis.description import describe_trained, forward_flops
 from warm_lightning.cli import main
-from warm_lightning.networks.blocks import AttentionBlock
+from warm_lightning.commands.describe import summary, table
+from warm_lightning.networks.layers import AttentionBlock
 from warm_lightning.processes import RandomBNR, Warm
 from warm_lightning.rng import BatchDraws
-from warm_lightning.tools.describe import summary, table
 
 CONFIGS = REPOSITORY / "configs"
 FULL = [path.stem for path in sorted(CONFIGS.glob("*.yaml"))]

@@ -14,8 +14,7 @@ from small import AUGMENTED, PLAIN, SMALL, command, environment, here, warm
 
 from warm_lightning import load_checkpoint
 from warm_lightning.checkpoints import read
-from warm_lightning.images import quantise
-from warm_lightning.pictures import read_png
+from warm_lightning.images import quantise, read_png
 
 STEPS, BATCH = 60, 64
 

@@ -15,13 +15,13 @@ from snapshots import Persistent, blocks, reference_state, tree, write
 
 from warm_lightning import load_checkpoint
 from warm_lightning.checkpoints import SECTION, read
+from warm_lightning.commands.convert_edm import convert_edm
 from warm_lightning.errors import UserError
 from warm_lightning.interop.edm import FAMILIES
 from warm_lightning.interop.edm_snapshot import architecture, read_snapshot
 from warm_lightning.module import DiffusionModule
 from warm_lightning.parameterizations import Denoiser
 from warm_lightning.processes import Hot
-from warm_lightning.tools.convert_edm import convert_edm
 from warm_lightning.types import Level
 
 

@@ -8,15 +8,16 @@ import pytest
 import torch
 from small import DIGITS, REPOSITORY
 
-from experiments.schema import Experiment, read
+from experiments.experiment import Experiment, read
 from warm_lightning import load_config
 from warm_lightning.data import ImageDataModule
+from warm_lightning.data.image_set import all_images
 from warm_lightning.data.stream import StoredOrder, TrainingStream
 from warm_lightning.module import DiffusionModule
-from warm_lightning.reference import Others, all_images
 from warm_lightning.rng import BatchDraws, SeedStreams
+from warm_lightning.targets import Others
 
-COMPARE = read(REPOSITORY / "experiments" / "compare.yaml", Experiment)
+COMPARE = read(REPOSITORY / "experiments" / "papers" / "compare.yaml", Experiment)
 OVERLAYS = {path.stem: path for path in sorted((REPOSITORY / "configs" / "method").glob("*.yaml"))}
 SAME_TRAINING = {"edm_es": "hot", "ddim": "ddpm", "param_d": "warm"}
 """Overlays that differ in sampling only, or not at all."""

@@ -7,12 +7,12 @@ from small import REPOSITORY
 
 from experiments.__main__ import main
 from experiments.analyses import shape
-from experiments.cells import Cell, expand
-from experiments.resolved import resolved
-from experiments.schema import Experiment, data_set, read
+from experiments.cells import Cell
+from experiments.experiment import Experiment, data_set, expand, read
+from experiments.identity import resolved
 from warm_lightning import load_config
 
-FILES = sorted((REPOSITORY / "experiments").glob("*.yaml"))
+FILES = sorted((REPOSITORY / "experiments" / "papers").glob("*.yaml"))
 DATA_SETS = sorted((REPOSITORY / "experiments" / "data").glob("*.yaml"))
 # The networks' sizes are no matter here, and take seconds to make.
 SMALL = {"model.network.model_channels": 8, "model.network.num_blocks": 1, "model.network.attn_resolutions": []}
@@ -71,7 +71,7 @@ def test_every_table_and_figure_has_a_file() -> None:
 
 
 def test_networks_are_of_the_shape_that_table_6_says() -> None:
-    table6 = read(REPOSITORY / "experiments" / "table6_counts.yaml", Experiment)
+    table6 = read(REPOSITORY / "experiments" / "papers" / "table6_counts.yaml", Experiment)
     for cell in expand(table6, None, "paper", seeds=1):
         (theirs,) = [e for e in table6.paper if (e["data"], e["system"]) == (cell.data, cell.labels["system"])]
         ours = shape(resolved(cell.training)["model"]["network"]["init_args"])

@@ -13,11 +13,12 @@ from image_files import encode, store
 from PIL import Image
 from small import REPOSITORY
 
-from experiments import bench, gpu_check, machine
-from experiments.solvers import distances
-from experiments.training_step import TrainingStep
+from experiments.benchmarks import bench, gpu_check
+from experiments.benchmarks import timing as machine
+from experiments.benchmarks.training_step import TrainingStep
+from experiments.studies.solvers import distances
 from warm_lightning import load_config
-from warm_lightning.networks.blocks import AttentionBlock
+from warm_lightning.networks.layers import AttentionBlock
 from warm_lightning.samplers import Heun, PowerGrid, Sampler
 
 CIFAR10 = REPOSITORY / "configs" / "cifar10.yaml"

@@ -12,8 +12,8 @@ from scipy.linalg import sqrtm
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from warm_lightning.metrics.frechet import Moments, Normal, frechet_distance
-from warm_lightning.metrics.parallel import total
+from warm_lightning.distributed import total
+from warm_lightning.metrics.distances import Moments, Normal, frechet_distance
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:

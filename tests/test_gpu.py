@@ -18,15 +18,16 @@ from torch import Tensor
 
 from warm_lightning import load_config
 from warm_lightning.data import ImageSet
+from warm_lightning.data.image_set import all_images
 from warm_lightning.data.stream import TrainingStream
 from warm_lightning.images import quantise
 from warm_lightning.metrics import Observer, Pixels, Scores, measure
 from warm_lightning.module import DiffusionModule
 from warm_lightning.networks import DDPMpp
-from warm_lightning.reference import Others, all_images
 from warm_lightning.rng import BatchDraws, SeedStreams
 from warm_lightning.samplers import Heun, PowerGrid, Sampler
 from warm_lightning.spectral import dct, frequencies, idct, log_blur_mask
+from warm_lightning.targets import Others
 from warm_lightning.types import Batch, Level
 
 DEVICE = os.environ.get("WARM_TEST_DEVICE", "cuda")

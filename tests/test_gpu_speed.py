@@ -9,8 +9,8 @@ import torch
 from small import DIGITS
 from torch import Tensor, nn
 
-from experiments import gpu_speed
-from experiments.training_step import TrainingStep
+from experiments.benchmarks import gpu_speed
+from experiments.benchmarks.training_step import TrainingStep
 from warm_lightning.augment import Augmentation, NonLeaky
 from warm_lightning.data.stream import TrainingStream
 from warm_lightning.errors import UserError

@@ -9,14 +9,14 @@ import torch
 from small import DIGITS, REPOSITORY
 
 from warm_lightning import load_config
+from warm_lightning.callbacks.samples import trajectory
 from warm_lightning.errors import UserError
 from warm_lightning.model import check_grid
 from warm_lightning.module import DiffusionModule
 from warm_lightning.parameterizations import Epsilon, LessBlurred
-from warm_lightning.pictures import trajectory
 from warm_lightning.processes import IHDM, CosineSchedule, LinearSchedule, LogRate, SoftDiffusion, VariancePreserving
-from warm_lightning.reference import Others
 from warm_lightning.samplers import EvenGrid
+from warm_lightning.targets import Others
 
 METHODS = REPOSITORY / "configs" / "method"
 

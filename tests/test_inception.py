@@ -16,7 +16,7 @@ from torch import nn
 
 from warm_lightning.errors import UserError
 from warm_lightning.metrics import InceptionFeatures, Observer, Reference, Scores
-from warm_lightning.metrics.frechet import Normal
+from warm_lightning.metrics.distances import Normal
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,14 @@ import pytest
 import torch
 from scipy.spatial.distance import pdist
 
-from warm_lightning.networks.embeddings import FourierEmbedding, PositionalEmbedding, embed_levels
-from warm_lightning.networks.layers import DownConv2d, UpConv2d, dropout
+from warm_lightning.networks.layers import (
+    DownConv2d,
+    FourierEmbedding,
+    PositionalEmbedding,
+    UpConv2d,
+    dropout,
+    embed_levels,
+)
 from warm_lightning.preconditioning import EDMPreconditioning
 from warm_lightning.types import Level
 

@@ -14,9 +14,8 @@ from image_files import RNG, chw, encode, photographs, pixels, refused, store_lm
 from PIL import Image
 
 from warm_lightning.data import FFHQ, ImageFolder, LSUNChurch
-from warm_lightning.data.lmdb_reader import LMDBReader
-from warm_lightning.data.loader import Loader
-from warm_lightning.data.stream import StoredOrder
+from warm_lightning.data.readers import LMDBReader
+from warm_lightning.data.stream import Loader, StoredOrder
 from warm_lightning.errors import UserError
 
 

@@ -11,13 +11,18 @@ from torchmetrics.image.kid import KernelInceptionDistance
 
 from warm_lightning.data import Digits, ImageSet
 from warm_lightning.images import quantise
-from warm_lightning.metrics import gaussian, neighbours
-from warm_lightning.metrics import kernel_distance as kernel_distance_module
-from warm_lightning.metrics.gaussian import moment_matched
-from warm_lightning.metrics.inception_score import InceptionScore
-from warm_lightning.metrics.kernel_distance import kernel_distance
-from warm_lightning.metrics.neighbours import memorisation, precision_recall, unseen_distance
-from warm_lightning.metrics.records import tensors_hash, to_json
+from warm_lightning.metrics import distances as kernel_distance_module
+from warm_lightning.metrics import distances as neighbours
+from warm_lightning.metrics import reference as gaussian
+from warm_lightning.metrics.distances import (
+    InceptionScore,
+    kernel_distance,
+    memorisation,
+    precision_recall,
+    unseen_distance,
+)
+from warm_lightning.metrics.reference import moment_matched
+from warm_lightning.records import tensors_hash, to_json
 from warm_lightning.rng import key
 
 

@@ -13,11 +13,10 @@ from warm_lightning import load_checkpoint, load_config
 from warm_lightning.checkpoints import FORMAT_VERSION, read
 from warm_lightning.ema import EMA
 from warm_lightning.errors import UserError
-from warm_lightning.images import dequantise
+from warm_lightning.images import dequantise, read_png
 from warm_lightning.model import one_hot
 from warm_lightning.module import DiffusionModule
 from warm_lightning.networks import DDPMpp
-from warm_lightning.pictures import read_png
 from warm_lightning.rng import BatchDraws
 from warm_lightning.spectral import dct, frequencies, idct
 from warm_lightning.types import Batch

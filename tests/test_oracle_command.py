@@ -14,9 +14,9 @@ from truths import digits, final_variance, gains_at
 from warm_lightning.analysis.oracle_error import FinerGrid, dataset_error, gaussian_error, spread
 from warm_lightning.cli import main
 from warm_lightning.data import Digits
+from warm_lightning.data.image_set import random_order
 from warm_lightning.errors import UserError
 from warm_lightning.images import dequantise
-from warm_lightning.metrics.reference import random_order
 from warm_lightning.oracles import GaussianOracle
 from warm_lightning.processes import (
     IHDM,
@@ -47,7 +47,7 @@ from warm_lightning.samplers import (
     Sampler,
     StepRule,
 )
-from warm_lightning.samplers.loop import Belief
+from warm_lightning.samplers.sampler import Belief
 from warm_lightning.spectral import dct, frequencies, power_spectrum
 from warm_lightning.types import Estimate, Estimator, Level
 

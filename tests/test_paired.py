@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from warm_lightning.metrics.frechet import Normal, frechet_distance
+from warm_lightning.metrics.distances import Normal, frechet_distance
 from warm_lightning.metrics.paired import paired_frechet, paired_rounds, too_few
 
 F = 4

@@ -14,7 +14,7 @@ from small import REPOSITORY, SMALL, here
 from warm_lightning import load_config
 from warm_lightning.checkpoints import read
 from warm_lightning.cli import TOOLS, TRAINER_COMMANDS
-from warm_lightning.pictures import write_png
+from warm_lightning.images import write_png
 from warm_lightning.spectral import frequencies
 
 README = (REPOSITORY / "README.md").read_text()

@@ -9,10 +9,9 @@ from small import REPOSITORY
 
 from experiments import reproduction
 from experiments.__main__ import parser
-from experiments.cells import check_extra, expand, select
+from experiments.experiment import PAPERS, Experiment, check_extra, expand, read, select
 from experiments.report import published
 from experiments.reproduction import TABLES
-from experiments.schema import FOLDER, Experiment, read
 
 PAGE = (REPOSITORY / "docs" / "reproduction.md").read_text()
 ROWS = [
@@ -24,7 +23,7 @@ ROWS = [
 
 @pytest.mark.parametrize("name", TABLES)
 def test_rows_and_commands_are_of_the_same_cells(name: str) -> None:
-    experiment = read(FOLDER / f"{name}.yaml", Experiment)
+    experiment = read(PAPERS / f"{name}.yaml", Experiment)
     cells = expand(experiment, None, "paper", seeds=1)
     mine = [row for row in ROWS if f"run {name} " in row[4]]
     assert len(mine) == len(cells)

@@ -9,7 +9,7 @@ from torch import Tensor
 from warm_lightning.data import Digits
 from warm_lightning.errors import UserError
 from warm_lightning.images import dequantise
-from warm_lightning.metrics.fidelity import fidelity, ssim_window
+from warm_lightning.metrics.inception import fidelity, ssim_window
 from warm_lightning.oracles import DatasetOracle, GaussianOracle
 from warm_lightning.processes import (
     IHDM,
@@ -30,8 +30,7 @@ from warm_lightning.processes import (
     VariancePreserving,
     Warm,
 )
-from warm_lightning.processes.locate import find_level
-from warm_lightning.restoration import Start, find_start, observe, restore
+from warm_lightning.restoration import Start, find_level, find_start, observe, restore
 from warm_lightning.rng import SeedStreams
 from warm_lightning.samplers import Euler, EvenGrid, Grid, Multistep, PowerGrid, Sampler
 from warm_lightning.spectral import dct, frequencies, idct, power_spectrum

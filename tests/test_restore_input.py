@@ -8,10 +8,10 @@ from PIL import Image
 from small import REPOSITORY, SMALL, here
 
 from warm_lightning.cli import main
+from warm_lightning.commands.degraded_images import open_pictures
+from warm_lightning.commands.restore import check_places
 from warm_lightning.data import Digits
 from warm_lightning.errors import UserError
-from warm_lightning.tools.degraded import open_pictures
-from warm_lightning.tools.restore import check_places
 
 
 @pytest.mark.parametrize(

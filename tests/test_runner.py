@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 from pretend import GRID, Pretend, report, rows, start
 
-from experiments.cells import expand
+from experiments.experiment import Experiment, expand, parse
 from experiments.measures import main_scores
-from experiments.schema import Experiment, parse
 
 
 def test_trainings_are_shared_and_done_work_is_kept(tmp_path: Path, pretend: Pretend) -> None:

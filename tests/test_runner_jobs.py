@@ -12,10 +12,7 @@ import yaml
 from pretend import GRID, Pretend
 
 from experiments.__main__ import main
-from experiments.executors import Processes, Slurm, taken
-from experiments.jobs import Job
-from experiments.restartable import Restartable
-from experiments.schedule import run_all
+from experiments.runner import Job, Processes, Restartable, Slurm, run_all, taken
 from warm_lightning.errors import UserError
 
 

@@ -9,12 +9,11 @@ from pretend import GRID, Pretend, report, rows, start
 from small import DIGITS
 
 from experiments import cells
-from experiments.calls import Calls
-from experiments.cells import expand
-from experiments.jobs import Job
-from experiments.resolved import resolved
+from experiments.experiment import FOLDER, Experiment, data_set, expand, parse, read
+from experiments.identity import resolved
+from experiments.results import Calls
 from experiments.run import work_of
-from experiments.schema import FOLDER, Experiment, data_set, parse, read
+from experiments.runner import Job
 
 PICTURES = {**GRID, "measures": ["Scores", {"class_path": "Samples", "init_args": {"seeds": "0"}}]}
 

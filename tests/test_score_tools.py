@@ -13,9 +13,9 @@ from small import DIGITS
 from warm_lightning import metrics
 from warm_lightning.cli import main
 from warm_lightning.data import Digits, ImageSet
+from warm_lightning.images import write_png
 from warm_lightning.metrics import DigitsFeatures, Observer, Pixels, Scores, measure
-from warm_lightning.metrics.frechet import Normal, frechet_distance
-from warm_lightning.pictures import write_png
+from warm_lightning.metrics.distances import Normal, frechet_distance
 
 PIXELS = ["--extractor=Pixels", "--device=cpu"]
 
@@ -197,7 +197,7 @@ def test_what_cannot_be_stored_is_said_before_anything_is_measured(
     folders: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(folders)
-    monkeypatch.setattr("warm_lightning.tools.reference_stats.LARGE", 299)
+    monkeypatch.setattr("warm_lightning.commands.reference_stats.LARGE", 299)
     assert main(["reference-stats", "data", "many.npz", "--memorisation=true", *PIXELS]) == 2
     assert "300 images are too many" in capsys.readouterr().err
     assert not (folders / "many.npz").exists()

@@ -17,10 +17,10 @@ from warm_lightning.cli import main
 from warm_lightning.data import Digits
 from warm_lightning.errors import UserError
 from warm_lightning.metrics import Observer, Pixels, Reference, Scores
-from warm_lightning.metrics.frechet import Normal
-from warm_lightning.metrics.records import tensors_hash
+from warm_lightning.metrics.distances import Normal
 from warm_lightning.model import TestPlan as Plan  # not a test, whatever pytest thinks of its name
 from warm_lightning.module import DiffusionModule
+from warm_lightning.records import tensors_hash
 
 
 @pytest.mark.parametrize("option", ["limit_test_batches=0.5", "fast_dev_run=true"])

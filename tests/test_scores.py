@@ -26,7 +26,7 @@ from warm_lightning.metrics import (
     summarise_rounds,
 )
 from warm_lightning.metrics.digits import cache_path
-from warm_lightning.metrics.neighbours import precision_recall
+from warm_lightning.metrics.distances import precision_recall
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -12,11 +12,10 @@ from torch import Tensor
 from warm_lightning import load_checkpoint, load_config
 from warm_lightning.checkpoints import EMA, FORMAT_VERSION, LEARNED, SECTION, part, read, write
 from warm_lightning.cli import main
-from warm_lightning.images import quantise
+from warm_lightning.data.image_set import all_images
+from warm_lightning.images import quantise, read_png
 from warm_lightning.interop.exported import read_folder
 from warm_lightning.module import DiffusionModule
-from warm_lightning.pictures import read_png
-from warm_lightning.reference import all_images
 
 METHODS = REPOSITORY / "configs" / "method"
 CHAIN = {"sampler.grid.init_args.steps": 8}
@@ -75,7 +74,7 @@ def test_fresh_noise_is_drawn_on_the_way(name: str, monkeypatch: pytest.MonkeyPa
     """Not so, the test above would show nothing of it."""
     before = images(name, [0])
     monkeypatch.setattr("warm_lightning.samplers.rules.fresh_noise", lambda draws, like: 0 * like)
-    monkeypatch.setattr("warm_lightning.samplers.loop.fresh_noise", lambda draws, like: 0 * like)
+    monkeypatch.setattr("warm_lightning.samplers.sampler.fresh_noise", lambda draws, like: 0 * like)
     assert not torch.equal(images(name, [0]), before)
 
 

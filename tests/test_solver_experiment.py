@@ -1,4 +1,4 @@
-"""`experiments.solvers`: that it measures what it says, from images or checkpoints to tables."""
+"""`experiments.studies.solvers`: that it measures what it says, from images or checkpoints to tables."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,8 @@ import torch
 from image_files import encode, store
 from small import SMALL, here
 
-from experiments import solvers, trained_solvers
+from experiments.studies import solvers
+from experiments.studies import solvers as trained_solvers
 from warm_lightning import load_checkpoint
 from warm_lightning.checkpoints import SECTION
 from warm_lightning.data import Digits

@@ -11,7 +11,7 @@ from scipy.integrate import quad
 from spectra import level, power_law
 from torch import Tensor
 
-from experiments.solvers import distances
+from experiments.studies.solvers import distances
 from warm_lightning.data import CIFAR10
 from warm_lightning.errors import UserError
 from warm_lightning.images import dequantise

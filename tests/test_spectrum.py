@@ -7,12 +7,20 @@ import pytest
 import torch
 from scipy.fft import dctn
 
-from experiments.jpeg_spectrum import CORRELATION, fields
+from experiments.studies.jpeg_spectrum import CORRELATION, fields
 from warm_lightning.analysis import power_law
 from warm_lightning.analysis import spectrum as analysis
 from warm_lightning.analysis.power_law import attenuation_rows, crossings, fit_row, measured_rows
-from warm_lightning.analysis.spectrum import Measured, compare_rows, differing_bands, measure, ring_means, spectrum_rows
-from warm_lightning.analysis.target_spectra import target_pictures, target_rows
+from warm_lightning.analysis.spectrum import (
+    Measured,
+    compare_rows,
+    differing_bands,
+    measure,
+    ring_means,
+    spectrum_rows,
+    target_pictures,
+    target_rows,
+)
 from warm_lightning.data import ImageSet
 from warm_lightning.images import dequantise, quantise
 from warm_lightning.processes import PowerLaw

@@ -1,4 +1,4 @@
-"""`warm spectrum` as a command, and `experiments.jpeg_spectrum`."""
+"""`warm spectrum` as a command, and `experiments.studies.jpeg_spectrum`."""
 
 import json
 import math
@@ -11,11 +11,10 @@ from PIL import Image
 from scipy.fft import dctn
 from small import DIGITS, REPOSITORY, here
 
-from experiments import jpeg_spectrum
+from experiments.studies import jpeg_spectrum
 from warm_lightning.cli import main
 from warm_lightning.data import Digits
-from warm_lightning.images import quantise
-from warm_lightning.pictures import write_png
+from warm_lightning.images import quantise, write_png
 from warm_lightning.spectral import frequencies, idct
 
 

@@ -22,7 +22,7 @@ from warm_lightning.metrics import (
     measure,
     read_statistics,
 )
-from warm_lightning.metrics.statistics import to_bytes
+from warm_lightning.metrics.reference_file import to_bytes
 
 plain = ImageSet.without_classes
 

@@ -17,10 +17,9 @@ from warm_lightning.images import dequantise
 from warm_lightning.module import DiffusionModule
 from warm_lightning.oracles import DatasetOracle
 from warm_lightning.processes import BlurringDiffusion, Hot, PFGMpp, Process, Warm
-from warm_lightning.reference import Others
 from warm_lightning.rng import BatchDraws
 from warm_lightning.spectral import dct, idct
-from warm_lightning.targets import StableTarget
+from warm_lightning.targets import Others, StableTarget
 from warm_lightning.types import Batch, Estimate
 
 COUNT = 60

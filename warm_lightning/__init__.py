@@ -1,12 +1,13 @@
 """Diffusion models that blur as well as add noise: Warm Diffusion and its rivals on PyTorch Lightning."""
 
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
-
-__version__ = "0.1.0"
-__all__ = ["load_checkpoint", "load_config"]
 
 if TYPE_CHECKING:
     from warm_lightning.config import load_checkpoint, load_config
+
+__version__ = version("warm-lightning")
+__all__ = ["load_checkpoint", "load_config"]
 
 
 def __getattr__(name: str) -> Any:

@@ -15,10 +15,10 @@ import lightning
 import torch
 from torch import Tensor
 
-from warm_lightning import __version__
 from warm_lightning.errors import UserError, check
 from warm_lightning.interop.exported import is_exported, read_folder
 from warm_lightning.networks.base import Network
+from warm_lightning.records import PACKAGE_VERSION
 
 SECTION = "warm_lightning"
 FORMAT_VERSION = 3
@@ -89,7 +89,7 @@ def _migrated(path: Path, section: dict[str, Any]) -> dict[str, Any]:
     version: Any = section.get("format_version")
     check(
         isinstance(version, int) and version in {FORMAT_VERSION, *MIGRATIONS},
-        f"{path}: has checkpoint format {version}, this version ({__version__}) reads 1 to {FORMAT_VERSION}; use "
+        f"{path}: has checkpoint format {version}, this version ({PACKAGE_VERSION}) reads 1 to {FORMAT_VERSION}; use "
         f"the version that wrote it ({section.get('package_version', 'unknown')})",
     )
     while version != FORMAT_VERSION:
@@ -116,7 +116,12 @@ def write(path: Path, state_dict: Mapping[str, Tensor], section: Mapping[str, An
         UserError: see `check_new`; or the file cannot be written.
     """
     check_new(path)
-    own = {"format_version": FORMAT_VERSION, "package_version": __version__, "nonfinite_gradients": 0, "learned": {}}
+    own = {
+        "format_version": FORMAT_VERSION,
+        "package_version": PACKAGE_VERSION,
+        "nonfinite_gradients": 0,
+        "learned": {},
+    }
     unfinished = path.with_name(f".{path.name}.unfinished")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

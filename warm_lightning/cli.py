@@ -81,10 +81,10 @@ def one_line(message: str) -> str:
 def run(command: str, arguments: list[str]) -> int:
     """Import what a command needs and run it."""
     if command in TRAINER_COMMANDS:
-        from warm_lightning.lightning_cli import run_trainer
+        from warm_lightning.trainer_cli import run_trainer
 
         return run_trainer(command, arguments)
-    from warm_lightning.tools import run_tool
+    from warm_lightning.commands import run_tool
 
     return run_tool(command, arguments)
 

@@ -9,10 +9,10 @@ from lightning import LightningModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from warm_lightning import __version__
 from warm_lightning.augment import Augmentation
 from warm_lightning.checkpoints import FORMAT_VERSION, SECTION, check_same_model, start_from
 from warm_lightning.data import ImageDataModule
+from warm_lightning.data.image_set import all_images
 from warm_lightning.defaults import default
 from warm_lightning.ema import EMA
 from warm_lightning.errors import check
@@ -23,12 +23,12 @@ from warm_lightning.networks.base import Network
 from warm_lightning.parameterizations import DenoiseDeblur, Parameterization
 from warm_lightning.preconditioning import EDMPreconditioning, Preconditioning
 from warm_lightning.processes import Process, Warm
-from warm_lightning.reference import Others, all_images
+from warm_lightning.records import PACKAGE_VERSION
 from warm_lightning.rng import BatchDraws, Draws, SeedStreams, key
 from warm_lightning.samplers import Sampler
 from warm_lightning.spectral import dct, idct
 from warm_lightning.strategies import check_strategy, gathered, local, shard
-from warm_lightning.targets import Target
+from warm_lightning.targets import Others, Target
 from warm_lightning.types import Batch, Estimate
 
 
@@ -276,7 +276,7 @@ class DiffusionModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[SECTION] = {
             "format_version": FORMAT_VERSION,
-            "package_version": __version__,
+            "package_version": PACKAGE_VERSION,
             "config": self.config,
             "images_seen": self.images_seen,
             "nonfinite_gradients": self.nonfinite_gradients,

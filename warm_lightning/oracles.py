@@ -8,10 +8,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from warm_lightning.parameterizations import Parameterization
+from warm_lightning.errors import check
+from warm_lightning.parameterizations import Parameterization, consistent
 from warm_lightning.preconditioning import Preconditioning
 from warm_lightning.processes import Process
-from warm_lightning.targets import consistent, posterior_mean
+from warm_lightning.spectral import full_precision
 from warm_lightning.types import Estimate, Estimator, Gains, Level
 
 
@@ -95,3 +96,34 @@ class DisagreeingOracle:
         noise = torch.randn(truth.shape, generator=self.generator, dtype=u.dtype)
         c_out = self.preconditioning(level).out.unsqueeze(1)
         return self.parameterization.estimate(truth + self.errors * c_out * noise, u, gains)
+
+
+def posterior_mean(
+    u: Tensor, candidates: Tensor, process: Process, gains: Gains, allowed: Tensor | None = None
+) -> Tensor:
+    """E[u0 | u] if u0 is one of some images, all equally likely: their mean, weighted by the density of the noise.
+
+    Args:
+        u: coefficients [B, C, H, W].
+        candidates: u0 of the images, [N, C, H, W].
+        process: the law of the noise.
+        gains: at the level of each u.
+        allowed: whether an image is a candidate for a u, [B, N]; all are if not given.
+
+    Returns:
+        [B, C, H, W].
+
+    Raises:
+        UserError: where there is no noise.
+    """
+    check(bool((gains.noise > 0).all()), "a process without noise has no posterior: choose another model.target")
+    whitened = (u / gains.noise).flatten(1)
+    slope = (gains.signal / gains.noise).expand_as(u).flatten(1)
+    flat = candidates.flatten(1)
+    with full_precision(u.device):
+        # ‖(u - A u0)/B‖² multiplied out: two matrix products instead of an image for each pair.
+        squares = slope.square() @ flat.square().T - 2 * (slope * whitened) @ flat.T + whitened.square().sum(1, True)
+        logits = process.log_density(squares.clamp(min=0), flat.shape[1])
+        if allowed is not None:
+            logits = logits.masked_fill(~allowed, -torch.inf)
+        return (torch.softmax(logits, dim=1) @ flat).view_as(u)

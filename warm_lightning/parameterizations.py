@@ -158,3 +158,8 @@ class LessBlurred(Parameterization):
         )
         assert gains.ahead is not None
         return gains.ahead
+
+
+def consistent(clean: Tensor, u: Tensor, gains: Gains) -> Estimate:
+    """The estimate of somebody whose two beliefs agree: A∘clean + B∘noise = u."""
+    return Estimate(clean, implied_noise(gains.signal * clean, u, gains))

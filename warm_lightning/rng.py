@@ -4,11 +4,14 @@ Training draws are keyed by (seed, images seen) and sampling draws by the image'
 """
 
 import hashlib
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+
+from warm_lightning.errors import UserError, check
 
 
 def key(seed: int, *names: int | str) -> int:
@@ -103,3 +106,20 @@ class SeedStreams(Draws):
 
     def _each(self, draw: Callable[[torch.Generator], Tensor]) -> Tensor:
         return torch.stack([draw(generator) for generator in self.generators]).to(self.device)
+
+
+def parse_seeds(text: str) -> list[int]:
+    """ "0-3,7" → [0, 1, 2, 3, 7].
+
+    Raises:
+        UserError: for anything but non-negative numbers and rising ranges, separated by commas.
+    """
+    seeds: list[int] = []
+    for part in str(text).split(","):
+        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
+        if not match:
+            raise UserError(f"seeds {text!r}: write numbers and ranges separated by commas, such as 0-63 or 1,5,8-11")
+        first, last = int(match[1]), int(match[2] or match[1])
+        check(first <= last, f"seeds {text!r}: the range {part.strip()} runs backwards; write {last}-{first}")
+        seeds.extend(range(first, last + 1))
+    return seeds

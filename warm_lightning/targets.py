@@ -5,47 +5,16 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from warm_lightning.data import ImageDataModule
+from warm_lightning.data.stream import TrainingStream
 from warm_lightning.errors import check
-from warm_lightning.parameterizations import implied_noise
+from warm_lightning.images import dequantise
+from warm_lightning.oracles import posterior_mean
+from warm_lightning.parameterizations import consistent
 from warm_lightning.processes import Process
-from warm_lightning.spectral import full_precision
-from warm_lightning.types import Estimate, Gains
-
-
-def consistent(clean: Tensor, u: Tensor, gains: Gains) -> Estimate:
-    """The estimate of somebody whose two beliefs agree: A∘clean + B∘noise = u."""
-    return Estimate(clean, implied_noise(gains.signal * clean, u, gains))
-
-
-def posterior_mean(
-    u: Tensor, candidates: Tensor, process: Process, gains: Gains, allowed: Tensor | None = None
-) -> Tensor:
-    """E[u0 | u] if u0 is one of some images, all equally likely: their mean, weighted by the density of the noise.
-
-    Args:
-        u: coefficients [B, C, H, W].
-        candidates: u0 of the images, [N, C, H, W].
-        process: the law of the noise.
-        gains: at the level of each u.
-        allowed: whether an image is a candidate for a u, [B, N]; all are if not given.
-
-    Returns:
-        [B, C, H, W].
-
-    Raises:
-        UserError: where there is no noise.
-    """
-    check(bool((gains.noise > 0).all()), "a process without noise has no posterior: choose another model.target")
-    whitened = (u / gains.noise).flatten(1)
-    slope = (gains.signal / gains.noise).expand_as(u).flatten(1)
-    flat = candidates.flatten(1)
-    with full_precision(u.device):
-        # ‖(u - A u0)/B‖² multiplied out: two matrix products instead of an image for each pair.
-        squares = slope.square() @ flat.square().T - 2 * (slope * whitened) @ flat.T + whitened.square().sum(1, True)
-        logits = process.log_density(squares.clamp(min=0), flat.shape[1])
-        if allowed is not None:
-            logits = logits.masked_fill(~allowed, -torch.inf)
-        return (torch.softmax(logits, dim=1) @ flat).view_as(u)
+from warm_lightning.rng import BatchDraws
+from warm_lightning.spectral import dct
+from warm_lightning.types import Batch, Estimate, Gains
 
 
 class Target(ABC):
@@ -94,3 +63,43 @@ class StableTarget(Target):
         own = torch.eye(len(u), dtype=torch.bool, device=u.device)
         candidates, known = torch.cat([truth.clean, others]), torch.cat([own, allowed], dim=1)
         return consistent(posterior_mean(u, candidates, process, gains, known), u, gains)
+
+
+class Others:
+    """Other training images for the images of a batch, and which of them the network could take them for.
+
+    They are drawn for the whole step, so that they do not depend on how many devices share it.
+
+    Args:
+        data: where the batch comes from.
+        seed: the training seed.
+        count: how many others there are to be; all there are, if they are fewer.
+
+    Raises:
+        UserError: the images are not in memory.
+    """
+
+    def __init__(self, data: ImageDataModule, seed: int, count: int) -> None:
+        images = data.train_images()
+        check(
+            isinstance(images.images, Tensor),
+            f"model.target needs {count} images beside each batch, which cannot be decoded so fast: set data.cache",
+        )
+        self.stream = TrainingStream(images, seed, data.xflip)
+        self.count = count
+
+    def __call__(
+        self, batch: Batch, draws: BatchDraws, class_labels: Tensor | None, augment_labels: Tensor | None, like: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The others as coefficients in the dtype and on the device of `like`, [N, C, H, W], and whether an image of
+        the batch may be one of them for all that the network is told: class and augmentation, [b, N]."""
+        entries = draws.common_order(self.stream.length)[: self.count].cpu()
+        images, classes = self.stream.take(entries)
+        own = self.stream.entries(batch.positions.cpu())
+        allowed = (own[:, None] != entries).to(like.device)
+        if augment_labels is not None:
+            allowed &= (augment_labels == 0).all(1, keepdim=True)
+        if class_labels is not None:
+            same = class_labels[:, classes.to(like.device)] > 0
+            allowed &= same | (class_labels == 0).all(1, keepdim=True)
+        return dct(dequantise(images.to(like.device), like.dtype)), allowed

@@ -19,7 +19,7 @@ from warm_lightning.errors import check
 from warm_lightning.processes import Process
 from warm_lightning.rng import Draws
 from warm_lightning.samplers import Sampler
-from warm_lightning.samplers.loop import Watch
+from warm_lightning.samplers.sampler import Watch
 from warm_lightning.spectral import dct, frequencies
 from warm_lightning.types import Estimate, Estimator, Level
 

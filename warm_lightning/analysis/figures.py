@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from warm_lightning.errors import check
-from warm_lightning.pictures import write_file
+from warm_lightning.records import write_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -28,8 +28,6 @@ BANDS = ("low", "mid", "high")
 
 
 # ---------------------------------------------------------------------- normal data
-
-
 @dataclass(frozen=True)
 class Spread:
     """The law of samples that are linear in normal draws, frequency by frequency.
@@ -159,8 +157,6 @@ def gaussian_error(spectrum: Tensor, process: Process, sampler: Sampler) -> dict
 
 
 # ---------------------------------------------------------------------- data that are images
-
-
 class FinerGrid(Grid):
     """The levels of another grid with evenly spaced clock readings between them.
 

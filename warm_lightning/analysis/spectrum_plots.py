@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+
 Rows = Sequence[dict[str, Any]]
 POWER = "variance of DCT coefficients (images in [−1, 1])"
 BOX = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.5}

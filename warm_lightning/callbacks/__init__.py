@@ -1,11 +1,9 @@
 """What runs beside training: log, pictures, scores, checkpoints, progress."""
 
 from warm_lightning.callbacks.checkpoints import Checkpoints
-from warm_lightning.callbacks.interrupt import Interrupt
-from warm_lightning.callbacks.log import TrainingLog
 from warm_lightning.callbacks.posthoc import PostHocEMA
-from warm_lightning.callbacks.progress import ImageProgressBar
 from warm_lightning.callbacks.samples import SampleGrid
 from warm_lightning.callbacks.scores import ScoreSamples
+from warm_lightning.callbacks.training import ImageProgressBar, Interrupt, TrainingLog
 
 __all__ = ["Checkpoints", "ImageProgressBar", "Interrupt", "PostHocEMA", "SampleGrid", "ScoreSamples", "TrainingLog"]

@@ -6,7 +6,7 @@ from typing import Any
 from lightning import Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
-from warm_lightning.callbacks.every import check_every, due
+from warm_lightning.callbacks.training import check_every, due
 from warm_lightning.errors import check
 from warm_lightning.module import DiffusionModule
 

@@ -11,11 +11,11 @@ from lightning.pytorch.trainer.states import TrainerFn
 from safetensors.torch import save
 from torch import nn
 
-from warm_lightning.callbacks.every import check_every, due
+from warm_lightning.callbacks.training import check_every, due
 from warm_lightning.ema import PowerEMA
 from warm_lightning.errors import check
 from warm_lightning.module import DiffusionModule
-from warm_lightning.pictures import write_file
+from warm_lightning.records import write_file
 from warm_lightning.strategies import gathered
 
 FOLDER = "posthoc"

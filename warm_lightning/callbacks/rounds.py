@@ -8,12 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from warm_lightning import __version__
 from warm_lightning.metrics import Scores
-from warm_lightning.metrics.records import tensors_hash, to_json
 from warm_lightning.model import Weights
 from warm_lightning.module import DiffusionModule
-from warm_lightning.pictures import write_file
+from warm_lightning.records import PACKAGE_VERSION, tensors_hash, to_json, write_file
 
 FILE = "rounds.json"
 NONFINITE = "nonfinite_images"  # among a round's values: how many of its images have pixels that are no numbers
@@ -101,7 +99,7 @@ def conditions(
     """
     config = module.config or {}
     return {
-        "package_version": __version__,
+        "package_version": PACKAGE_VERSION,
         "weights": weights,
         "weights (sha256)": weights_hash(module, weights),
         "learned (sha256)": tensors_hash((module.process.learned or {}).items()),

@@ -1,21 +1,25 @@
 """Grids of samples while training."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
 
-from warm_lightning.callbacks.every import check_every, due
+from warm_lightning.callbacks.training import check_every, due
 from warm_lightning.errors import check
-from warm_lightning.images import quantise
-from warm_lightning.model import Weights
+from warm_lightning.images import grid, quantise, write_png
+from warm_lightning.model import DiffusionModel, Weights
 from warm_lightning.module import DiffusionModule
-from warm_lightning.pictures import grid, trajectory, write_png
-from warm_lightning.seeds import parse_seeds
+from warm_lightning.rng import parse_seeds
+from warm_lightning.samplers import Sampler, clean_view
+from warm_lightning.spectral import idct
 from warm_lightning.strategies import check_unsharded
+from warm_lightning.types import Level
 
 
 class SampleGrid(Callback):
@@ -81,3 +85,34 @@ class SampleGrid(Callback):
             for logger in trainer.loggers:
                 if isinstance(logger, TensorBoardLogger):
                     logger.experiment.add_image(f"{name}/{self.weights}", picture, pl_module.images_seen)
+
+
+def trajectory(model: DiffusionModel, sampler: Sampler, seeds: Sequence[int], columns: int = 10) -> Tensor:
+    """From noise to image: for each seed a row of states, scaled to unit noise, over a row of views of the image.
+
+    The views are x̂0 = D + R, from one network call of their own at each level shown.
+
+    Returns:
+        One picture, uint8 [3, height, width].
+    """
+    shown = torch.linspace(0, len(sampler.grid.clocks()) - 1, columns).round().unique().long().tolist()
+    states: list[Tensor] = []
+    views: list[Tensor] = []
+    met = 0
+
+    def watch(u: Tensor, level: Level) -> None:
+        nonlocal met
+        met += 1
+        if met - 1 not in shown:
+            return
+        spread = model.process.scale(level) * (1 + level.beta.square()).sqrt()
+        states.append(idct(u) / spread.to(u))
+        if model.process.ends(level):
+            views.append(idct(u))
+        else:
+            estimate = model.estimate(u, level)
+            views.append(idct(clean_view(u, estimate, model.process.gains(level, u))))
+
+    model.sample(sampler, seeds, watch=watch)
+    rows = [torch.stack(frames, dim=1) for frames in (states, views)]  # [B, columns, C, H, W]
+    return grid(quantise(torch.stack(rows, dim=1).flatten(0, 2)).cpu(), columns=len(shown))

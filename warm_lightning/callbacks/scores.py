@@ -8,10 +8,10 @@ from lightning import Callback, Trainer
 from torch import Tensor
 from tqdm import tqdm
 
-from warm_lightning import __version__
-from warm_lightning.callbacks.every import check_every, due
 from warm_lightning.callbacks.rounds import FILE, NONFINITE, Rounds, conditions
+from warm_lightning.callbacks.training import check_every, due
 from warm_lightning.data import ImageDataModule
+from warm_lightning.distributed import total
 from warm_lightning.errors import check
 from warm_lightning.images import quantise
 from warm_lightning.metrics import (
@@ -26,11 +26,9 @@ from warm_lightning.metrics import (
     read_statistics,
     summarise_rounds,
 )
-from warm_lightning.metrics.parallel import total
-from warm_lightning.metrics.records import to_json
 from warm_lightning.model import TestPlan, Weights
 from warm_lightning.module import DiffusionModule
-from warm_lightning.pictures import write_file
+from warm_lightning.records import provenance, to_json, write_file
 from warm_lightning.strategies import check_unsharded
 
 RESULTS = "scores.json"
@@ -292,8 +290,6 @@ class ScoreSamples(Callback):
             "extractors": [scores.describe(self.num_images) for scores in self.scores],
             "reference": [scores.reference.source for scores in self.scores],
             "precision": str(trainer.precision),
-            "device": pl_module.device.type,
             "config": pl_module.config,
-            "package_version": __version__,
-            "torch_version": torch.__version__,
+            **provenance(pl_module.device.type),
         }

@@ -1,11 +1,23 @@
 """Which reader a path is for."""
 
 import stat
+from dataclasses import dataclass
 from pathlib import Path
 
-from warm_lightning.data.cifar_archive import CIFARArchive, holds_cifar
-from warm_lightning.data.lmdb_reader import DATA_FILE, LMDBReader
-from warm_lightning.data.readers import FolderReader, Reader, ZipReader, cannot_read, reason
+from warm_lightning.data.decode import AS_IT_IS, Framing
+from warm_lightning.data.image_set import ImageSet, read_images, store_images
+from warm_lightning.data.listing import Listing, list_images
+from warm_lightning.data.readers import (
+    DATA_FILE,
+    CIFARArchive,
+    FolderReader,
+    LMDBReader,
+    Reader,
+    ZipReader,
+    cannot_read,
+    holds_cifar,
+    reason,
+)
 from warm_lightning.errors import UserError
 
 
@@ -66,3 +78,43 @@ def _folder(path: Path) -> Reader:
     if (path / DATA_FILE).is_file():
         return LMDBReader(path)
     return CIFARArchive(path) if holds_cifar(path) else FolderReader(path)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Somewhere that images are, and which: listing them may take long."""
+
+    reader: Reader
+    splits: dict[str, Listing]
+
+    @classmethod
+    def open(cls, path: str | Path, classes: tuple[str, ...] | None = None) -> "Source":
+        """The source at a path, with the classes named or its own. Raises as `open_reader` and `list_images` do."""
+        reader = open_reader(path)
+        return cls(reader, list_images(reader, classes))
+
+    def read(
+        self, split: str, resolution: int | None = None, *, cache: bool = True, lmdb_framing: Framing = AS_IT_IS
+    ) -> ImageSet | None:
+        """Read a split; None for a held-out split that does not exist.
+
+        Args:
+            split: "train" or "held_out".
+            resolution: height and width that the images must have; None for any.
+            cache: whether to read all images into memory, instead of each when it is asked for.
+            lmdb_framing: what is done to the images of an LMDB.
+
+        Raises:
+            UserError: see `read_images`.
+        """
+        listing = self.splits.get(split)
+        if listing is None:
+            return None
+        framing = lmdb_framing if isinstance(self.reader, LMDBReader) else AS_IT_IS
+        read = read_images if cache else store_images
+        return ImageSet(read(self.reader, listing.names, resolution, framing), listing.labels, listing.class_names)
+
+
+def read_split(path: str | Path, split: str, *, cache: bool = True) -> ImageSet | None:
+    """Read a split of the source at a path. Raises as `Source.open` and `Source.read` do."""
+    return Source.open(path).read(split, cache=cache)

@@ -6,15 +6,20 @@ a pure function of the seed and N, so it can be entered at any position, and the
 of devices only decides who takes which positions.
 """
 
+import os
+import threading
+import time
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from itertools import count
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from warm_lightning.data.image_set import ImageSet
+from warm_lightning.errors import UserError
 from warm_lightning.rng import key
 from warm_lightning.types import Batch
 
@@ -104,3 +109,61 @@ def strided_batches(length: int, micro_batch: int, rank: int = 0, world_size: in
     """Batches of every `world_size`-th index in 0 … length − 1, from `rank`; the last may be short."""
     mine = range(rank, length, world_size)
     return [mine[i : i + micro_batch] for i in range(0, len(mine), micro_batch)]
+
+
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Loader(DataLoader):
+    """A DataLoader that hands out the items of its data set as they are, without collating them.
+
+    A `UserError` in a worker is raised in the training process as itself: PyTorch would raise one whose message
+    is the worker's traceback. Workers end with the process that has started them, however that ends.
+
+    Args:
+        dataset: what makes the items.
+        **kwargs: those of `DataLoader`.
+    """
+
+    def __init__(self, dataset: Dataset, **kwargs: Any) -> None:
+        generator = torch.Generator()  # or it would draw from the global one
+        super().__init__(
+            _Outcomes(dataset), batch_size=None, generator=generator, worker_init_fn=end_with_parent, **kwargs
+        )
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # PyTorch promises one of its own classes
+        for outcome in super().__iter__():
+            if isinstance(outcome, UserError):
+                raise outcome
+            yield outcome
+
+
+def end_with_parent(worker: int) -> None:
+    """End this process within a second of its parent's end.
+
+    PyTorch's workers look for their parent too, but then wait for ever to hand over what they have made.
+    """
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+class _Outcomes(Dataset[T_co | UserError]):
+    """Items of a data set, or the error that came instead."""
+
+    def __init__(self, dataset: Dataset[T_co]) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, index: Any) -> T_co | UserError:
+        try:
+            return self.dataset[index]
+        except UserError as error:
+            return error
+        except MemoryError as error:
+            message = "the memory is full: use fewer workers (num_workers, --workers) or smaller images"
+            return UserError(f"{message} ({error})" if str(error) else message)

@@ -26,7 +26,7 @@ from warm_lightning.interop.pickles import (
     rebuild_tensor,
     storage_from_bytes,
 )
-from warm_lightning.networks.blocks import EDM
+from warm_lightning.networks.layers import EDM
 
 NUMBERS = ("f8", "f4", "i8", "i4", "b1")
 NAME = r"\w{1,64}"

@@ -216,8 +216,6 @@ def dictionary(items: Any = ()) -> dict[str | int, Any]:
 
 
 # ---------------------------------------------------------------------- tensors
-
-
 @dataclass(frozen=True)
 class Storage:
     """Memory that tensors are views of, as a flat tensor."""

@@ -1,13 +1,18 @@
 """How good generated images are: Fréchet and kernel distances, class scores, precision and recall, memorisation."""
 
 from warm_lightning.metrics.digits import DigitsFeatures
-from warm_lightning.metrics.extraction import BATCH_SIZE, Observer
-from warm_lightning.metrics.extractors import FeatureExtractor, ImportedFeatures, Pixels, TorchScriptFeatures
+from warm_lightning.metrics.features import (
+    BATCH_SIZE,
+    FeatureExtractor,
+    ImportedFeatures,
+    Observer,
+    Pixels,
+    TorchScriptFeatures,
+)
 from warm_lightning.metrics.inception import InceptionFeatures
 from warm_lightning.metrics.reference import NEIGHBOURS, Reference, ScoreProtocol, measure
-from warm_lightning.metrics.scores import Scores
-from warm_lightning.metrics.statistics import read_statistics
-from warm_lightning.metrics.table import summarise_rounds
+from warm_lightning.metrics.reference_file import read_statistics
+from warm_lightning.metrics.scores import Scores, summarise_rounds
 
 __all__ = [
     "BATCH_SIZE",

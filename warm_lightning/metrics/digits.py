@@ -13,10 +13,10 @@ from uuid import uuid4
 import torch
 from torch import Tensor, nn
 
+from warm_lightning.distributed import progress
 from warm_lightning.errors import UserError, check
 from warm_lightning.images import dequantise
-from warm_lightning.metrics.extractors import FeatureExtractor
-from warm_lightning.metrics.progress import progress
+from warm_lightning.metrics.features import FeatureExtractor
 
 VERSION = 1  # of the recipe below: another recipe is another score
 SEED = 0

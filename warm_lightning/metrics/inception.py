@@ -9,10 +9,51 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
+from warm_lightning.distributed import place
 from warm_lightning.errors import UserError, check
-from warm_lightning.metrics.extractors import FeatureExtractor, file_hash
-from warm_lightning.metrics.parallel import place
+from warm_lightning.metrics.features import FeatureExtractor
+from warm_lightning.records import file_hash
+
+SIGMA, WINDOW = 1.5, 11
+
+
+def ssim_window(size: int) -> tuple[int, float]:
+    """Width and standard deviation in pixels of SSIM's Gaussian window for images of a size.
+
+    11 and 1.5 as published (Wang et al. 2004); smaller images get the largest odd width that fits, in proportion.
+    """
+    width = min(WINDOW, size - 1 + size % 2)
+    return width, SIGMA * width / WINDOW
+
+
+def fidelity(images: Tensor, truth: Tensor) -> dict[str, Tensor]:
+    """PSNR in decibels and SSIM of each image, [B]; PSNR is infinite for an image without error.
+
+    Args:
+        images: uint8 [B, C, H, W], what a file holds.
+        truth: likewise.
+    """
+    pair = images.double(), truth.double()
+    _, sigma = ssim_window(min(images.shape[-2:]))
+    return {
+        "psnr": peak_signal_noise_ratio(*pair, data_range=255.0, reduction="none", dim=(1, 2, 3)),
+        "ssim": torch.atleast_1d(
+            structural_similarity_index_measure(*pair, sigma=sigma, data_range=255.0, reduction="none")
+        ),
+    }
+
+
+def describe(size: int) -> dict[str, str]:
+    """The measures in words, for images of a size."""
+    width, sigma = ssim_window(size)
+    return {
+        "psnr": "decibels, mean over images; of uint8 images with a range of 255",
+        "ssim": f"mean over images; of uint8 images with a range of 255, in a Gaussian window of {width} pixels with "
+        f"standard deviation {sigma:.3g}",
+    }
+
 
 VARIABLE = "WARM_INCEPTION_WEIGHTS"
 

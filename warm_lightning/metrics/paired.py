@@ -9,7 +9,7 @@ import torch
 from scipy.stats import t as student
 from torch import Tensor
 
-from warm_lightning.metrics.frechet import Moments, Normal, frechet_distance
+from warm_lightning.metrics.distances import Moments, Normal, frechet_distance
 
 BLOCKS = 20
 CONFIDENCE = 0.95

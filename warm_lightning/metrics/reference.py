@@ -1,22 +1,155 @@
 """What samples are scored against: a data set as its features, with what halves of it and a Gaussian get."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+from torchmetrics.utilities.distributed import gather_all_tensors
 
 from warm_lightning.data import ImageSet
+from warm_lightning.data.image_set import random_order
+from warm_lightning.distributed import place, progress
 from warm_lightning.errors import check
-from warm_lightning.metrics.extraction import Observer
-from warm_lightning.metrics.frechet import Normal, frechet_distance
-from warm_lightning.metrics.gaussian import moment_matched
-from warm_lightning.metrics.kernel_distance import kernel_distance
-from warm_lightning.metrics.neighbours import memorisation, precision_recall, unseen_distance
-from warm_lightning.metrics.summary import Summary, summarise, whole_and_halves
+from warm_lightning.images import dequantise, quantise
+from warm_lightning.metrics.distances import (
+    InceptionScore,
+    Moments,
+    Normal,
+    frechet_distance,
+    kernel_distance,
+    memorisation,
+    precision_recall,
+    unseen_distance,
+)
+from warm_lightning.metrics.features import Observer
 from warm_lightning.rng import key
 from warm_lightning.spectral import full_precision
+
+CHUNK = 4096  # images whose features are in float64 at once
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A set of images as the scores see it.
+
+    Attributes:
+        count: number of images.
+        normal: mean and covariance of their features.
+        class_scores: "is" and, with several splits, "is_split_std"; empty where the extractor has no classes.
+        features: float32 [min(count, limit), F], of the first images.
+    """
+
+    count: int
+    normal: Normal
+    class_scores: dict[str, float]
+    features: Tensor
+
+
+class Summariser:
+    """Makes a `Summary` from a stream of images' features.
+
+    Args:
+        num_features: F.
+        num_classes: K; 0 where there are no logits.
+        splits: of the images, for the class score.
+        limit: of how many images, over all devices, to keep the features.
+        device: where the features come from.
+        over_devices: whether each device has its own part of the images, as opposed to all of them. Then
+            `compute` must be called on all devices, and `device` be one that they communicate from.
+    """
+
+    def __init__(
+        self, num_features: int, num_classes: int, splits: int, limit: int, device: torch.device, over_devices: bool
+    ) -> None:
+        self.moments = Moments(num_features, sync_on_compute=over_devices).to(device)
+        self.classes = None
+        if num_classes:
+            self.classes = InceptionScore(num_classes, splits, sync_on_compute=over_devices).to(device)
+        self.limit = limit
+        self.rank, self.world_size = place() if over_devices else (0, 1)
+        self.empty = torch.empty(0, num_features, device=device)
+        self.no_logits = torch.empty(0, num_classes, device=device)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all images."""
+        self.kept = [self.empty]
+        self.seen = 0
+        # An update with no image, because torchmetrics warns of devices that have not been given any.
+        self.moments.reset()
+        self.moments.update(self.empty)
+        if self.classes is not None:
+            self.classes.reset()
+            self.classes.update(self.no_logits, torch.arange(0))
+
+    def update(self, features: Tensor, logits: Tensor | None) -> None:
+        """Take in features [B, F] and logits [B, K]; of W devices, device r has images r, r + W, r + 2W, …"""
+        for part in features.split(CHUNK):
+            self.moments.update(part)
+        if self.classes is not None and logits is not None:
+            mine = torch.arange(self.seen, self.seen + len(logits))
+            self.classes.update(logits, mine * self.world_size + self.rank)
+        room = self.limit - self.seen
+        if room > 0:
+            self.kept.append(features[:room])
+        self.seen += len(features)
+
+    def compute(self) -> Summary:
+        """The summary of all images; at least 2."""
+        mean, covariance, count = self.moments.compute()
+        normal = Normal(torch.atleast_1d(mean), torch.atleast_2d(covariance))  # torchmetrics squeezes [1, 1]
+        scores = {}
+        if self.classes is not None:
+            score, spread = self.classes.compute()
+            scores = {"is": score} if spread is None else {"is": score, "is_split_std": spread}
+        return Summary(int(count), normal, scores, self._first_features())
+
+    def _first_features(self) -> Tensor:
+        mine = torch.cat(self.kept)
+        if self.world_size == 1:
+            return mine
+        parts = gather_all_tensors(mine)
+        # Image i is on device i mod W: taking turns restores the order, and the first are the same for any W.
+        turns = [torch.arange(len(part)) * len(parts) + rank for rank, part in enumerate(parts)]
+        order = torch.cat(turns).argsort()[: self.limit]
+        return torch.cat(parts)[order.to(mine.device)]
+
+
+def whole_and_halves(
+    parts: Iterable[tuple[Tensor, Tensor | None]], count: int, splits: int, limit: int
+) -> tuple[Summary, Summary, Summary]:
+    """Summaries of a set of `count` images, and of its first and second half, which have no class scores.
+
+    Args:
+        parts: features and logits of some of them after the other.
+        count: ≥ 4.
+        splits: as `Summariser`'s.
+        limit: as `Summariser`'s.
+    """
+    seen = 0
+    summarisers: list[Summariser] = []
+    for features, logits in parts:
+        if not summarisers:
+            classes = 0 if logits is None else logits.shape[1]
+            size, device = features.shape[1], features.device
+            summarisers = [Summariser(size, k, splits, limit, device, over_devices=False) for k in (classes, 0, 0)]
+        cut = max(0, count // 2 - seen)
+        for summariser, its in zip(summarisers, (features, features[:cut], features[cut:]), strict=True):
+            summariser.update(its, logits if summariser is summarisers[0] else None)
+        seen += len(features)
+    whole, first, second = (summariser.compute() for summariser in summarisers)
+    return whole, first, second
+
+
+def summarise(features: Tensor, logits: Tensor | None, splits: int, limit: int) -> Summary:
+    """The summary of a set of images that is all here; see `Summariser`."""
+    num_classes = 0 if logits is None else logits.shape[1]
+    summariser = Summariser(features.shape[1], num_classes, splits, limit, features.device, over_devices=False)
+    summariser.update(features, logits)
+    return summariser.compute()
+
 
 LARGE = 1 << 18
 """Images whose features are kept all, which are 2 GB of Inception's; LSUN-bedroom has three million."""
@@ -172,11 +305,6 @@ def measure(
     return whole
 
 
-def random_order(count: int, seed: int) -> Tensor:
-    """An order of `count` images, int64, that is random but the same each time."""
-    return torch.randperm(count, generator=torch.Generator().manual_seed(key(seed, "order")))
-
-
 def _reference(
     features: Tensor | None,
     summary: Summary,
@@ -197,3 +325,34 @@ def _reference(
         None if features is None else unseen_distance(features, unseen, len(summary.features)),
         shape=shape,
     )
+
+
+DRAWN_AT_ONCE = 1024  # images at once
+
+
+def moment_matched(images: ImageSet, count: int, seed: int = 0, device: torch.device | str = "cpu") -> Tensor:
+    """Draws from N(mean, covariance) of the pixels of some images, quantised.
+
+    A draw is the mean plus a combination of the centred images with independent normal weights of variance
+    1/(N − 1). That has exactly the covariance of the data, at any resolution: no D×D matrix is formed, which
+    for 128×128 RGB would take 19 GB. The draws themselves are held once as float32 and once as uint8.
+
+    Args:
+        images: N ≥ 2 of them, read twice.
+        count: number of draws.
+        seed: the draws are a function of it and of `images`.
+        device: where to compute.
+
+    Returns:
+        uint8 [count, C, H, W], on the CPU.
+    """
+    generator = torch.Generator().manual_seed(key(seed, "gaussian"))  # on the CPU: the same on every device
+    chunks = torch.arange(len(images)).split(DRAWN_AT_ONCE)
+    sums = [images.take(chunk).flatten(1).double().sum(dim=0) for chunk in progress(chunks, "mean image")]
+    mean = dequantise(torch.stack(sums).sum(dim=0) / len(images), torch.float64).float().to(device)
+    draws = mean.repeat(count, 1)
+    for chunk in progress(chunks, "moment-matched Gaussian"):
+        weights = torch.randn(count, len(chunk), generator=generator).to(device)
+        pixels = dequantise(images.take(chunk).flatten(1)).to(device)
+        draws.addmm_(weights, pixels - mean, alpha=(len(images) - 1) ** -0.5)
+    return torch.cat([quantise(part).cpu() for part in draws.split(DRAWN_AT_ONCE)]).unflatten(1, images.shape)

@@ -5,7 +5,9 @@ et al. 2022 (EDM). Feature maps are [B, C, H, W].
 """
 
 import math
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -124,3 +126,168 @@ class GroupNorm(nn.GroupNorm):
             f"model_channels a multiple of 4, and of 32 above 128",
         )
         super().__init__(groups, channels, eps=1e-6)
+
+
+class Embedding(nn.Module, ABC):
+    """[sin, cos] of a scalar at `channels`/2 frequencies; a subclass says which.
+
+    Phases reach hundreds of radians, so they are computed in float32 or in the scalar's own dtype,
+    whichever is more precise, even in a half-precision network.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        check(
+            channels >= 4 and channels % 2 == 0,
+            f"an embedding needs an even number of channels, at least 4, not {channels}: set model_channels",
+        )
+        self.channels = channels
+
+    @abstractmethod
+    def angular_frequencies(self, c: Tensor) -> Tensor:
+        """Radians per unit of the scalar; [channels/2] in the dtype and on the device of `c`."""
+
+    def forward(self, c: Tensor) -> Tensor:
+        """[B] → [B, channels], in float32 or better."""
+        c = c.to(torch.promote_types(c.dtype, torch.float32))
+        phase = c[:, None] * self.angular_frequencies(c)
+        return torch.cat([phase.sin(), phase.cos()], dim=1)
+
+
+class PositionalEmbedding(Embedding):
+    """Frequencies from 1 down to 1/10000, both included, evenly spaced in their logarithm (DDPM++)."""
+
+    def angular_frequencies(self, c: Tensor) -> Tensor:
+        half = self.channels // 2
+        exponent = torch.arange(half, dtype=c.dtype, device=c.device) / (half - 1)
+        return (1 / 10000) ** exponent
+
+
+class FourierEmbedding(Embedding):
+    """Random frequencies 2π·16·N(0, 1), drawn once and never trained (NCSN++; Tancik et al. 2020)."""
+
+    freqs: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.register_buffer("freqs", 16 * torch.randn(channels // 2))
+
+    def angular_frequencies(self, c: Tensor) -> Tensor:
+        return 2 * math.pi * self.freqs.to(c.dtype)
+
+
+def embed_levels(embedding: Embedding, c_noise: Tensor, c_blur: Tensor | None) -> Tensor:
+    """The two-signal conditioning of Warm Diffusion (Fig. 7) without parameters: [B], [B] → [B, channels].
+
+    PE(c_noise) + reversed(PE(c_blur) - PE(0)), the second with its channels reversed. It is PE(c_noise)
+    bit for bit where c_blur = 0, so a hot model is an EDM model; and because the slow frequencies of one
+    signal meet the fast ones of the other, no two pairs (c_noise, c_blur) coincide.
+    """
+    noise = embedding(c_noise)
+    if c_blur is None:
+        return noise
+    return noise + (embedding(c_blur) - embedding(torch.zeros_like(c_blur))).flip(1)
+
+
+HALF_VARIANCE = 0.5**0.5
+"""A sum of two signals of equal variance is scaled by this to keep that variance."""
+
+
+@dataclass(frozen=True)
+class Style:
+    """How the residual branches of a network start and join in.
+
+    Attributes:
+        gain: of the sum of a skip and a branch.
+        last: scale of the initial weights of a branch's last layer, and of the network's.
+        qkv: scale of the initial weights from which queries, keys and values come.
+    """
+
+    gain: float
+    last: float
+    qkv: float
+
+    def join(self, skip: Tensor, branch: Tensor) -> Tensor:
+        """Their sum, times `gain`."""
+        joined = skip + branch
+        return joined if self.gain == 1 else joined * self.gain
+
+
+EDM = Style(gain=HALF_VARIANCE, last=1e-5, qkv=0.2**0.5)
+"""DDPM++ and NCSN++: a fresh network is almost the identity."""
+
+Conv = Callable[[int, int, int], nn.Module]
+"""(in_channels, out_channels, kernel) → convolution, which may resample."""
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions, the second one shifted by the embedding, beside a skip (Song et al. 2021).
+
+    Args:
+        in_channels, out_channels: widths of the input and of the output.
+        embedding_channels: width of the conditioning vector.
+        dropout: probability before the second convolution.
+        style: initial scales, and of the sum.
+        resample: makes `conv0` and `skip`; None keeps the resolution.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        embedding_channels: int,
+        dropout: float,
+        style: Style = EDM,
+        resample: Conv | None = None,
+    ) -> None:
+        super().__init__()
+        conv = resample or Conv2d
+        self.style = style
+        self.dropout = dropout
+        self.norm0 = GroupNorm(in_channels)
+        self.conv0 = conv(in_channels, out_channels, 3)
+        self.affine = Linear(embedding_channels, out_channels)
+        self.norm1 = GroupNorm(out_channels)
+        self.conv1 = Conv2d(out_channels, out_channels, 3, scale=style.last)
+        same = resample is None and in_channels == out_channels
+        self.skip = nn.Identity() if same else conv(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """[B, in, H, W], [B, embedding_channels] → [B, out, H', W']."""
+        h = self.conv0(F.silu(self.norm0(x)))
+        h = F.silu(self.norm1(h + self.affine(emb)[:, :, None, None]))
+        h = self.conv1(dropout(h, self.dropout, self.training))
+        return self.style.join(self.skip(x), h)
+
+
+class AttentionBlock(ResidualBlock):
+    """A residual block followed by self-attention over all pixels; `heads` divides `out_channels`."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        embedding_channels: int,
+        dropout: float,
+        heads: int,
+        style: Style = EDM,
+    ) -> None:
+        super().__init__(in_channels, out_channels, embedding_channels, dropout, style)
+        self.heads = heads
+        self.norm2 = GroupNorm(out_channels)
+        self.qkv = Conv2d(out_channels, 3 * out_channels, 1, scale=style.qkv)
+        self.proj = Conv2d(out_channels, out_channels, 1, scale=style.last)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """[B, in, H, W], [B, embedding_channels] → [B, out, H, W]."""
+        x = super().forward(x, emb)
+        return self.style.join(x, self.proj(self.attend(self.qkv(self.norm2(x)))))
+
+    def attend(self, qkv: Tensor) -> Tensor:
+        """[B, 3C, H, W], channels laid out as (head, channel, q k v) → [B, C, H, W]."""
+        batch, _, height, width = qkv.shape
+        qkv = qkv.reshape(batch, self.heads, -1, 3, height * width)  # [B, heads, C/heads, 3, HW]
+        # Three of [B, heads, HW, C/heads], contiguous as the fused kernels of attention demand.
+        q, k, v = qkv.permute(3, 0, 1, 4, 2).contiguous().unbind(0)
+        attended = F.scaled_dot_product_attention(q, k, v)
+        return attended.transpose(2, 3).reshape(batch, -1, height, width)

@@ -3,7 +3,6 @@
 from warm_lightning.processes.base import Process
 from warm_lightning.processes.blurring import BlurringDiffusion
 from warm_lightning.processes.cold import IHDM, ColdDiffusion, SoftDiffusion
-from warm_lightning.processes.paths import BlurringSchedule, ConstantBNR, Path, PowerLaw, RandomBNR
 from warm_lightning.processes.variance_preserving import (
     BlurRate,
     CosineSchedule,
@@ -14,7 +13,7 @@ from warm_lightning.processes.variance_preserving import (
     Schedule,
     VariancePreserving,
 )
-from warm_lightning.processes.warm import Hot, PFGMpp, Warm
+from warm_lightning.processes.warm import BlurringSchedule, ConstantBNR, Hot, Path, PFGMpp, PowerLaw, RandomBNR, Warm
 
 __all__ = [
     "IHDM",

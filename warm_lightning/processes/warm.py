@@ -1,6 +1,7 @@
 """The warm family: variance-exploding noise on a blurred image (Section 4.1)."""
 
 import math
+from abc import ABC, abstractmethod
 from copy import copy
 
 import torch
@@ -9,9 +10,106 @@ from torch import Tensor
 from warm_lightning.defaults import default
 from warm_lightning.errors import check
 from warm_lightning.processes.base import Process, per_image
-from warm_lightning.processes.paths import ConstantBNR, Path
 from warm_lightning.rng import Draws
 from warm_lightning.types import Level
+
+
+class Path(ABC):
+    """A curve β ↦ α, along which images are sampled and, unless `draw` says otherwise, trained."""
+
+    @abstractmethod
+    def __call__(self, beta: Tensor) -> Tensor:
+        """Blur level α ≥ 0 in pixels at noise level β ≥ 0, [B] → [B]."""
+
+    def draw(self, beta: Tensor, draws: Draws) -> Tensor:
+        """Blur level to train at; a path may draw it at random around the curve."""
+        return self(beta)
+
+    def through(self, alpha: float, beta: float) -> "Path":
+        """The path nearest to a point of the plane, of those that a model trained on this one knows."""
+        return self
+
+
+class ConstantBNR(Path):
+    """α = BNR·β, a ray from the origin (Eq. 10).
+
+    Args:
+        bnr: blur-to-noise ratio in pixels per unit of noise, ≥ 0; the paper's choice is 0.5, and 0 is EDM.
+    """
+
+    def __init__(self, bnr: float = 0.5) -> None:
+        check(bnr >= 0, f"bnr is {bnr}: a blur-to-noise ratio is 0 (noise only) or more")
+        self.bnr = bnr
+
+    def __call__(self, beta: Tensor) -> Tensor:
+        return self.bnr * beta
+
+
+class PowerLaw(Path):
+    """α = bnr·β^exponent: the BNR becomes a function of the noise level, `bnr` being its value at β = 1.
+
+    For a spectrum S = c/λˢ the blur attenuates the signal equally wherever it meets the noise if the
+    exponent is 1/s (after Section 4.4, which has s = 1 in mind).
+    """
+
+    def __init__(self, bnr: float = 0.5, exponent: float = 1.0) -> None:
+        check(bnr >= 0, f"bnr is {bnr}: a blur-to-noise ratio is 0 (noise only) or more")
+        check(
+            exponent > 0,
+            f"exponent is {exponent}: it must be positive, so that no blur is left where no noise is",
+        )
+        self.bnr = bnr
+        self.exponent = exponent
+
+    def __call__(self, beta: Tensor) -> Tensor:
+        return self.bnr * beta**self.exponent
+
+
+class BlurringSchedule(Path):
+    """Blurring Diffusion's schedules as a path: β = tan(πt/2) and α = blur_max·sin²(πt/2) (Eqs. 18 and 19).
+
+    Without t, α = blur_max·β²/(1 + β²), and BNR(t) = blur_max/2 · sin(πt) (Eq. 20).
+
+    Args:
+        blur_max: the largest blur in pixels, ≥ 0; 20 in the paper.
+    """
+
+    def __init__(self, blur_max: float = 20.0) -> None:
+        check(blur_max >= 0, f"blur_max is {blur_max}: a blur is 0 pixels or more")
+        self.blur_max = blur_max
+
+    def __call__(self, beta: Tensor) -> Tensor:
+        return self.blur_max * beta**2 / (1 + beta**2)
+
+
+class RandomBNR(Path):
+    """Trains on BNRs drawn uniformly from a range, one an image, so that one network knows the whole plane.
+
+    Args:
+        low: smallest BNR trained on, ≥ 0.
+        high: largest.
+        bnr: the ray along which to sample; any in the range does, without training anew.
+    """
+
+    def __init__(self, low: float = 0.0, high: float = 2.0, bnr: float = 0.5) -> None:
+        check(
+            0 <= low <= bnr <= high,
+            f"bnr is {bnr}, its range {low} to {high}: need 0 <= low <= bnr <= high, since a network knows no more",
+        )
+        self.low = low
+        self.high = high
+        self.bnr = bnr
+
+    def __call__(self, beta: Tensor) -> Tensor:
+        return self.bnr * beta
+
+    def through(self, alpha: float, beta: float) -> Path:
+        bnr = alpha / beta if beta > 0 else self.high if alpha > 0 else self.bnr
+        return RandomBNR(self.low, self.high, min(max(bnr, self.low), self.high))
+
+    def draw(self, beta: Tensor, draws: Draws) -> Tensor:
+        bnr = self.low + (self.high - self.low) * draws.uniform(dtype=beta.dtype)
+        return bnr * beta
 
 
 class Warm(Process):

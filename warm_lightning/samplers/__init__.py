@@ -1,7 +1,5 @@
 """Samplers: a grid of levels, a rule for a step, and the one loop."""
 
-from warm_lightning.samplers.grids import EvenGrid, Grid, PowerGrid
-from warm_lightning.samplers.loop import Belief, Churn, ClippedImage, EpsilonScaling, Sampler
 from warm_lightning.samplers.multistep import Multistep
 from warm_lightning.samplers.rules import (
     Direct,
@@ -15,6 +13,16 @@ from warm_lightning.samplers.rules import (
     clean_view,
     gain_difference,
     split_noise,
+)
+from warm_lightning.samplers.sampler import (
+    Belief,
+    Churn,
+    ClippedImage,
+    EpsilonScaling,
+    EvenGrid,
+    Grid,
+    PowerGrid,
+    Sampler,
 )
 
 __all__ = [

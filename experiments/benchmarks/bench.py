@@ -1,0 +1,244 @@
+"""Speed and memory on this machine: `make bench`, or
+
+    python -m experiments.benchmarks.bench --out bench.json
+
+Everything is timed in rounds, beside a matrix product of the size that showed the machine's float32 peak, and
+fractions of the peak are medians over rounds: what slows the machine for a while slows both.
+"""
+
+import argparse
+import json
+import logging
+import multiprocessing
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from experiments.benchmarks import data_loading as reading
+from experiments.benchmarks.timing import Product, matmul_peak, peak_memory, ratio, ratios, rounds, seconds
+from experiments.benchmarks.training_step import TrainingStep
+from warm_lightning.errors import UserError
+from warm_lightning.records import machine, write_file
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+CONFIG = REPOSITORY / "configs" / "cifar10_small.yaml"
+HOT = REPOSITORY / "configs" / "method" / "hot.yaml"
+SMALL, WIDE = "cifar10_small", "32 channels, 2-2-2"
+NETWORKS: dict[str, dict[str, Any]] = {
+    SMALL: {},
+    WIDE: {
+        "model.network.channel_mult": [2, 2, 2],
+        "model.network.num_blocks": 4,
+        "model.network.attn_resolutions": [16],
+        "model.network.dropout": 0.13,
+        "data.batch_size": 16,
+    },
+}
+QUICK = {
+    "model.network.model_channels": 8,
+    "model.network.channel_mult": [1, 2],
+    "model.network.num_blocks": 1,
+    "data.batch_size": 4,
+}
+SIZES = (512, 1024, 2048, 4096)
+PEAK_AIM, WARM_AIM, HELP_AIM = 0.75, 0.02, 2.0
+
+
+def memory_of_training(overrides: Mapping[str, Any], device: str) -> int:
+    """Bytes that two training steps need: of the GPU, or of a process that does nothing else."""
+    step = TrainingStep([CONFIG], overrides, device)
+    step()
+    step()
+    return peak_memory(device)
+
+
+def memory_of_each(networks: Mapping[str, Mapping[str, Any]], device: str) -> dict[str, int]:
+    """The same of several networks, each in a process of its own, where others leave no trace."""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(len(networks), mp_context=spawn, max_tasks_per_child=1) as pool:
+        waiting = {n: pool.submit(memory_of_training, changes, device) for n, changes in networks.items()}
+        return {name: future.result() for name, future in waiting.items()}
+
+
+def measure_training(
+    name: str, overrides: Mapping[str, Any], product: Product, device: str, limit: float
+) -> dict[str, Any]:
+    """Eager and compiled steps of a network, and where the time of the eager one goes."""
+    warm = TrainingStep([CONFIG], overrides, device)
+    compiled = TrainingStep([CONFIG], {**overrides, "model.compile": True}, device)
+    compile_seconds = seconds(compiled)
+    calls: dict[str, Callable[[], Any]] = {
+        "matmul": product,
+        "eager": warm,
+        "compiled": compiled,
+        "forward process": warm.forward_process,
+        "update": warm.update,
+    }
+    times = rounds(calls, f"Training {name}", limit)
+    flops, share = warm.flops(), warm.product_share()
+
+    def speed(mode: str) -> dict[str, float]:
+        step = statistics.median(times[mode])
+        return {
+            "step_seconds": step,
+            "images_per_second": warm.batch_size / step,
+            "fraction_of_peak": flops / product.flops * ratio(times, "matmul", mode),
+        }
+
+    return {
+        "parameters": sum(p.numel() for p in warm.module.network.parameters()),
+        "batch_size": warm.batch_size,
+        "rounds": len(times["eager"]),
+        "flops_per_image": flops / warm.batch_size,
+        "eager": speed("eager"),
+        "compiled": speed("compiled") | {"compile_seconds": compile_seconds},
+        "forward_process_share": ratio(times, "forward process", "eager"),
+        "update_share": ratio(times, "update", "eager"),
+        "product_share": share,
+        "products_fraction_of_peak": speed("eager")["fraction_of_peak"] / share,
+    }
+
+
+def measure_warm_over_hot(overrides: Mapping[str, Any], device: str, limit: float) -> dict[str, Any]:
+    """What a warm step costs over a hot one of the same network but for the second branch."""
+    short = {**overrides, "data.batch_size": 4}  # many short rounds, since it is so little
+    warm, hot = TrainingStep([CONFIG], short, device), TrainingStep([CONFIG, HOT], short, device)
+
+    def twice_hot() -> None:
+        hot()
+        hot()
+
+    # Warm, hot, hot, warm: whatever drifts evenly through a round cancels.
+    times = rounds({"first": warm, "hot": twice_hot, "last": warm}, "Warm and hot", limit)
+    times["warm"] = [first + last for first, last in zip(times["first"], times["last"], strict=True)]
+    quartiles = [quartile - 1 for quartile in ratios(times, "warm", "hot")]
+    flops = warm.flops() / hot.flops() - 1
+    return {"rounds": len(times["hot"]), "median": quartiles[1], "quartiles": quartiles[::2], "flops": flops}
+
+
+def measure_sampling(overrides: Mapping[str, Any], device: str, limit: float) -> dict[str, Any]:
+    """Images a second with averaged weights at the configuration's NFE, 35."""
+    step = TrainingStep([CONFIG], overrides, device)
+    model, sampler, seeds = step.module.model(), step.module.sampler, range(8)
+    times = rounds({"sample": lambda: model.sample(sampler, seeds)}, "Sampling", limit, minimum=1)
+    rate = len(seeds) / statistics.median(times["sample"])
+    return {"nfe": sampler.nfe, "batch_size": len(seeds), "images_per_second": rate}
+
+
+def help_seconds() -> float:
+    """Until `warm --help` has answered."""
+    command = [sys.executable, "-m", "warm_lightning.cli", "--help"]
+    calls = {"help": lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=REPOSITORY)}
+    return statistics.median(rounds(calls, "warm --help", limit=1)["help"])
+
+
+def measure(device: str, quick: bool) -> dict[str, Any]:
+    """Everything."""
+    networks = {name: changes | (QUICK if quick else {}) for name, changes in NETWORKS.items()}
+    # First, while this process is small: a new process inherits the peak of the one that it comes from.
+    memory = memory_of_each(networks, device)
+    limit = 0.0 if quick else 45.0
+    peak, product = matmul_peak(device, SIZES, 10.0) if not quick else matmul_peak(device, (256,), 0.0, work=1e8)
+    training = {n: measure_training(n, changes, product, device, limit) for n, changes in networks.items()}
+    for name, found in training.items():
+        found["peak_memory_bytes"] = memory[name]
+    return {
+        "machine": machine(device),
+        "matmul": peak,
+        "training": training,
+        "warm_over_hot": measure_warm_over_hot(networks[WIDE], device, 1.5 * limit),
+        "sampling": measure_sampling(networks[SMALL], device, limit / 4),
+        "reading": reading.measure_reading(64 if quick else 512, seconds=0.05 if quick else 1.0),
+        "help_seconds": help_seconds(),
+    }
+
+
+def limits(results: Mapping[str, Any]) -> list[str]:
+    """What was reached and what stands in the way, in words, from the numbers."""
+    notes = []
+    for name, found in results["training"].items():
+        best = max(("eager", "compiled"), key=lambda mode: found[mode]["fraction_of_peak"])
+        products, share = found["products_fraction_of_peak"], found["product_share"]
+        aim = f" (aim {PEAK_AIM})" if name == WIDE else ""
+        notes.append(
+            f"{name}: {found[best]['fraction_of_peak']:.2f} of the matmul peak at best, {best}{aim}. Of the eager "
+            f"step, convolutions and matrix products are {share:.0%} and run at {products:.2f} of the peak; the "
+            f"other {1 - share:.0%} are normalisation, activations, dropout, copies, {found['update_share']:.1%} "
+            f"Adam and the average, and {found['forward_process_share']:.1%} the forward process (draws, DCT, "
+            f"blur, scaling, loss). With these for nothing it would reach {products:.2f}; with products at the "
+            f"peak, {share:.2f}."
+        )
+    cost = results["warm_over_hot"]
+    low, high = cost["quartiles"]
+    notes.append(
+        f"{WIDE}: a warm step costs {cost['median']:+.1%} over a hot one (aim {WARM_AIM:.0%}; quartiles of "
+        f"{cost['rounds']} rounds {low:+.1%} and {high:+.1%}); FLOPs of the second branch are {cost['flops']:+.1%}."
+    )
+    return notes
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """The results for people."""
+    where, matmul, sampling = results["machine"], results["matmul"], results["sampling"]
+    lines = [
+        f"{where.get('gpu', where['cpu'])}: {where['threads']} threads of {where['cores']} cores, "
+        f"{where['cpu_capability']}, torch {where['torch']}",
+        "",
+        f"{'float32 matmul peak':<30}{matmul['flops'] / 1e9:10.1f} GFLOP/s at size {matmul['size']}",
+        f"{'sampling, NFE ' + str(sampling['nfe']):<30}{sampling['images_per_second']:10.2f} images/s "
+        f"in batches of {sampling['batch_size']}",
+        f"{'warm --help':<30}{results['help_seconds']:10.2f} s (aim {HELP_AIM:.0f})",
+        "",
+        f"{'training':<30}{'images/s':>10}{'GFLOP/s':>10}{'of peak':>10}{'s/step':>10}",
+    ]
+    for name, found in results["training"].items():
+        for mode in ("eager", "compiled"):
+            speed = found[mode]
+            gflops = speed["images_per_second"] * found["flops_per_image"] / 1e9
+            lines.append(
+                f"{name + ', ' + mode:<30}{speed['images_per_second']:>10.2f}{gflops:>10.1f}"
+                f"{speed['fraction_of_peak']:>10.2f}{speed['step_seconds']:>10.2f}"
+            )
+        compiling, memory = found["compiled"]["compile_seconds"], found["peak_memory_bytes"] / 2**30
+        lines.append(
+            f"  {found['parameters'] / 1e6:.2f} M parameters, batch {found['batch_size']}, peak memory "
+            f"{memory:.2f} GiB, compiled in {compiling:.0f} s"
+        )
+    lines += ["", "one worker of the data loader", reading.table(results["reading"])]
+    return "\n".join([*lines, "", *results["notes"]])
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.benchmarks.bench", description="Speed and memory.")
+    parser.add_argument("--out", required=True, type=Path, help="JSON file to write")
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="cuda where there is one, if not given")
+    parser.add_argument("--quick", action="store_true", help="tiny networks, not compiled, to try it out")
+    options = parser.parse_args(arguments)
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    began = time.perf_counter()
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    torch.backends.cudnn.allow_tf32 = False  # the peak is float32's, so convolutions are to be too
+    try:
+        with torch.compiler.set_stance("force_eager" if options.quick else "default"):
+            results = measure(device, options.quick)
+        results["notes"] = limits(results)
+        results["seconds"] = round(time.perf_counter() - began)
+        write_file(options.out, json.dumps(results, indent=2).encode())
+    except UserError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 2
+    print(f"\n{table(results)}\n\nwritten to {options.out} after {results['seconds']} s")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

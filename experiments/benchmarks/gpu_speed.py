@@ -1,0 +1,229 @@
+"""How fast a GPU trains, samples and extracts features: part of `make gpu-check`. All results are plain data."""
+
+import gc
+import statistics
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from experiments.benchmarks.timing import peak_memory, rounds, seconds
+from experiments.benchmarks.training_step import TrainingStep
+from warm_lightning import load_config
+from warm_lightning.data.image_set import ImageSet
+from warm_lightning.data.stream import Loader, StreamSampler, TrainingStream
+from warm_lightning.errors import check
+from warm_lightning.metrics import InceptionFeatures
+from warm_lightning.metrics.features import Observer
+from warm_lightning.types import Batch
+
+
+@dataclass(frozen=True)
+class Mode:
+    """A way to compute a step.
+
+    Attributes:
+        tf32: whether float32 products and convolutions may round their factors to TF32.
+        autocast: of mixed precision; None for none.
+        overrides: of the configuration.
+    """
+
+    tf32: bool
+    autocast: torch.dtype | None = None
+    overrides: Mapping[str, Any] | None = None
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Sets TF32 for what is inside."""
+        products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+        torch.set_float32_matmul_precision("high" if self.tf32 else "highest")
+        torch.backends.cudnn.allow_tf32 = self.tf32
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(products)
+            torch.backends.cudnn.allow_tf32 = convolutions
+
+
+COMPILED = {"model.compile": True}
+MODES = {
+    "fp32": Mode(tf32=False),
+    "tf32": Mode(tf32=True),
+    "bf16": Mode(tf32=True, autocast=torch.bfloat16),
+    "bf16, channels-last": Mode(tf32=True, autocast=torch.bfloat16, overrides={"model.channels_last": True}),
+    "bf16, compiled": Mode(tf32=True, autocast=torch.bfloat16, overrides=COMPILED),
+    "bf16, compiled, channels-last": Mode(
+        tf32=True, autocast=torch.bfloat16, overrides={**COMPILED, "model.channels_last": True}
+    ),
+}
+"""Float32 eager without TF32 first: the others are compared with it."""
+
+
+def measure_training(
+    paths: list[Path],
+    device: str,
+    limit: float,
+    overrides: Mapping[str, Any] | None = None,
+    modes: Mapping[str, Mode] = MODES,
+    images: ImageSet | None = None,
+) -> dict[str, Any]:
+    """Full training steps of a configuration in several modes, and what all but the network takes of them.
+
+    Args:
+        paths: YAML files, see `load_config`.
+        device: "cuda", or "cpu" to try this out: peak memory is the process's then.
+        limit: seconds for each mode, beside compilation and warming up.
+        overrides: see `load_config`; `data.batch_size` is what the device takes at once.
+        modes: by name; speeds are compared with the first one's.
+        images: to load; None for random ones in memory.
+
+    Returns:
+        "modes": seconds a step, images/s, peak memory, seconds of the first step (compilation, choice of
+            kernels), speed over the first mode's. "parts": seconds a step of the data loader in the training process
+            with the copy to the device, of augmentation, and of the rest of Algorithm 1 but for the network (DCT,
+            blur, noise, loss). "shares": those in units of each mode's step.
+    """
+    overrides = overrides or {}
+    found, batch_size, parameters = {}, 0, 0
+    for name, mode in modes.items():
+        start_counting(device)
+        with mode.active():
+            step = TrainingStep(paths, {**overrides, **(mode.overrides or {})}, device, mode.autocast)
+            batch_size = step.batch_size
+            parameters = sum(p.numel() for p in step.module.network.parameters())
+            first = seconds(step)
+            times = rounds({"step": step}, f"{paths[0].stem}, {name}", limit)["step"]
+        taken = statistics.median(times)
+        found[name] = {
+            "step_seconds": taken,
+            "images_per_second": batch_size / taken,
+            "peak_memory_bytes": peak_memory(device),
+            "first_step_seconds": first,
+            "rounds": len(times),
+        }
+        del step  # before the next one takes memory
+    slowest = next(iter(found.values()))["step_seconds"]
+    for speed in found.values():
+        speed["speed_over_first"] = slowest / speed["step_seconds"]
+    parts = measure_parts(paths, device, limit, overrides, images)
+    shares = {
+        mode: {part: taken / speed["step_seconds"] for part, taken in parts.items()} for mode, speed in found.items()
+    }
+    return {"parameters": parameters, "batch_size": batch_size, "modes": found, "parts": parts, "shares": shares}
+
+
+def measure_parts(
+    paths: list[Path], device: str, limit: float, overrides: Mapping[str, Any], images: ImageSet | None
+) -> dict[str, float]:
+    """Seconds a step of data, augmentation and the rest of the forward process, one after another."""
+    step = TrainingStep(paths, overrides, device)
+    network = step.module.network
+    images = images or random_images(4 * step.batch_size, network.image_channels, network.resolution)
+    check(
+        images.shape == (network.image_channels, network.resolution, network.resolution),
+        f"images are {images.shape}, but {paths[0]} is for {network.image_channels} channels at {network.resolution}",
+    )
+    batches = loaded(images, step.batch_size, device)
+    calls = {"data": lambda: next(batches), "augmentation": step.augment, "all but the network": step.forward_process}
+    times = rounds(calls, f"{paths[0].stem}, parts of a step", limit)
+    taken = {name: statistics.median(of_rounds) for name, of_rounds in times.items()}
+    rest = taken["all but the network"] - taken["augmentation"]
+    return {"data": taken["data"], "augmentation": taken["augmentation"], "blur, noise and loss": rest}
+
+
+def random_images(count: int, channels: int, size: int) -> ImageSet:
+    """Images of noise in memory, without classes."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (count, channels, size, size), dtype=torch.uint8, generator=generator)
+    return ImageSet.without_classes(pixels)
+
+
+def loaded(images: ImageSet, batch_size: int, device: str) -> Iterator[Batch]:
+    """Batches of the training stream on a device, without end; put together by this process."""
+    stream, sampler = TrainingStream(images, seed=0), StreamSampler(lambda: 0, batch_size)
+    for batch in Loader(stream, sampler=sampler, pin_memory=device == "cuda"):
+        yield Batch(*(part.to(device, non_blocking=True) for part in batch))
+
+
+def measure_sampling(
+    paths: list[Path],
+    device: str,
+    limit: float,
+    overrides: Mapping[str, Any] | None = None,
+    batch_size: int = 256,
+    modes: Mapping[str, Mode] | None = None,
+) -> dict[str, Any]:
+    """Images/s with averaged weights and the configuration's sampler (NFE 35), in modes without compilation.
+
+    Args:
+        paths, device, limit, overrides: see `measure_training`.
+        batch_size: images at once.
+        modes: by name; None for float32 without TF32, and mixed precision.
+    """
+    modes = modes or {name: MODES[name] for name in ("fp32", "bf16")}
+    found: dict[str, Any] = {}
+    for name, mode in modes.items():
+        start_counting(device)
+        module = load_config(list(paths), {**(overrides or {}), **(mode.overrides or {})})[0].to(device)
+        model, sampler, seeds = module.model(), module.sampler, range(batch_size)
+        with mode.active(), torch.autocast(device, mode.autocast, enabled=mode.autocast is not None):
+            sample = partial(model.sample, sampler, seeds)
+            times = rounds({"sample": sample}, f"Sampling, {name}", limit, minimum=1)["sample"]
+        rate = batch_size / statistics.median(times)
+        found[name] = {"nfe": sampler.nfe, "images_per_second": rate, "peak_memory_bytes": peak_memory(device)}
+        del module, model, sample
+    return {"batch_size": batch_size, "modes": found}
+
+
+def measure_inception(device: str, limit: float, batch_size: int = 256, size: int = 32) -> dict[str, Any]:
+    """Images/s through the features of FID as scores take them, uint8 to float32, in full precision.
+
+    Takes the weights that `warm test` would find, or random ones of the same layout: the speed is the same.
+
+    Raises:
+        UserError: torch-fidelity is not installed.
+    """
+    images = random_images(batch_size, 3, size).all()
+    start_counting(device)
+    with tempfile.TemporaryDirectory() as folder:
+        extractor = InceptionFeatures()
+        known = extractor.path.is_file()
+        if not known:
+            extractor = InceptionFeatures(str(random_inception(Path(folder))))
+        observe = Observer(extractor, batch_size, device)
+        times = rounds({"features": lambda: observe(images)}, "Inception", limit)["features"]
+    rate = batch_size / statistics.median(times)
+    weights = ("published" if extractor.describe()["published_weights"] else "other") if known else "random"
+    memory = peak_memory(device)
+    return {"batch_size": batch_size, "weights": weights, "images_per_second": rate, "peak_memory_bytes": memory}
+
+
+def random_inception(folder: Path) -> Path:
+    """A file of weights of the right layout and no meaning."""
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    class Fresh(FeatureExtractorInceptionV3):
+        """Loads nothing."""
+
+        def load_state_dict(self, *_: Any, **__: Any) -> None:
+            pass
+
+    nothing, path = folder / "nothing.pth", folder / "random.pth"
+    torch.save({}, nothing)
+    network = Fresh("inception", ["2048"], feature_extractor_weights_path=str(nothing))
+    torch.save(network.state_dict(), path)
+    return path
+
+
+def start_counting(device: str) -> None:
+    """Let `peak_memory` count from here on, without what came before."""
+    torch.compiler.reset()  # compiled networks are remembered
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()

@@ -1,0 +1,154 @@
+"""What JPEG does to a fitted power law, and to the BNR that it suggests.
+
+    python -m experiments.studies.jpeg_spectrum --out jpeg_spectrum.json [--data cifar10.zip]
+
+Where the truth is known: Gaussian fields with S = c/λˢ in every channel, about as CIFAR-10 has it, as 8-bit RGB images;
+then the same images compressed by Pillow at several qualities, with its default 4:2:0 chroma subsampling and without.
+With --data, real images likewise, which CIFAR-10's JPEG files make a second compression.
+"""
+
+import argparse
+import io
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL
+import torch
+from PIL import Image
+from torch import Tensor
+
+from warm_lightning.analysis.power_law import fit_rows, measured_rows, suggested_bnr
+from warm_lightning.analysis.spectrum import BLOCKS, RESAMPLES, Measured, measure, ring_means
+from warm_lightning.data import ImageFolder, ImageSet
+from warm_lightning.data.image_set import random_order
+from warm_lightning.errors import UserError, check
+from warm_lightning.images import quantise
+from warm_lightning.records import provenance, write_file
+from warm_lightning.rng import key
+from warm_lightning.spectral import frequencies, idct
+
+C, S = 0.2, 1.1
+"""S = c/λˢ, near what is measured on CIFAR-10 below λ = 2."""
+CORRELATION = 0.9
+"""Of two channels at every frequency; chroma subsampling costs the more, the less alike they are."""
+QUALITIES = (95, 90, 75, 50)
+SUBSAMPLING = {"4:2:0": 2, "4:4:4": 0}
+TOLERANCE, BELOW = 0.03, 2.0
+
+
+def fields(count: int, size: int, seed: int, c: float = C, s: float = S) -> Tensor:
+    """Gaussian fields of S = c/λˢ, but for λ = 0 that of the lowest λ above it; float64 [count, 3, size, size].
+
+    About 4 % of the pixels are outside [-1, 1], as highlights and shadows of photographs are.
+    """
+    generator = torch.Generator().manual_seed(key(seed, "fields"))
+    shared, own = (torch.randn(count, n, size, size, generator=generator, dtype=torch.float64) for n in (1, 3))
+    rates = frequencies(shared)
+    power = c / rates.clamp(min=rates[0, 1]) ** s
+    return idct(power.sqrt() * (CORRELATION**0.5 * shared + (1 - CORRELATION) ** 0.5 * own))
+
+
+def compress(images: Tensor, quality: int, subsampling: int) -> Tensor:
+    """uint8 [N, 3, H, W] as JPEG files and back."""
+    compressed = np.empty(images.permute(0, 2, 3, 1).shape, np.uint8)
+    for i, pixels in enumerate(images.permute(0, 2, 3, 1).numpy()):
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "JPEG", quality=quality, subsampling=subsampling)
+        compressed[i] = np.asarray(Image.open(file))
+    return torch.from_numpy(compressed).permute(0, 3, 1, 2).contiguous()
+
+
+def rows_of(source: str, images: Tensor, seed: int) -> Iterator[dict[str, Any]]:
+    """Of images and each of their compressions, a row a range of the fit."""
+    plain = measure(ImageSet.without_classes(images), seed, what=source)
+    yield from fitted({"source": source, "quality": None, "subsampling": None}, plain, plain)
+    for quality in QUALITIES:
+        for name, number in SUBSAMPLING.items():
+            compressed = measure(ImageSet.without_classes(compress(images, quality, number)), seed, what=source)
+            yield from fitted({"source": source, "quality": quality, "subsampling": name}, compressed, plain)
+
+
+def fitted(about: dict[str, Any], measured: Measured, plain: Measured) -> Iterator[dict[str, Any]]:
+    """`fit_row` and bnr at the tolerance; and, of all ranges alike, bnr_measured and what is left of the power."""
+    lawless = next(row["bnr"] for row in measured_rows(measured.mean_power, TOLERANCE) if row["tolerance"] == TOLERANCE)
+    kept = ring_means(measured.mean_power) / ring_means(plain.mean_power)
+    side = measured.power.shape[-1]
+    eighths = {f"kept_at_{n}": kept[n * side // 4].item() for n in (1, 2, 3, 4)}  # ring r has r/(2·side) cycles a pixel
+    for row in fit_rows(measured, BELOW):
+        yield {**about, **row, "bnr": suggested_bnr(row["c_at_s1"], TOLERANCE), "bnr_measured": lawless, **eighths}
+
+
+def run(out: Path, data: str | None, num_images: int, size: int, seed: int, command: list[str]) -> list[dict[str, Any]]:
+    """Measure and write every row."""
+    began = time.perf_counter()
+    check(num_images > 0, f"--num_images is {num_images}: it must be at least 1")
+    check(size >= 8 and size % 4 == 0, f"--size is {size}: it must be a multiple of 4, at least 8")
+    synthetic = fields(num_images, size, seed)
+    rows = list(rows_of("Gaussian fields", quantise(synthetic), seed))
+    if data:
+        images = ImageFolder(data, cache=False).train_images()
+        check(images.shape[0] == 3, f"{data}: the images are grey: chroma subsampling needs RGB")
+        rows += rows_of(Path(data).name, images.take(random_order(len(images), seed)[:num_images]), seed)
+    protocol = {
+        "truth": f"Gaussian fields: c = {C}, s = {S}, correlation of channels {CORRELATION}",
+        "clipped": synthetic.abs().gt(1).double().mean().item(),
+        "num_images": num_images,
+        "size": size,
+        "seed": seed,
+        "fit": "ln S on ln λ, 0 < λ < below, least squares, S averaged over channels",
+        "bnr": f"attenuation {TOLERANCE} where signal = noise, by c_at_s1; bnr_measured by S itself",
+        "kept": "power over that of the images as they are, at 1, 2, 3, 4 eighths of a cycle a pixel",
+        "bootstrap": f"{RESAMPLES} samples of {BLOCKS} blocks",
+        "seconds": round(time.perf_counter() - began, 1),
+        **provenance("cpu"),
+        "pillow_version": PIL.__version__,
+        "command": " ".join(command),
+    }
+    write_file(out, json.dumps({"rows": rows, "protocol": protocol}, indent=2).encode())
+    return rows
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Rows as text, a line a compression: the law, the BNR for each range of the fit, and what is left of the power."""
+    ranges = list(dict.fromkeys(row["below"] for row in rows))
+    names = ["all λ" if below is None else f"λ < {below:g}" for below in ranges]
+    columns = [f"c, λ < {BELOW:g}", f"s, λ < {BELOW:g}", *(f"BNR {name}" for name in names), "BNR no law"]
+    columns += [f"S kept {n}/8" for n in (1, 2, 3, 4)]
+    lines = [f"{'':<32}" + "".join(f"{column:>13}" for column in columns)]
+    for chosen in (row for row in rows if row["below"] == BELOW):
+        same = [row for row in rows if all(row[n] == chosen[n] for n in ("source", "quality", "subsampling"))]
+        how = f"{chosen['quality']}, {chosen['subsampling']}" if chosen["quality"] else "as it is"
+        values = [chosen["c"], chosen["s"], *(row["bnr"] for row in same), chosen["bnr_measured"]]
+        values += [chosen[f"kept_at_{n}"] for n in (1, 2, 3, 4)]
+        lines.append(f"{chosen['source'] + ', ' + how:<32}" + "".join(f"{value:>13.4f}" for value in values))
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.studies.jpeg_spectrum", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument("--out", required=True, type=Path, help="JSON file to write")
+    parser.add_argument("--data", help="folder or zip of RGB images to compress, too")
+    parser.add_argument("--num_images", type=int, default=3000)
+    parser.add_argument("--size", type=int, default=32, help="pixels a side of the Gaussian fields")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
+    command = [parser.prog, *(sys.argv[1:] if arguments is None else arguments)]
+    try:
+        rows = run(options.out, options.data, options.num_images, options.size, options.seed, command)
+    except UserError as error:
+        print(f"jpeg_spectrum: {error}", file=sys.stderr)
+        return 2
+    print(table(rows), f"written to {options.out}", sep="\n\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

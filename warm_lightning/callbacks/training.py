@@ -1,0 +1,164 @@
+"""What goes to TensorBoard while training, against images seen."""
+
+import signal
+import time
+from types import FrameType
+from typing import Any, cast
+
+import torch
+from lightning import Callback, Trainer
+from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
+
+from warm_lightning.errors import check
+from warm_lightning.module import DiffusionModule
+from warm_lightning.types import Batch
+
+
+def check_every(every: float) -> int:
+    """An interval in images as a whole number; 0 means never.
+
+    Raises:
+        UserError: if it is neither 0 nor at least 1.
+    """
+    check(every == 0 or every >= 1, f"every is {every}: it is a number of images, or 0 for never")
+    return int(every)
+
+
+def due(module: DiffusionModule, every: int) -> bool:
+    """Whether the batch that has just ended made an optimizer step that crossed a multiple of `every` images."""
+    seen, batch = module.images_seen, module.batch_size
+    return every > 0 and module.stepped and seen // every > (seen - batch) // every
+
+
+QUARTILES = 4
+
+
+class TrainingLog(Callback):
+    """Loss of each branch, over all levels and in each quartile of the training levels; throughput; recipe.
+
+    Quartile 1 holds the quarter of the noise law with the lowest noise. Losses are means over the images since
+    the last line, over all devices; they are written every `trainer.log_every_n_steps` steps.
+    """
+
+    def setup(self, trainer: Trainer, pl_module: DiffusionModule, stage: str) -> None:
+        edges = torch.arange(1, QUARTILES) / QUARTILES
+        self.edges = pl_module.clock_law.quantile(edges).to(pl_module.device)
+        self.names = pl_module.parameterization.names
+
+    def on_train_start(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
+        self.start(pl_module)
+
+    def start(self, pl_module: DiffusionModule) -> None:
+        """Begin a new line of the log."""
+        self.sums = torch.zeros(QUARTILES, len(self.names) + 1, device=pl_module.device)
+        self.since, self.images = time.perf_counter(), pl_module.images_seen
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: DiffusionModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        losses = outputs["losses"]
+        quartile = torch.bucketize(outputs["clock"], self.edges.to(outputs["clock"]))
+        rows = torch.cat([losses, torch.ones_like(losses[:, :1])], dim=1)
+        self.sums = self.sums.index_add(0, quartile, rows.to(self.sums))
+        if pl_module.stepped and trainer.global_step % cast(Any, trainer).log_every_n_steps == 0:
+            self.write(trainer, pl_module)
+
+    def write(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
+        """One line of the log: to the logger and to the progress bar."""
+        sums = trainer.strategy.reduce(self.sums, reduce_op="sum").cpu()
+        rate = (pl_module.images_seen - self.images) / (time.perf_counter() - self.since)
+        metrics = {
+            "train/images_per_second": rate,
+            "train/lr": trainer.optimizers[0].param_groups[0]["lr"],
+            "train/nonfinite_gradients": float(pl_module.nonfinite_gradients),
+            **self.losses(sums.sum(0), "train/loss"),
+        }
+        for quartile, row in enumerate(sums, start=1):
+            if row[-1] > 0:
+                metrics |= self.losses(row, f"train_quartile{quartile}/loss")
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics, step=pl_module.images_seen)
+        pl_module.log("loss", metrics["train/loss"], prog_bar=True, logger=False)
+        self.start(pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
+        values = {name: float(v) for name, v in trainer.callback_metrics.items() if name.startswith("val/")}
+        for logger in trainer.loggers:
+            logger.log_metrics(values, step=pl_module.images_seen)
+        if trainer.state.fn == TrainerFn.VALIDATING and trainer.is_global_zero:
+            print(*(f"{name:<20} {value:.5g}" for name, value in values.items()), sep="\n")
+
+    def losses(self, sums: torch.Tensor, name: str) -> dict[str, float]:
+        """Mean losses [branches] and their sum, from sums whose last entry is the number of images."""
+        means = (sums[:-1] / sums[-1]).tolist()
+        return {name: sum(means)} | {f"{name}_{n}": mean for n, mean in zip(self.names, means, strict=True)}
+
+
+class ImageProgressBar(TQDMProgressBar):
+    """Lightning's tqdm bars, with images seen, of how many, and images per second for training."""
+
+    def on_train_start(self, trainer: Trainer, *args: Any) -> None:
+        super().on_train_start(trainer, *args)
+        module, bar = cast(DiffusionModule, trainer.lightning_module), self.train_progress_bar
+        steps = trainer.max_steps * module.batch_size if trainer.max_steps > 0 else float("inf")
+        bar.unit, bar.unit_scale = " images", True
+        bar.reset(total=min(module.duration, steps))
+        bar.initial = bar.n = module.images_seen  # a resumed run goes on where it was, at its own rate
+        bar.set_description("Training")
+
+    def on_train_epoch_start(self, *args: Any) -> None:
+        """Nothing: the stream of images has no epochs, and a resumed run does not begin one."""
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: DiffusionModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self.is_enabled and (batch_idx + 1) % self.refresh_rate == 0:
+            self.train_progress_bar.set_postfix(self.get_metrics(trainer, pl_module), refresh=False)
+            self.train_progress_bar.n = pl_module.images_seen
+            self.train_progress_bar.refresh()
+
+    def on_test_batch_start(
+        self, trainer: Trainer, pl_module: DiffusionModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        super().on_test_batch_start(trainer, pl_module, batch, batch_idx, dataloader_idx)
+        if batch_idx == 0 and self.is_enabled:
+            self.test_progress_bar.set_description(f"Round {dataloader_idx + 1} of {len(pl_module.test_plan.rounds)}")
+
+    def get_metrics(self, trainer: Trainer, pl_module: DiffusionModule) -> dict[str, Any]:
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        return metrics
+
+
+class Interrupt(Callback):
+    """On SIGINT, ends training after the step in progress, so that what is saved is a step's whole result.
+
+    A second SIGINT interrupts at once. `interrupted` says afterwards whether there was one.
+    """
+
+    def __init__(self) -> None:
+        self.interrupted = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
+        def request(number: int, frame: FrameType | None) -> None:
+            self.interrupted = True
+            trainer.state.status = TrainerStatus.INTERRUPTED
+            signal.signal(signal.SIGINT, self.previous)
+            if trainer.is_global_zero:
+                print("\nInterrupted: finishing this step and saving; press Ctrl-C again to leave at once.", flush=True)
+
+        self.previous = signal.signal(signal.SIGINT, request)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: DiffusionModule, *args: Any) -> None:
+        # All devices must stop after the same whole step, and the signal may reach them in different ones.
+        if pl_module.stepped and trainer.strategy.reduce_boolean_decision(self.interrupted, all=False):
+            trainer.should_stop = True
+            trainer.limit_val_batches = 0  # or a last validation would come first
+
+    def on_train_end(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
+        signal.signal(signal.SIGINT, self.previous)
+
+    def on_exception(self, trainer: Trainer, pl_module: DiffusionModule, exception: BaseException) -> None:
+        if hasattr(self, "previous"):
+            signal.signal(signal.SIGINT, self.previous)

@@ -1,0 +1,47 @@
+"""Commands of `warm` that are not stages of the Trainer: one module and one function each."""
+
+import importlib
+import inspect
+
+from jsonargparse import ArgumentParser
+
+from warm_lightning.config import split_settings
+from warm_lightning.errors import user_errors
+
+SETTINGS = "settings"
+"""The parameter of a function that is given the options of `warm fit` that say which model and data are meant."""
+
+
+def run_tool(command: str, arguments: list[str]) -> int:
+    """Run the function of the same name in the module of the same name; its signature gives the arguments.
+
+    Parameters with defaults are options, and yes-or-no ones may stand without a value. Required ones are positional,
+    as in `warm dataset SRC DST`, or options where the function takes them by keyword only, as in `warm generate
+    --ckpt_path C`. A function with the parameter `settings` takes the options --config, --model.… and --data.… too.
+    """
+    name = command.replace("-", "_")
+    function = getattr(importlib.import_module(f"warm_lightning.commands.{name}"), name)
+    signature = inspect.signature(function)
+    given: dict[str, list[str]] = {}
+    epilog = None
+    if SETTINGS in signature.parameters:
+        given[SETTINGS], arguments = split_settings(arguments)
+        epilog = "Which model and data: --config FILE (any number of them), --model.… and --data.…, as of `warm fit`."
+    arguments = with_values(arguments, signature)
+    described = inspect.getdoc(function) or ""
+    parser = ArgumentParser(
+        prog=f"warm {command}", exit_on_error=False, description=described.partition("\nArgs:")[0], epilog=epilog
+    )
+    parser.add_function_arguments(function, as_group=False, as_positional=True, skip={SETTINGS}, sub_configs=True)
+    with user_errors():
+        parsed = parser.parse_args(arguments)
+        function(**given, **parser.instantiate(parsed))
+    return 0
+
+
+def with_values(arguments: list[str], signature: inspect.Signature) -> list[str]:
+    """The arguments with `--mean` as `--mean=true` where `mean` is a boolean parameter and no value follows."""
+    switches = {f"--{p.name}" for p in signature.parameters.values() if p.annotation is bool}
+    following = [*arguments, ""][1:]
+    bare = [after.lower() not in ("true", "false", "yes", "no") for after in following]
+    return [f"{a}=true" if a in switches and alone else a for a, alone in zip(arguments, bare, strict=True)]

@@ -1,0 +1,178 @@
+"""`warm compare`: two models by what they make of the same seeds."""
+
+import json
+from pathlib import Path
+from pathlib import PurePosixPath as Name
+from typing import Any
+
+import torch
+
+from warm_lightning.commands.shared import make_observer, open_images
+from warm_lightning.data.listing import list_images
+from warm_lightning.data.sources import open_reader
+from warm_lightning.defaults import default
+from warm_lightning.errors import UserError, check
+from warm_lightning.metrics import (
+    BATCH_SIZE,
+    FeatureExtractor,
+    InceptionFeatures,
+    Observer,
+    Scores,
+    measure,
+    read_statistics,
+)
+from warm_lightning.metrics.features import identity
+from warm_lightning.metrics.paired import BLOCKS, MEANING, Difference, paired_frechet, paired_rounds, too_few
+from warm_lightning.metrics.reference_file import SUFFIX
+from warm_lightning.records import check_out, provenance, to_json, write_file
+
+
+def compare(
+    a: str,
+    b: str,
+    reference: str | None = None,
+    extractor: FeatureExtractor = default(InceptionFeatures),
+    device: str = "auto",
+    batch_size: int = BATCH_SIZE,
+    out: str | None = None,
+) -> None:
+    """Differences between two models, with 95 % confidence intervals over paired seeds.
+
+    Of two folders or zips of images that `warm generate` made of the same seeds, against a reference: the difference of
+    their Fréchet distances, by a jackknife over blocks of seeds. Or of two files `scores.json` of `warm test` with the
+    same seeds in two rounds or more: the difference of every score, by Student's t over rounds.
+
+    An interval is for the difference of the expected scores at this number of images, given these two trained models
+    and this reference; it says nothing of other trainings or of more images. Generate several times as many images as
+    the extractor has features. Where both models are nearly perfect, the jackknife's intervals are too wide.
+
+    Args:
+        a: the first model's images or scores.json.
+        b: the second's.
+        reference: for images, a folder or zip, or an .npz file of statistics.
+        extractor: for images, what sees them.
+        device: auto, cpu, cuda or mps.
+        batch_size: images that pass the extractor at once.
+        out: JSON file for the result.
+    """
+    check_out(out)
+    files = [path for path in (a, b) if path.endswith(".json")]
+    check(len(files) != 1, f"{files[:1]} is a file of scores and the other is not: give two scores.json or two sets")
+    if files:
+        check(reference is None, "scores.json files hold their reference: leave --reference out")
+        differences, about = compare_rounds(Path(a), Path(b))
+    else:
+        check(reference is not None, "images need --reference, a folder or zip of data, or an .npz file of statistics")
+        names = same_names(a, b)
+        observer = make_observer(extractor, device, batch_size)
+        differences, about = compare_images(a, b, str(reference), observer)
+        about |= {"images": [names[0], names[-1]], "device": str(observer.device)}
+    width = max(map(len, differences))
+    print(f"{'score':<{width}}  {'A':>10}  {'B':>10}  {'A − B':>10}  95 % confidence interval")
+    for name, d in differences.items():
+        print(f"{name:<{width}}  {d.a:>10.4g}  {d.b:>10.4g}  {d.value:>10.4g}  {d.low:.4g} to {d.high:.4g}")
+    if about.get("note"):
+        print(about["note"])
+    if out:
+        values = {
+            name: {"a": d.a, "b": d.b, "difference": d.value, "interval": [d.low, d.high]}
+            for name, d in differences.items()
+        }
+        about = {"a": a, "b": b, "interval": MEANING, **provenance("cpu"), **about}
+        write_file(Path(out), to_json({**values, "protocol": about}).encode())
+        print(f"\nwritten to {out}")
+
+
+def compare_images(a: str, b: str, reference: str, observer: Observer) -> tuple[dict[str, Difference], dict[str, Any]]:
+    """The difference of Fréchet distances of two sets of images of the same names, and its protocol."""
+    sets = [open_images(path) for path in (a, b)]
+    count = len(sets[0])
+    check(count >= 2 * BLOCKS, f"{a} has {count} images: an interval needs at least {2 * BLOCKS}")
+    if reference.endswith(SUFFIX):
+        against = read_statistics(reference, observer)
+    else:
+        against = measure(observer, open_images(reference), source=reference, companions=False)
+    for images in sets:
+        scores = Scores(observer, against, images.shape)  # which checks that they go together
+    features = [observer.all(images, torch.arange(count), path)[0] for path, images in zip((a, b), sets, strict=True)]
+    about = {
+        "num_images": count,
+        "blocks": BLOCKS,
+        "extractor": observer.extractor.describe(),
+        "reference": against.source,
+        "reference_images": against.count,
+        "note": too_few(count, features[0].shape[1]),
+    }
+    return {scores.names(count)[0]: paired_frechet(features[0], features[1], against.normal)}, about
+
+
+def same_names(a: str, b: str) -> list[str]:
+    """The names of the images of two sources, in order.
+
+    Raises:
+        UserError: they are not the same; the first missing file is named.
+    """
+    names = []
+    for path in (a, b):
+        reader = open_reader(path)
+        names.append([Name(name).name for name in list_images(reader)["train"].names])
+    for here, there, path in ((names[0], names[1], b), (names[1], names[0], a)):
+        missing = sorted(set(here) - set(there))
+        check(
+            not missing,
+            f"{path} lacks {missing[:1]} and {max(0, len(missing) - 1)} more: generate the same seeds with both models",
+        )
+    check(names[0] == names[1], f"{a} and {b} have the same files in another order: put them into flat folders")
+    return names[0]
+
+
+def compare_rounds(a: Path, b: Path) -> tuple[dict[str, Difference], dict[str, Any]]:
+    """The differences of all scores that two files have in two rounds or more, and their protocol."""
+    scores = [read_scores(path) for path in (a, b)]
+    ours, theirs = (s["protocol"] for s in scores)
+    check(
+        ours["seeds"] == theirs["seeds"],
+        f"{a} is of seeds {ours['seeds']}, {b} of {theirs['seeds']}: score the same seeds with both",
+    )
+    check(isinstance(ours["seeds"], list), f"{a} has one round: an interval needs at least two, --scores.rounds 3")
+    first, second = comparable(ours), comparable(theirs)
+    different = [name for name in {**first, **second} if first.get(name) != second.get(name)]
+    check(
+        not different,
+        f"{a} and {b} differ in {', '.join(different)} ({[first.get(n) for n in different]} and "
+        f"{[second.get(n) for n in different]}): score both by one protocol",
+    )
+    rounds = range(1, len(ours["seeds"]) + 1)
+    named = [name.removesuffix("_mean") for name in scores[0] if name.endswith("_mean")]
+    columns: dict[str, list[list[Any]]] = {n: [[s.get(f"{n}_round{r}") for r in rounds] for s in scores] for n in named}
+    known = {n: c for n, c in columns.items() if all(isinstance(v, int | float) for values in c for v in values)}
+    check(bool(known), f"{a} and {b} have no score in common in each of {len(rounds)} rounds: score both again")
+    about = {"seeds": ours["seeds"], **first, "weights_sha256": [p.get("weights_sha256") for p in (ours, theirs)]}
+    return {name: paired_rounds(pair[0], pair[1]) for name, pair in known.items()}, about
+
+
+def comparable(protocol: dict[str, Any]) -> dict[str, Any]:
+    """What of a protocol must be the same for scores to be compared."""
+    extractors = protocol["extractors"]
+    return {
+        "num_images": protocol["num_images"],
+        "reference": protocol["reference"],
+        "extractors": [identity(of["extractor"]) for of in extractors],
+        "max_neighbours": [of["max_neighbours"] for of in extractors],
+    }
+
+
+def read_scores(path: Path) -> dict[str, Any]:
+    """The contents of a `scores.json`.
+
+    Raises:
+        UserError: it is not there, or something else.
+    """
+    check(path.is_file(), f"{path}: no such file: give the scores.json of a run")
+    try:
+        scores = json.loads(path.read_text())
+        scores["protocol"]["seeds"]
+        comparable(scores["protocol"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is no scores.json of `warm test`: give that of a run") from error
+    return scores

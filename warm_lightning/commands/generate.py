@@ -1,0 +1,104 @@
+"""`warm generate`: images from a checkpoint alone."""
+
+import math
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from warm_lightning.checkpoints import SECTION, read
+from warm_lightning.commands.shared import Devices, Precision, load, parse_labels
+from warm_lightning.errors import check
+from warm_lightning.images import grid as make_picture
+from warm_lightning.images import quantise, read_png, write_png
+from warm_lightning.records import writable_folder
+from warm_lightning.rng import parse_seeds
+
+
+def generate(
+    *,
+    ckpt_path: str,
+    seeds: str,
+    outdir: str,
+    steps: int | None = None,
+    rho: float | None = None,
+    eta: float | None = None,
+    bnr: float | None = None,
+    labels: str | None = None,
+    guidance: float | None = None,
+    weights: Literal["ema", "raw"] = "ema",
+    batch_size: int = 64,
+    grid: str | None = None,
+    override: list[str] | None = None,
+    devices: int | str = 1,
+    accelerator: str = "auto",
+    precision: Precision = "32-true",
+) -> None:
+    """Images of given seeds, each a pure function of weights, seed, class and sampler.
+
+    Args:
+        ckpt_path: checkpoint that `warm fit` wrote, or folder that `warm export` did.
+        seeds: one an image, such as 0-63 or 1,5,8-11.
+        outdir: folder for the images, written as 000000.png by seed.
+        steps: sampling levels above 0; NFE is 2·steps - 1 with Heun's rule. As trained if not given.
+        rho: crowding of the levels towards low noise. As trained if not given.
+        eta: fresh noise in each step, 0 for none. As trained if not given.
+        bnr: blur-to-noise ratio to sample along, for a model that was trained on a range of them.
+        labels: class of all images, or one a seed separated by commas; each seed draws its own if not given.
+        guidance: weight of classifier-free guidance, 1 for none, for a model trained with label dropout. As trained
+            (`model.guidance`) if not given.
+        weights: averaged or last.
+        batch_size: images a device samples at once.
+        grid: also write all images as one picture to this PNG file.
+        override: other settings of the model, such as --override+=sampler.rule=Euler.
+        devices: how many devices share the seeds.
+        accelerator: cpu, gpu, mps or auto.
+        precision: of the network; the sampler's state is float64 in any case.
+    """
+    chosen = {
+        "sampler.grid.steps": steps,
+        "sampler.grid.rho": rho,
+        "sampler.rule.eta": eta,
+        "process.path.bnr": bnr,
+        "guidance": guidance,
+    }
+    numbers = parse_seeds(seeds)
+    check(batch_size > 0, f"batch_size is {batch_size}: it must be at least 1")
+    if bnr is not None:
+        check_bnr(ckpt_path)
+    module = load(ckpt_path, weights, chosen, override)
+    classes = parse_labels(labels, len(numbers), module.network.label_dim)
+    folder = writable_folder(outdir)
+    if grid:
+        writable_folder(Path(grid).parent)
+
+    machine = Devices(accelerator, devices, precision)
+    model = machine.take(module.model(weights))
+    for batch in machine.batches(len(numbers), batch_size, "Sampling"):
+        images = model.sample(
+            module.sampler, [numbers[k] for k in batch], [classes[k] for k in batch] if classes else None
+        )
+        for k, image in zip(batch, quantise(images), strict=True):
+            write_png(folder / f"{numbers[k]:06d}.png", image)
+    if machine.first:
+        finish(folder, numbers, grid)
+
+
+def check_bnr(ckpt_path: str) -> None:
+    """Raise UserError unless a checkpoint's model was trained on a range of BNRs."""
+    process = (read(ckpt_path)[SECTION]["config"] or {}).get("process", {})
+    path = process.get("init_args", {}).get("path", {}).get("class_path", "")
+    check(
+        path.endswith(".RandomBNR"),
+        "--bnr: this model knows only the path it was trained on; leave the option out, or train a model on a range of "
+        "BNRs with configs/method/plane.yaml",
+    )
+
+
+def finish(folder: Path, seeds: list[int], grid: str | None) -> None:
+    """Put the files of all devices into one picture, if asked for, and say where everything is."""
+    print(f"{len(seeds)} images in {folder}")
+    if grid:
+        images = torch.stack([read_png(folder / f"{seed:06d}.png") for seed in seeds])
+        write_png(Path(grid), make_picture(images, columns=math.ceil(math.sqrt(len(seeds)))))
+        print(f"all of them in {grid}")

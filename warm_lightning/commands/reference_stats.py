@@ -1,0 +1,66 @@
+"""`warm reference-stats`: a data set as the scores see it, in a file that others can score against."""
+
+from pathlib import Path
+
+from warm_lightning.callbacks import ScoreSamples
+from warm_lightning.commands.shared import make_observer, open_images
+from warm_lightning.data import ImageDataModule, ImageSet
+from warm_lightning.errors import check
+from warm_lightning.metrics import BATCH_SIZE, FeatureExtractor, InceptionFeatures, ScoreProtocol, measure
+from warm_lightning.metrics.reference import LARGE
+from warm_lightning.metrics.reference_file import SUFFIX, to_bytes
+from warm_lightning.records import check_out, write_file
+from warm_lightning.trainer_cli import WarmCLI
+
+
+def reference_stats(
+    source: str,
+    out: str,
+    extractor: FeatureExtractor | None = None,
+    held_out: str | None = None,
+    memorisation: bool = False,
+    device: str = "auto",
+    batch_size: int = BATCH_SIZE,
+    max_neighbours: int = 10_000,
+    override: list[str] | None = None,
+) -> None:
+    """Statistics of a data set for `warm test` (`scores.reference_stats`), `warm score` and other programs.
+
+    The file has the mean and covariance of the features as `mu` and `sigma`, as other programs expect them, and what
+    the other scores need.
+
+    Args:
+        source: YAML file, of whose data the training images are used; or a folder or zip, of which all images are or,
+            where it has splits, the training images.
+        out: file to write, *.npz.
+        extractor: what sees the images; by default the first of a YAML file's, or InceptionFeatures.
+        held_out: folder or zip of images that are not trained on, for memorisation; a YAML file's data have their own.
+        memorisation: whether to store the features of all images, which that score needs: 4 bytes each, 410 MB for
+            50,000 images and Inception's 2,048 features.
+        device: auto, cpu, cuda or mps.
+        batch_size: images that pass the extractor at once.
+        max_neighbours: number of images whose features are stored for kernel distance, precision and recall.
+        override: other settings of a YAML file, such as --override+=data.path=images.zip.
+    """
+    check(out.endswith(SUFFIX), f"{out}: call the file *{SUFFIX}")
+    check_out(out)
+    unseen: ImageSet | None = open_images(held_out) if held_out else None
+    data: ImageSet
+    if source.endswith((".yaml", ".yml")):
+        cli = WarmCLI([f"--config={source}", *(f"--{setting}" for setting in override or [])], run=False)
+        module: ImageDataModule = cli.datamodule
+        module.prepare_data()
+        data, unseen = module.train_images(), unseen or module.held_out_images()
+        name = f"{type(module).__name__}: {len(data)} training images"
+        scores: ScoreSamples = cli.config_init["scores"]
+        extractor = extractor or scores.extractors[0]
+    else:
+        data, name = open_images(source), source
+    check(
+        not memorisation or len(data) <= LARGE,
+        f"--memorisation: features of {len(data):,} images are too many to store, more than {LARGE:,}: leave it out",
+    )
+    observer = make_observer(extractor or InceptionFeatures(), device, batch_size)
+    reference = measure(observer, data, unseen, source=name, protocol=ScoreProtocol(max_neighbours))
+    write_file(Path(out), to_bytes(reference, observer, memorisation))
+    print(f"{len(data):,} images, {len(reference.normal.mean):,} features: {out}")

@@ -1,0 +1,64 @@
+"""`warm score`: any images against others, or against reference statistics."""
+
+from pathlib import Path
+
+import torch
+
+from warm_lightning.commands.shared import make_observer, open_images
+from warm_lightning.defaults import default
+from warm_lightning.distributed import progress
+from warm_lightning.metrics import (
+    BATCH_SIZE,
+    FeatureExtractor,
+    InceptionFeatures,
+    ScoreProtocol,
+    Scores,
+    measure,
+    read_statistics,
+)
+from warm_lightning.metrics.reference_file import SUFFIX
+from warm_lightning.records import check_out, provenance, to_json, write_file
+
+
+def score(
+    images: str,
+    reference: str,
+    extractor: FeatureExtractor = default(InceptionFeatures),
+    device: str = "auto",
+    batch_size: int = BATCH_SIZE,
+    companions: bool = True,
+    max_neighbours: int = 10_000,
+    out: str | None = None,
+) -> None:
+    """Scores of a folder or zip of images against another, or against reference statistics.
+
+    Args:
+        images: the samples, in any format that training reads; of a source with splits, the training images.
+        reference: the data, likewise; or an .npz file that `warm reference-stats` wrote, or with mu and sigma alone.
+        extractor: what sees the images: InceptionFeatures, TorchScriptFeatures, ImportedFeatures, DigitsFeatures or
+            Pixels.
+        device: auto, cpu, cuda or mps.
+        batch_size: images that pass the extractor at once.
+        companions: whether to score halves of the data and the moment-matched Gaussian, too.
+        max_neighbours: number of images of each side that kernel distance, precision and recall compare.
+        out: JSON file for the scores and their protocol.
+    """
+    check_out(out)
+    samples = open_images(images)
+    protocol = ScoreProtocol(max_neighbours)
+    observer = make_observer(extractor, device, batch_size)
+    if reference.endswith(SUFFIX):
+        against = read_statistics(reference, observer, protocol, companions)
+    else:
+        data = open_images(reference)
+        against = measure(observer, data, source=reference, protocol=protocol, companions=companions)
+    scores = Scores(observer, against, samples.shape if reference.endswith(SUFFIX) else data.shape)
+    for index in progress(torch.arange(len(samples)).split(batch_size), "samples"):
+        scores.update(samples.take(index))
+    count, values = scores.compute()
+    values |= scores.companions(count)
+    print(scores.table(values, count))
+    if out:
+        about = {"images": images, **scores.describe(count), **provenance(observer.device)}
+        write_file(Path(out), to_json({**values, "protocol": about}).encode())
+        print(f"\nwritten to {out}")

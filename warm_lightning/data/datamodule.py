@@ -1,0 +1,156 @@
+"""What all data sets have in common."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import Protocol, cast
+
+import torch
+from lightning import LightningDataModule, Trainer
+from torch.utils.data import DataLoader, Dataset
+
+from warm_lightning.data.image_set import ImageSet
+from warm_lightning.data.stream import Loader, StoredOrder, StreamSampler, TrainingStream, strided_batches
+from warm_lightning.errors import UserError, check
+from warm_lightning.types import Batch
+
+
+class _Learner(Protocol):
+    """What the loaders need of the LightningModule."""
+
+    seed: int
+    images_seen: int
+
+    def seed_loader(self) -> list[DataLoader]: ...
+
+
+class ImageDataModule(LightningDataModule, ABC):
+    """A data set of square uint8 images.
+
+    A data set is a subclass with `load`, and `prepare_data` where something must be downloaded first.
+    The Trainer must have `use_distributed_sampler=False`: the stream gives each device its own images.
+
+    Args:
+        batch_size: images per optimizer step, over all devices and accumulated micro-batches.
+        xflip: also train on each image mirrored left-right.
+        num_workers: processes that put batches together; 0 does it in the training process.
+    """
+
+    def __init__(self, batch_size: int = 128, xflip: bool = False, num_workers: int = 0) -> None:
+        super().__init__()
+        check(batch_size >= 1, f"batch_size must be at least 1, not {batch_size}")
+        check(num_workers >= 0, f"num_workers must be at least 0, not {num_workers}")
+        self.batch_size = batch_size
+        self.xflip = xflip
+        self.num_workers = num_workers
+        self._sets: dict[str, ImageSet | None] = {}
+
+    @abstractmethod
+    def load(self, split: str) -> ImageSet | None:
+        """The split "train" or "held_out"; None for a held-out split that does not exist.
+
+        Raises:
+            UserError: the data are not there or not as they should be.
+        """
+
+    @property
+    def resolution(self) -> int:
+        """Height and width of the images."""
+        return self.train_images().shape[-1]
+
+    @property
+    def image_channels(self) -> int:
+        """1 for grey images, 3 for RGB."""
+        return self.train_images().shape[0]
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes; 0 where there are none."""
+        return len(self.train_images().class_names)
+
+    def train_images(self) -> ImageSet:
+        """The training images without mirrored ones, read when first asked for."""
+        if "train" not in self._sets:
+            self._sets["train"] = self.load("train")
+        return cast(ImageSet, self._sets["train"])
+
+    def held_out_images(self) -> ImageSet | None:
+        """The held-out images, read when first asked for; None where there are none."""
+        if "held_out" not in self._sets:
+            held_out = self.load("held_out")
+            self._sets["held_out"] = None if held_out is None else self._like_training(held_out)
+        return self._sets["held_out"]
+
+    def setup(self, stage: str) -> None:
+        """Read both splits.
+
+        Raises:
+            UserError: the batch cannot be shared out equally, or is larger than the data.
+        """
+        if stage == "fit" and self.trainer is not None:
+            self._micro_batch()  # before what may take minutes
+        images = self.train_images()
+        self.held_out_images()
+        if stage == "fit":
+            check(
+                len(images) >= self.batch_size,
+                f"batch_size {self.batch_size} is more than the {len(images)} training images: lower it",
+            )
+
+    def train_dataloader(self) -> DataLoader:
+        """An endless loader of this device's micro-batches, from where the LightningModule has arrived.
+
+        Each is a `Batch` of batch_size / (devices × accumulate_grad_batches) images. Needs a Trainer whose
+        LightningModule has `seed` and `images_seen`.
+        """
+        micro_batch = self._micro_batch()
+        trainer = self._attached_trainer()
+        learner = cast(_Learner, trainer.lightning_module)
+        sampler = StreamSampler(lambda: learner.images_seen, micro_batch, trainer.global_rank, trainer.world_size)
+        return self._loader(TrainingStream(self.train_images(), learner.seed, self.xflip), sampler)
+
+    def val_dataloader(self) -> DataLoader:
+        """The held-out images, or the training images where there are none: each once over all devices."""
+        held_out = self.held_out_images()
+        images = self.train_images() if held_out is None else held_out
+        trainer = self.trainer
+        rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+        micro_batch = max(1, self.batch_size // world_size)
+        return self._loader(StoredOrder(images), strided_batches(len(images), micro_batch, rank, world_size))
+
+    def test_dataloader(self) -> list[DataLoader]:
+        """Seeds to sample, which the LightningModule knows: Lightning asks the data module alone."""
+        return cast(_Learner, self._attached_trainer().lightning_module).seed_loader()
+
+    def _loader(self, dataset: Dataset[Batch], sampler: Iterable[range]) -> DataLoader:
+        return Loader(
+            dataset,
+            sampler=sampler,  # its elements are whole micro-batches
+            num_workers=self.num_workers,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def _micro_batch(self) -> int:
+        trainer = self._attached_trainer()
+        parts = trainer.world_size * trainer.accumulate_grad_batches
+        if self.batch_size % parts:
+            raise UserError(
+                f"batch_size {self.batch_size} cannot be shared equally by {trainer.world_size} devices × "
+                f"{trainer.accumulate_grad_batches} accumulated batches: use a multiple of {parts}"
+            )
+        return self.batch_size // parts
+
+    def _attached_trainer(self) -> Trainer:
+        check(self.trainer is not None, "training batches need a Trainer: call Trainer().fit(model, datamodule)")
+        return cast(Trainer, self.trainer)
+
+    def _like_training(self, held_out: ImageSet) -> ImageSet:
+        channels, size = self.image_channels, self.resolution
+        if held_out.shape[0] == 1 < channels:
+            held_out = held_out.as_rgb()
+        found = held_out.shape
+        if found != (channels, size, size):
+            raise UserError(
+                f"held-out images are {found} (channels, height, width) but training images "
+                f"{(channels, size, size)}: convert them"
+            )
+        return held_out

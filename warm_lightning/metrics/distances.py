@@ -1,0 +1,285 @@
+"""Fréchet distance between two sets of features, each seen as a normal distribution."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from warm_lightning.rng import key
+
+
+@dataclass(frozen=True)
+class Normal:
+    """A normal distribution over F features.
+
+    Attributes:
+        mean: μ, float64 [F].
+        covariance: Σ, float64 [F, F].
+    """
+
+    mean: Tensor
+    covariance: Tensor
+
+    @cached_property
+    def spectrum(self) -> tuple[Tensor, Tensor]:
+        """Λ, ascending, float64 [F], and Q, float64 [F, F], of Σ = Q Λ Qᵀ."""
+        values, vectors = torch.linalg.eigh(self.covariance)
+        return values, vectors
+
+    @cached_property
+    def root(self) -> Tensor:
+        """Q √Λ, float64 [F, F].
+
+        Eigenvalues below the rounding error of the largest are set to 0. Where Σ has not full rank (fewer
+        images than features, or features that never fire) they are rounding errors, and their square
+        roots would be of the order of 10⁻⁸ each instead of 10⁻¹⁶.
+        """
+        values, vectors = self.spectrum
+        floor = values[-1] * len(values) * torch.finfo(values.dtype).eps
+        return vectors * values.where(values > floor, 0).sqrt()
+
+
+def frechet_distance(a: Normal, b: Normal) -> float:
+    """d² = |μ_a − μ_b|² + tr(Σ_a + Σ_b − 2(Σ_a Σ_b)^½) (Dowson & Landau 1982; Heusel et al. 2017, Eq. 6).
+
+    tr (Σ_a Σ_b)^½ is the sum of the singular values of root_aᵀ root_b. That holds 10⁻⁸ of d² also without
+    full rank, where the eigenvalues of Σ_a Σ_b, which torchmetrics takes, and scipy's sqrtm are wrong by
+    10⁻⁷ for distant sets and by several per cent for close ones.
+    """
+    cross = torch.linalg.svdvals(a.root.T @ b.root).sum()
+    distance = (a.mean - b.mean).square().sum() + (a.covariance + b.covariance).trace() - 2 * cross
+    return max(0.0, distance.item())  # rounding can leave -1e-14 for a set and itself
+
+
+class Moments(Metric):
+    """Running mean and covariance of features, summed in float64 and over devices.
+
+    The states are those of torchmetrics' FrechetInceptionDistance, for one set of images.
+
+    Args:
+        num_features: F.
+        **kwargs: torchmetrics' own, such as `sync_on_compute`.
+    """
+
+    full_state_update = False
+    feature_sum: Tensor
+    outer_sum: Tensor
+    num_images: Tensor
+
+    def __init__(self, num_features: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        sums = torch.zeros(num_features, dtype=torch.float64)
+        self.add_state("feature_sum", sums, dist_reduce_fx="sum")
+        self.add_state("outer_sum", torch.outer(sums, sums), dist_reduce_fx="sum")
+        self.add_state("num_images", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, features: Tensor) -> None:
+        """Take in features, [B, F]."""
+        features = features.double()
+        # Not in place: states made in inference mode could then not be updated outside it.
+        self.feature_sum = self.feature_sum + features.sum(dim=0)
+        self.outer_sum = self.outer_sum + features.T @ features
+        self.num_images = self.num_images + len(features)
+
+    def compute(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean [F], covariance [F, F] (divided by N − 1) and N of what all devices took in."""
+        mean = self.feature_sum / self.num_images
+        scatter = self.outer_sum - self.num_images * torch.outer(mean, mean)
+        return mean, scatter / (self.num_images - 1), self.num_images
+
+
+BLOCK = 2**25  # distances held at once: 128 MiB in float32
+RESOLUTION = 2.0**-18  # of |x|² + |y|²: squared distances below are rounding error
+
+
+def precision_recall(samples: Tensor, reference: Tensor, k: int = 3) -> tuple[float, float]:
+    """Improved precision and recall (Kynkäänniemi et al. 2019, Eqs. 1–2).
+
+    The manifold of a set is the union of balls around its members, each as large as the distance to the
+    member's k-th nearest neighbour. Precision is the fraction of samples in the reference's manifold,
+    recall that of the reference in the samples' manifold.
+
+    Args:
+        samples: float32 [S, F], S > k.
+        reference: float32 [R, F], R > k.
+        k: which neighbour.
+
+    Returns:
+        precision and recall, each in [0, 1].
+    """
+    return _covered(samples, reference, k), _covered(reference, samples, k)
+
+
+def memorisation(samples: Tensor, training: Tensor, unseen: float) -> float:
+    """Mean distance of samples to their nearest training image, over that of images that were not trained on.
+
+    1 for new images of the data's distribution, clearly below 1 for copies, 0 for exact ones; above 1 for
+    samples far from all data; not a number where those others are, all of them, copies themselves.
+
+    Args:
+        samples: float32 [S, F].
+        training: float32 [N, F].
+        unseen: `unseen_distance` for the same training images.
+    """
+    return _mean_distance(samples, training) / unseen if unseen else math.nan
+
+
+def unseen_distance(training: Tensor, held_out: Tensor | None, limit: int) -> float:
+    """Mean distance to the nearest training image of images that were not trained on.
+
+    These are the held-out images or, without any, each training image in its turn, its nearest neighbour
+    being among the others: a training set as dense as the whole, but for one image. (A half of the data
+    held against the other would be half as dense, and would see only half of the copies.)
+
+    Args:
+        training: float32 [N, F].
+        held_out: float32 [H, F].
+        limit: how many distances to average, those of the first images.
+    """
+    if held_out is None:
+        return _mean_distance(training[:limit], training, 2)
+    return _mean_distance(held_out[:limit], training)
+
+
+def nearest_distances(queries: Tensor, points: Tensor, k: int = 1) -> Tensor:
+    """Euclidean distance of each query to its k-th nearest point; a query that is a point is its own first.
+
+    Args:
+        queries: float32 [Q, F].
+        points: float32 [P, F], P ≥ k.
+        k: from 1.
+
+    Returns:
+        float32 [Q].
+    """
+    found = [squared.topk(k, largest=False).indices[:, -1] for squared in _squared_distances(queries, points)]
+    # From the difference: the products that find a neighbour do not resolve how near it is.
+    blocks = zip(_blocks(queries, points), found, strict=True)
+    return torch.cat([(block - points[index]).norm(dim=1) for block, index in blocks])
+
+
+def _mean_distance(queries: Tensor, points: Tensor, k: int = 1) -> float:
+    return nearest_distances(queries, points, k).double().mean().item()
+
+
+def _covered(queries: Tensor, points: Tensor, k: int) -> float:
+    radii = nearest_distances(points, points, k + 1).square()
+    inside = [(squared <= radii).any(dim=1) for squared in _squared_distances(queries, points)]
+    return torch.cat(inside).double().mean().item()
+
+
+def _squared_distances(queries: Tensor, points: Tensor) -> Iterator[Tensor]:
+    """Blocks [q, P] of |x − y|² = |x|² + |y|² − 2x·y, with the points' mean as origin to lose few digits."""
+    origin = points.mean(dim=0)
+    points = points - origin
+    squares = points.square().sum(dim=1)
+    for block in _blocks(queries, points):
+        x = block - origin
+        scale = x.square().sum(dim=1, keepdim=True) + squares
+        squared = torch.addmm(scale, x, points.T, alpha=-2)
+        yield squared.where(squared > RESOLUTION * scale, 0)
+
+
+def _blocks(queries: Tensor, points: Tensor) -> tuple[Tensor, ...]:
+    return queries.split(max(1, BLOCK // len(points)))
+
+
+class InceptionScore(Metric):
+    """exp E KL(p(y|x) ‖ p(y)) (Salimans et al. 2016), from 1 to the number of classes, of each split of the images.
+
+    Published scores are means over 10 splits, which are lower than the score of all images at once. Equal to
+    torchmetrics' InceptionScore, from sums over images instead of all their logits; image i is in split i mod
+    `splits` where that one shuffles with the global random generator.
+
+    Args:
+        num_classes: K.
+        splits: number of splits.
+        **kwargs: torchmetrics' own, such as `sync_on_compute`.
+    """
+
+    full_state_update = False
+    probability_sums: Tensor
+    information_sums: Tensor
+    counts: Tensor
+
+    def __init__(self, num_classes: int, splits: int = 1, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        zeros = torch.zeros(splits, num_classes, dtype=torch.float64)
+        self.add_state("probability_sums", zeros, dist_reduce_fx="sum")
+        self.add_state("information_sums", zeros[:, 0].clone(), dist_reduce_fx="sum")
+        self.add_state("counts", zeros[:, 0].clone(), dist_reduce_fx="sum")
+
+    def update(self, logits: Tensor, index: Tensor) -> None:
+        """Take in logits [B, K] of the images with numbers `index`, int64 [B]."""
+        split = index.to(logits.device) % len(self.counts)
+        logs = logits.double().log_softmax(dim=1)
+        # Not in place: states made in inference mode could then not be updated outside it.
+        self.probability_sums = self.probability_sums.index_add(0, split, logs.exp())
+        self.information_sums = self.information_sums.index_add(0, split, (logs.exp() * logs).sum(dim=1))
+        self.counts = self.counts.index_add(0, split, torch.ones_like(logs[:, 0]))
+
+    def compute(self) -> tuple[float, float | None]:
+        """Mean over the splits of what all devices took in, and standard deviation; None for a single split."""
+        filled = self.counts > 0
+        counts = self.counts[filled]
+        marginals = self.probability_sums[filled] / counts[:, None]
+        entropies = torch.special.xlogy(marginals, marginals).sum(dim=1)
+        scores = (self.information_sums[filled] / counts - entropies).exp()
+        return scores.mean().item(), scores.std().item() if len(scores) > 1 else None
+
+
+SUBSETS = 100
+SUBSET_SIZE = 1000
+
+
+def kernel_distance(samples: Tensor, reference: Tensor, seed: int = 0) -> tuple[float, float]:
+    """Mean and standard deviation, over random subsets, of the unbiased squared MMD (Bińkowski et al. 2018, sec. 4).
+
+    The kernel is (x·y/F + 1)³; of each set, 100 subsets of 1,000 images or, where there are fewer, as many as the
+    smaller set has. That is torchmetrics' KernelInceptionDistance with its defaults, but summed in float64,
+    and with subsets that are a function of `seed` and of the sets' sizes: two models are compared on the same ones.
+
+    Args:
+        samples: [S, F], S ≥ 2.
+        reference: [R, F], R ≥ 2.
+        seed: of the subsets.
+    """
+    size = subset_size(len(samples), len(reference))
+    generator = torch.Generator().manual_seed(key(seed, "kernel distance"))
+    distances = []
+    for _ in range(SUBSETS):
+        x, y = (
+            features[torch.randperm(len(features), generator=generator)[:size].to(features.device)]
+            for features in (reference, samples)
+        )
+        distances.append(squared_mmd(x, y))
+    values = torch.stack(distances)
+    return values.mean().item(), values.std(unbiased=False).item()
+
+
+def subset_size(samples: int, reference: int) -> int:
+    """Images in a subset."""
+    return min(SUBSET_SIZE, samples, reference)
+
+
+def squared_mmd(x: Tensor, y: Tensor) -> Tensor:
+    """Unbiased estimate of the squared maximum mean discrepancy (Gretton et al. 2012, Eq. 4); negative by chance.
+
+    Args:
+        x: [m, F], m ≥ 2.
+        y: [m, F].
+    """
+    within, across = x.new_zeros((), dtype=torch.float64), _kernel(x, y).mean(dtype=torch.float64)
+    for kernel in (_kernel(x, x), _kernel(y, y)):
+        within += kernel.sum(dtype=torch.float64) - kernel.diagonal().sum(dtype=torch.float64)
+    return within / (len(x) * (len(x) - 1)) - 2 * across
+
+
+def _kernel(x: Tensor, y: Tensor) -> Tensor:
+    base = torch.addmm(x.new_ones(()), x, y.T, alpha=1 / x.shape[1])
+    return (base * base).mul_(base)  # pow takes ten times as long

@@ -1,0 +1,194 @@
+"""Reference statistics as files: `mu` and `sigma` as other programs write them, and what else our scores need.
+
+A file is an `.npz` without pickled objects. Every one has
+
+    mu     float64 [F]      mean of the features
+    sigma  float64 [F, F]   their covariance
+
+and one that `warm reference-stats` wrote has also
+
+    features  float32 [n, F]   of n images in random order: for kernel distance, precision and recall
+    training  float32 [N, F]   of all images, if asked for: for memorisation
+    facts     JSON: what the images, the extractor and the protocol were, and what halves and Gaussian get
+
+Other arrays are not looked at.
+"""
+
+import io
+import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+from zipfile import is_zipfile
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from warm_lightning.errors import UserError, check
+from warm_lightning.metrics.distances import Normal
+from warm_lightning.metrics.features import Observer
+from warm_lightning.metrics.reference import DEFAULT, Reference, ScoreProtocol
+from warm_lightning.records import file_hash, to_json
+
+FORMAT_VERSION = 2  # 1 had no shape of the images
+SUFFIX = ".npz"
+ARRAYS = ("mu", "sigma", "features", "training", "facts")
+SMALLEST_EIGENVALUE = -1e-6  # of a covariance, relative to the largest: float32 files round theirs
+
+
+def to_bytes(reference: Reference, observer: Observer, memorisation: bool = False) -> bytes:
+    """The contents of a file that `read_statistics` makes the same reference of.
+
+    Args:
+        reference: as `measure` gives it.
+        observer: what it was measured with.
+        memorisation: whether to include the features of all images, 4 bytes each: 410 MB for 50,000 images and
+            Inception. Without them, scores against the file have no memorisation.
+    """
+    facts = {
+        "format_version": FORMAT_VERSION,
+        "source": reference.source,
+        "num_images": reference.count,
+        "shape": reference.shape,
+        "held_out_images": reference.held_out_count,
+        "extractor": observer.extractor.describe(),
+        "identity": observer.extractor.identity(),
+        "protocol": asdict(reference.protocol),
+        "unseen": reference.unseen,
+        "companions": reference.companions,
+    }
+    arrays = {
+        "mu": reference.normal.mean,
+        "sigma": reference.normal.covariance,
+        "features": reference.features,
+        "training": reference.training if memorisation else None,
+    }
+    content = io.BytesIO()
+    kept: dict[str, Any] = {name: tensor.cpu().numpy() for name, tensor in arrays.items() if tensor is not None}
+    np.savez(content, facts=np.array(to_json(facts, indent=None)), **kept)
+    return content.getvalue()
+
+
+def read_statistics(
+    path: str | Path, observer: Observer, protocol: ScoreProtocol = DEFAULT, companions: bool = True
+) -> Reference:
+    """The reference that a file holds: only mean and covariance if another program wrote it.
+
+    Args:
+        path: the file.
+        observer: what the samples will be seen with.
+        protocol: for a file of another program; ours bring their own.
+        companions: whether to take over what halves and Gaussian get.
+
+    Raises:
+        UserError: the file is not there, damaged, not as above, or of another extractor.
+    """
+    path = Path(path).expanduser()
+    check(
+        path.is_file(), f"{path}: no such file: make it with `warm reference-stats`, or name an .npz with mu and sigma"
+    )
+    arrays = _read(path)
+    normal = _normal(path, arrays["mu"], arrays["sigma"], observer)
+    source = f"{path.name} (sha256 {file_hash(path)})"
+    if "facts" not in arrays:
+        return Reference(normal, source, protocol)
+    facts = _facts(path, arrays["facts"])
+    ours, theirs = observer.extractor.identity(), facts["identity"]
+    different = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
+    check(
+        not different,
+        f"{path} was made with another extractor: {', '.join(different)} there "
+        f"{[theirs.get(name) for name in different]}, here {[ours.get(name) for name in different]}: make it again",
+    )
+    features, training = (_matrix(path, name, arrays, len(normal.mean), observer) for name in ("features", "training"))
+    with _ours(path):
+        return Reference(
+            normal,
+            f"{facts['source']}, from {source}",
+            ScoreProtocol(**facts["protocol"]),
+            int(facts["num_images"]),
+            facts["held_out_images"],
+            features,
+            training,
+            facts["unseen"],
+            {end: _numbers(of) for end, of in facts["companions"].items()} if companions else {},
+            tuple(map(int, facts["shape"])),
+        )
+
+
+def _numbers(values: dict[str, float | None]) -> dict[str, float]:
+    return {name: math.nan if value is None else float(value) for name, value in values.items()}
+
+
+@contextmanager
+def _ours(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{path} has facts that are not ours: make it again with `warm reference-stats`") from error
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    check(is_zipfile(path), f"{path} is damaged or no .npz file: make or copy it again")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            found = {name: file[name] for name in ARRAYS if name in file.files}
+            others = sorted(set(file.files) - set(ARRAYS))
+    except Exception as error:  # a damaged zip fails in as many ways as there are bytes
+        pickled = "allow_pickle" in str(error)
+        what = "holds pickled objects, which are not loaded" if pickled else f"is damaged ({type(error).__name__})"
+        raise UserError(f"{path} {what}: use an .npz of plain arrays, such as `warm reference-stats` makes") from error
+    for name in ("mu", "sigma"):
+        held = ", ".join(sorted([*found, *others])) or "nothing"
+        check(name in found, f"{path} has no {name!r}, but {held}: use another file")
+    return found
+
+
+def _facts(path: Path, array: np.ndarray) -> dict[str, Any]:
+    with _ours(path):
+        facts = json.loads(array.item())
+        version = facts["format_version"]
+    check(
+        version == FORMAT_VERSION,
+        f"{path} has format {version}, this version reads {FORMAT_VERSION}: make it again with `warm reference-stats`",
+    )
+    with _ours(path):
+        dict(facts["identity"])
+    return facts
+
+
+def _normal(path: Path, mu: np.ndarray, sigma: np.ndarray, observer: Observer) -> Normal:
+    check(
+        mu.ndim == 1 and mu.size > 0 and sigma.shape == 2 * mu.shape and mu.dtype.kind == sigma.dtype.kind == "f",
+        f"{path} has mu {mu.dtype} {list(mu.shape)} and sigma {sigma.dtype} {list(sigma.shape)}: they must be floats "
+        "[F] and [F, F], F being 1 or more",
+    )
+    check(
+        bool(np.isfinite(mu).all() and np.isfinite(sigma).all()),
+        f"{path} has numbers that are not finite: make it again",
+    )
+    mean, covariance = (torch.from_numpy(array.astype(np.float64)).to(observer.home) for array in (mu, sigma))
+    symmetric = torch.allclose(covariance, covariance.T, rtol=1e-6, atol=1e-6 * covariance.abs().max().item())
+    check(symmetric, f"{path}: sigma is no covariance, for it is not symmetric: make it again")
+    normal = Normal(mean, covariance)
+    values = normal.spectrum[0]  # which the distance needs, too
+    check(
+        bool(values[0] >= SMALLEST_EIGENVALUE * values.abs().max()),
+        f"{path}: sigma is no covariance, for it has the eigenvalue {values[0]:.3g}: make it again",
+    )
+    return normal
+
+
+def _matrix(
+    path: Path, name: str, arrays: dict[str, np.ndarray], num_features: int, observer: Observer
+) -> Tensor | None:
+    if name not in arrays:
+        return None
+    array = arrays[name]
+    right = array.ndim == 2 and array.shape[1] == num_features and array.dtype == np.float32
+    check(right and bool(np.isfinite(array).all()), f"{path}: {name} is damaged: make it again")
+    return torch.from_numpy(array).to(observer.home)

@@ -1,0 +1,160 @@
+"""Records of results: where they come from, JSON, hashes, and files that appear whole or not at all."""
+
+import hashlib
+import json
+import math
+import os
+import platform
+import subprocess
+import tempfile
+from collections.abc import Iterable
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from warm_lightning.errors import UserError, check
+
+PACKAGE_VERSION = version("warm-lightning")
+
+# ---------------------------------------------------------------------- provenance
+
+
+@cache
+def git_commit() -> str | None:
+    """The commit of the checkout that this package runs from, with "-dirty" where files differ; None outside of one."""
+    folder = Path(__file__).parent
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    tracked = ["git", "-C", str(folder), "ls-files", "--error-unmatch", __file__]
+    try:
+        if subprocess.run(tracked, capture_output=True, check=False).returncode:
+            return None  # installed into an environment that lies in somebody else's checkout
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def provenance(device: torch.device | str) -> dict[str, Any]:
+    """The versions, commit and device that a result comes from, in the form that every result file has.
+
+    Args:
+        device: where it was computed.
+    """
+    return {
+        "package_version": PACKAGE_VERSION,
+        "git_commit": git_commit(),
+        "torch_version": str(torch.__version__),
+        "device": str(device),
+    }
+
+
+def machine(device: str) -> dict[str, Any]:
+    """The processor, its number of cores and threads, and the GPU, beside the `provenance` of what runs on them.
+
+    Args:
+        device: "cpu" or "cuda".
+    """
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    found = provenance(device) | {
+        "cpu": models[0] if models else platform.processor(),
+        "cores": len(models) or torch.multiprocessing.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "python": platform.python_version(),
+    }
+    if device == "cuda":
+        gpu = torch.cuda.get_device_properties(0)
+        found |= {"gpu": gpu.name, "gpu_memory_bytes": gpu.total_memory, "cuda": torch.version.cuda}
+    return found
+
+
+# ---------------------------------------------------------------------- numbers and hashes
+
+
+def finite(value: Any) -> bool:
+    """Whether a value is a finite number."""
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def to_json(data: Any, indent: int | None = 2) -> str:
+    """Plain data as JSON; numbers that are not finite, which JSON does not have, as null."""
+    return json.dumps(_nulls(data), indent=indent, allow_nan=False)
+
+
+def _nulls(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {name: _nulls(value) for name, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_nulls(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
+
+
+def tensors_hash(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """SHA-256 of tensors with their names and shapes, in the order of their names.
+
+    Floating-point values count as float64, so that a file and a model of another precision made from it agree where
+    no digit was lost.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors, key=lambda item: item[0]):
+        values = tensor.detach().cpu()
+        values = values.double() if values.is_floating_point() else values
+        digest.update(f"{name} {list(values.shape)}".encode())
+        digest.update(values.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def file_hash(path: Path) -> str:
+    """The first 16 hexadecimal digits of a file's SHA-256."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+# ---------------------------------------------------------------------- files
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file in one go, making its folder; a reader sees all of it or none.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); choose a folder that can") from error
+
+
+def writable_folder(path: str | Path) -> Path:
+    """The folder at a path, made if need be.
+
+    Raises:
+        UserError: files cannot be written there.
+    """
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written to ({error.strerror}); choose another folder") from error
+    return folder
+
+
+def check_out(path: str | None) -> None:
+    """Check that a result can be written to a path, if one is given, before the work that leads to it.
+
+    Raises:
+        UserError: the path is a folder, or nothing can be written there.
+    """
+    if path:
+        check(not Path(path).is_dir(), f"{path}: is a folder: name a file")
+        writable_folder(Path(path).parent)

@@ -1,0 +1,232 @@
+"""The one loop of every sampler, and what may be done to it."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from warm_lightning.defaults import default
+from warm_lightning.errors import check
+from warm_lightning.parameterizations import consistent
+from warm_lightning.processes import Process
+from warm_lightning.rng import Draws
+from warm_lightning.samplers.rules import Heun, Step, StepRule, fresh_noise, step_ratio
+from warm_lightning.spectral import dct, idct
+from warm_lightning.types import Estimate, Estimator, Gains, Level
+
+
+class Grid(ABC):
+    """The clock readings at which a sampler stops."""
+
+    @abstractmethod
+    def clocks(self) -> Tensor:
+        """Readings from the noisiest to the last, float64 [N + 1]."""
+
+    def levels(self, process: Process) -> list[Level]:
+        """The same as levels of a process, [1] each."""
+        return [process.level(clock) for clock in self.clocks().split(1)]
+
+
+class PowerGrid(Grid):
+    """Eq. 21: β_i evenly spaced in β^(1/ρ) from beta_max to beta_min in N levels, then β_0 = 0.
+
+    Args:
+        steps: N; NFE is 2N - 1 with Heun's rule (18 → 35, 40 → 79, 256 → 511) and N with Euler's.
+        beta_min: smallest noise level before 0.
+        beta_max: noise level to start from.
+        rho: ρ, how much the steps crowd towards low noise; warm models like more than EDM's 7 (Fig. 8).
+    """
+
+    def __init__(self, steps: int = 18, beta_min: float = 0.002, beta_max: float = 80.0, rho: float = 7.0) -> None:
+        check(steps >= 1, f"steps is {steps}: a sampler needs at least 1")
+        check(
+            0 < beta_min < beta_max,
+            f"beta_min is {beta_min} and beta_max {beta_max}: need 0 < beta_min < beta_max",
+        )
+        check(rho >= 0.1, f"rho is {rho}: it must be 0.1 or more (1 is evenly spaced, 7 the default)")
+        self.steps = steps
+        self.beta_min = beta_min
+        self.beta_max = beta_max
+        self.rho = rho
+
+    def clocks(self) -> Tensor:
+        ramp = torch.linspace(0, 1, self.steps, dtype=torch.float64)
+        low, high = self.beta_min ** (1 / self.rho), self.beta_max ** (1 / self.rho)
+        return torch.cat([(high + ramp * (low - high)) ** self.rho, torch.zeros(1, dtype=torch.float64)])
+
+
+class EvenGrid(Grid):
+    """Clock readings evenly spaced from `first` to 0: the whole chain of a process in steps, or fewer of its levels.
+
+    Args:
+        steps: N; a process of `first` steps is respaced if it is less.
+        first: clock reading to start from.
+        whole: whether readings are rounded to whole numbers, for processes in steps.
+    """
+
+    def __init__(self, steps: int = 1000, first: float = 1000, whole: bool = True) -> None:
+        check(steps >= 1, f"steps is {steps}: a sampler needs at least 1")
+        check(first > 0, f"first is {first}: sampling must start above 0")
+        check(not whole or steps <= first, f"steps is {steps}, but there are no more than {first:g}: lower it")
+        self.steps = steps
+        self.first = first
+        self.whole = whole
+
+    def clocks(self) -> Tensor:
+        readings = torch.linspace(self.first, 0, self.steps + 1, dtype=torch.float64)
+        return readings.round() if self.whole else readings
+
+
+Watch = Callable[[Tensor, Level], None]
+"""Called with u and its level at every level."""
+
+
+class Churn:
+    """EDM's stochastic sampling (Karras et al. 2022, Algorithm 2): before a step, the image is degraded a little more.
+
+    The clock is turned back from t to t + γt, γ = min(churn/N, √2 - 1), and what the process does in between is done:
+    u ← (A_t̂/A_t)∘u + √(B_t̂² - (A_t̂/A_t)²B_t²) z with normal z. On the hot axis this is EDM's added noise; where the
+    clock is not the noise level, as in DDPM, a share of it may be much noise, so use less churn.
+
+    Args:
+        churn: S_churn ≥ 0.
+        beta_min: S_min, the noise level below which there is no churn.
+        beta_max: S_max, above which there is none.
+        noise: S_noise, by which the added noise is scaled, slightly more than 1 against loss of detail.
+    """
+
+    def __init__(
+        self, churn: float = 40.0, beta_min: float = 0.05, beta_max: float = 50.0, noise: float = 1.003
+    ) -> None:
+        check(churn >= 0, f"churn is {churn}: it must be 0 (none) or more")
+        check(0 <= beta_min <= beta_max, f"churn from {beta_min} to {beta_max}: need 0 <= beta_min <= beta_max")
+        check(noise > 0, f"noise is {noise}: it must be positive, about 1")
+        self.churn = churn
+        self.beta_min = beta_min
+        self.beta_max = beta_max
+        self.noise = noise
+
+    def __call__(self, process: Process, u: Tensor, t: Level, steps: int, draws: Draws) -> tuple[Tensor, Level]:
+        """u and its level, a little further from the data."""
+        gamma = min(self.churn / steps, math.sqrt(2) - 1)
+        if gamma == 0 or not self.beta_min <= t.beta.item() <= self.beta_max:
+            return u, t
+        back = process.level((t.clock * (1 + gamma)).clamp(max=process.last))
+        near, far = process.gains(t, u), process.gains(back, u)
+        ratio = step_ratio(far, near)
+        added = (far.noise.square() - (ratio * near.noise).square()).clamp(min=0).sqrt()
+        return ratio * u + self.noise * added * fresh_noise(draws, u), back
+
+
+class Belief(ABC):
+    """What is done to what the network believes before a rule moves by it."""
+
+    @abstractmethod
+    def __call__(self, ask: Estimator, process: Process) -> Estimator:
+        """Somebody who is asked in the network's place."""
+
+
+class EpsilonScaling(Belief):
+    """Epsilon scaling (Ning et al. 2024): ε̂ is divided by κ(t) = b + k·t, against the drift of a sampler that meets
+    other noise than the network was trained on. b = 1 with k = 0 changes nothing.
+
+    Args:
+        b: κ at the last level; the best is within a per cent above 1, and less for more steps.
+        k: slope in the clock; 0 as the paper recommends.
+    """
+
+    def __init__(self, b: float = 1.0006, k: float = 0.0) -> None:
+        check(b > 0, f"b is {b}: it must be positive, slightly more than 1")
+        self.b = b
+        self.k = k
+
+    def __call__(self, ask: Estimator, process: Process) -> Estimator:
+        def scaled(u: Tensor, level: Level) -> Estimate:
+            estimate = ask(u, level)
+            return replace(estimate, noise=estimate.noise / (self.b + self.k * level.clock.to(u).view(-1, 1, 1, 1)))
+
+        return scaled
+
+
+class ClippedImage(Belief):
+    """x̂0 has the range of an image, [-1, 1], and ε̂ is what is then left of u: as implementations of DDPM sample.
+
+    For ε-prediction without blur, whose x̂0 at the first levels is the network's error many times over. Where blur has
+    taken high frequencies, clipping puts others there (Hoogeboom & Salimans 2022, Appendix A.1).
+    """
+
+    def __call__(self, ask: Estimator, process: Process) -> Estimator:
+        def clipped(u: Tensor, level: Level) -> Estimate:
+            clean = dct(idct(ask(u, level).clean).clamp(-1, 1))
+            return consistent(clean, u, process.gains(level, u))
+
+        return clipped
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A grid and a rule: what turns noise into images.
+
+    Attributes:
+        grid: the levels to stop at.
+        rule: how to step between them.
+        churn: noise added on the way, if any.
+        belief: what is done to the network's beliefs, if anything.
+    """
+
+    grid: Grid = default(PowerGrid)
+    rule: StepRule = default(Heun)
+    churn: Churn | None = None
+    belief: Belief | None = None
+
+    @property
+    def nfe(self) -> int:
+        """Network calls an image."""
+        return self.rule.evaluations(len(self.grid.clocks()) - 1)
+
+    def __call__(
+        self, ask: Estimator, process: Process, start: Tensor, draws: Draws, watch: Watch | None = None
+    ) -> Tensor:
+        """Sample from the process's prior.
+
+        Args:
+            ask: the network or oracle.
+            process: the process that it knows.
+            start: standard normal pixels [B, C, H, W]; their dtype (float64 by choice) is the state's.
+            draws: where the prior and a stochastic rule get what they need beside.
+            watch: for trajectories and progress.
+
+        Returns:
+            DCT coefficients [B, C, H, W] at the last level.
+        """
+        levels = self.grid.levels(process)
+        return self.descend(ask, process, process.prior(start, levels[0], draws), levels, draws, watch)
+
+    @torch.no_grad()
+    def descend(
+        self,
+        ask: Estimator,
+        process: Process,
+        u: Tensor,
+        levels: Sequence[Level],
+        draws: Draws,
+        watch: Watch | None = None,
+    ) -> Tensor:
+        """The loop: from u at the first of some levels to the last."""
+        if self.belief:
+            ask = self.belief(ask, process)
+        history: list[tuple[Gains, Tensor]] = []
+        for t, s in pairwise(levels):
+            if watch:
+                watch(u, t)
+            here = t
+            if self.churn:
+                u, here = self.churn(process, u, t, len(levels) - 1, draws)
+            u = self.rule(ask, u, Step.between(process, u, here, s, draws, history))
+        if watch:
+            watch(u, levels[-1])
+        return u

@@ -1,0 +1,225 @@
+"""`warm fit`, `validate` and `test`: the Lightning CLI with our classes, one folder a run."""
+
+import logging
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+import warm_lightning.networks  # noqa: F401  (short class names in YAML are those of imported classes)
+from warm_lightning.callbacks import (
+    Checkpoints,
+    ImageProgressBar,
+    Interrupt,
+    PostHocEMA,
+    SampleGrid,
+    ScoreSamples,
+    TrainingLog,
+)
+from warm_lightning.callbacks.checkpoints import FOLDER, LAST
+from warm_lightning.checkpoints import check_same_model, check_start, check_weights, read
+from warm_lightning.data import ImageDataModule
+from warm_lightning.errors import check, user_errors
+from warm_lightning.module import DiffusionModule
+from warm_lightning.records import writable_folder
+
+RUNS = "runs"
+SHORT_OPTIONS = {"--rounds": "--scores.rounds", "--num_images": "--scores.num_images"}
+"""Of `warm test`."""
+
+
+class SaveConfig(SaveConfigCallback):
+    """Writes `config.yaml`, all of it, into the folder of a run when nothing has spoken against its training."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Nothing yet: a checkpoint that is to be resumed may turn out to be another model's."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().setup(trainer, pl_module, "fit")
+
+
+class CheckpointFiles(TorchCheckpointIO):
+    """Lightning's checkpoint files, read as `checkpoints.read` does: older formats and exported folders too."""
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        return read(path)
+
+
+class WarmCLI(LightningCLI):
+    """The Lightning CLI of this package.
+
+    A run lives in one folder, `trainer.default_root_dir`, by default `runs/` and the names of its YAML files:
+    `runs/digits-hot` for `--config configs/digits.yaml --config configs/method/hot.yaml`.
+    """
+
+    def __init__(self, arguments: list[str], interrupt: Interrupt | None = None, run: bool = True) -> None:
+        quieten()
+        self.asked_for = arguments[:1] if run else []
+        super().__init__(
+            DiffusionModule,
+            ImageDataModule,
+            subclass_mode_data=True,
+            save_config_callback=SaveConfig,
+            save_config_kwargs={"overwrite": True},
+            seed_everything_default=False,  # nothing here draws from a global generator; see model.seed
+            trainer_defaults={
+                "max_epochs": -1,  # model.duration, in images, ends training
+                "num_sanity_val_steps": 0,
+                "use_distributed_sampler": False,  # the data modules share images out themselves
+                "log_every_n_steps": 10,
+                "enable_model_summary": False,
+                "callbacks": [ImageProgressBar(), TrainingLog(), interrupt or Interrupt()],
+            },
+            load_from_checkpoint_support=False,
+            args=arguments,
+            run=run,
+        )
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """The Trainer's methods that are commands, and which of their arguments are not options.
+
+        Of them the one that is asked for alone, since each takes a quarter of a second to describe.
+        """
+        hidden = {"model", "dataloaders", "datamodule", "weights_only"}
+        commands = {
+            "fit": hidden | {"train_dataloaders", "val_dataloaders"},
+            "validate": hidden,
+            "test": hidden,
+        }
+        return {name: own for name, own in commands.items() if name in self.asked_for} or commands
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "test":
+            parser.epilog = "Short options: " + ", ".join(f"{s} N is {long} N" for s, long in SHORT_OPTIONS.items())
+        return parser
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        return super().init_parser(exit_on_error=False, **kwargs)
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_lightning_class_args(ScoreSamples, "scores")
+        parser.add_lightning_class_args(SampleGrid, "samples")
+        parser.add_lightning_class_args(PostHocEMA, "posthoc_ema")
+        parser.add_lightning_class_args(Checkpoints, "checkpoints")
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: Lightning would let a checkpoint's hyperparameters beat what the user types."""
+
+    @property
+    def settings(self) -> Any:
+        """The parsed configuration of the command that runs."""
+        return self.config[self.config["subcommand"]] if "subcommand" in self.config else self.config
+
+    def before_instantiate_classes(self) -> None:
+        settings = self.settings
+        if settings.trainer.enable_progress_bar is False:
+            callbacks = self.trainer_defaults["callbacks"]
+            self.trainer_defaults["callbacks"] = [c for c in callbacks if not isinstance(c, ImageProgressBar)]
+        if settings.trainer.default_root_dir is None:
+            stems = [Path(str(path)).stem for path in settings.config or []]
+            settings.trainer.default_root_dir = str(Path(RUNS) / ("-".join(stems) or "run"))
+        folder = settings.trainer.default_root_dir
+        if settings.trainer.logger in (None, True):
+            settings.trainer.logger = {
+                "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
+                "init_args": {"save_dir": folder, "name": "", "version": ""},
+            }
+        if self.config.get("subcommand"):
+            writable_folder(folder)
+            settings.ckpt_path = resume_path(self.config["subcommand"], settings.ckpt_path, Path(folder))
+            self.init_from = settings.model.init_from
+            if settings.ckpt_path:  # has the weights; the file that they once started from may be gone by now
+                settings.model.init_from = None
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        trainer = super().instantiate_trainer(**kwargs)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # none of the user's own
+            trainer.strategy.checkpoint_io = CheckpointFiles()
+        return trainer
+
+    def after_instantiate_classes(self) -> None:
+        if self.config.get("subcommand"):
+            self.settings.model.init_from = self.init_from
+        self._dump_config()
+        self.model.config = self.config_dump["model"]
+        if self.config.get("subcommand") and self.settings.ckpt_path:
+            checkpoint = read(self.settings.ckpt_path)
+            check_same_model(checkpoint["state_dict"], self.model.state_dict())
+            test = self.config["subcommand"] == "test"
+            weights = self.settings.scores.weights if test else "ema"
+            check_weights(self.settings.ckpt_path, checkpoint, weights, choice=test)
+        else:
+            check_start(self.model.config, self.model.network)
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        return super()._prepare_subcommand_kwargs(subcommand) | {"weights_only": True}
+
+
+def resume_path(command: str, ckpt_path: str | None, folder: Path) -> str | None:
+    """The checkpoint to start from, read once so that a bad one is found before anything else happens.
+
+    "last" is the run's own; `warm fit` starts afresh where there is none yet, so that one command line serves
+    a first start and every restart. `warm validate` and `warm test` use it when nothing else is said.
+    """
+    last = folder / FOLDER / LAST
+    own = ckpt_path is not None and (ckpt_path == "last" or Path(ckpt_path).resolve().parent == last.parent.resolve())
+    check(
+        command != "fit" or own or not last.exists(),
+        f"{folder} already holds a run: go on with it by --ckpt_path last, or choose another folder with "
+        "--trainer.default_root_dir",
+    )
+    if command == "fit" and ckpt_path is None:
+        return None
+    if ckpt_path in (None, "last"):
+        if command == "fit" and not last.exists():
+            return None
+        check(last.exists(), f"{last}: no such checkpoint; train first, or name one with --ckpt_path")
+        ckpt_path = str(last)
+    checkpoint = read(ckpt_path)
+    check(
+        command != "fit" or "optimizer_states" in checkpoint,
+        f"{ckpt_path}: holds weights only, with which no training can be resumed: start one with --model.init_from",
+    )
+    return ckpt_path
+
+
+def quieten() -> None:
+    """Silence hints of Lightning's to its own users that are none to ours."""
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for hint in (
+        "does not have many workers",
+        "args parameter is intended",
+        "in eval mode",
+        "LeafSpec",
+        "returned a view",
+        "Grad strides do not match",  # DDP's, of 1×1 kernels, whose strides mean nothing
+    ):
+        warnings.filterwarnings("ignore", message=f".*{hint}.*")
+
+
+def spell_out(arguments: list[str]) -> list[str]:
+    """`warm test`'s short options in full: --rounds 1 is --scores.rounds 1."""
+    names = [argument.partition("=") for argument in arguments]
+    return [SHORT_OPTIONS.get(name, name) + equals + value for name, equals, value in names]
+
+
+def run_trainer(command: str, arguments: list[str]) -> int:
+    """Run a command of the Trainer; returns the exit code, 130 if it was interrupted, 143 if it was terminated."""
+    interrupt = Interrupt()
+    try:
+        with user_errors():
+            WarmCLI([command, *(spell_out(arguments) if command == "test" else arguments)], interrupt)
+    except SIGTERMException:  # a SystemExit of Lightning's, whose code would be that of success
+        return 143
+    except SystemExit as end:
+        if not interrupt.interrupted and not isinstance(end.__context__, KeyboardInterrupt):
+            raise
+        return 130
+    return 130 if interrupt.interrupted else 0
