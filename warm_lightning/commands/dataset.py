@@ -177,7 +177,9 @@ def open_locked(temporary: Path, target: Path) -> BinaryIO:
 
 
 def publish(temporary: Path, target: Path, overwrite: bool) -> None:
-    """Give the complete file its final name. Without `overwrite` by a link, which never replaces a file as a rename does.
+    """Give the complete file its final name.
+
+    Without `overwrite` this is done by a link, which, unlike a rename, never replaces a file.
 
     Raises:
         UserError: there is a file of this name, and `overwrite` is false.
@@ -254,7 +256,10 @@ class PNGFiles(Dataset[list[bytes]]):
 
 
 def encode_png(image: Image.Image) -> bytes:
-    """Encode a PNG file without metadata or compression, which would save a third of the size and halve the reading speed."""
+    """Encode a PNG file without metadata and without compression.
+
+    Compression would save a third of the size and make reading half as fast.
+    """
     file = io.BytesIO()
     image.save(file, "PNG", compress_level=0)
     return file.getvalue()

@@ -49,7 +49,7 @@ class InputImages:
         return f"{self.path}, split {self.split}" if self.split else self.path
 
     def take(self, index: Sequence[int]) -> Tensor:
-        """The images with these indices, float64 [b, C, H, W], in [-1, 1] plus noise; raises as `ImageSet.take` does."""
+        """The images with these indices, float64 [b, C, H, W] in [-1, 1] plus noise; raises as `ImageSet.take` does."""
         indices = torch.tensor(index)
         images = self.images.take(indices) if isinstance(self.images, ImageSet) else self.images[indices]
         return images.double() if images.is_floating_point() else dequantise(images, torch.float64)
@@ -117,7 +117,8 @@ def _open_array(path: str, file: Path, shape: tuple[int, int, int], noise: float
         content = content.repeat(channels, axis=1)
     check(
         content.shape[1:] == shape and len(content) > 0,
-        f"{path} is an array of {array_shape}, but the model's images are N × {_text(shape)}, or channels last: convert them",
+        f"{path} is an array of {array_shape}, but the model's images are N × {_text(shape)}, or channels last: "
+        "convert them",
     )
     if is_float:  # of any precision and byte order
         content = content.astype(np.float32 if content.itemsize <= 4 else np.float64, copy=False)
