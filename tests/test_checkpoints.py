@@ -224,4 +224,8 @@ def test_weights_alone_cannot_be_resumed(hot: Path, tmp_path: Path, capsys: pyte
 
 def test_raw_and_averaged_weights_stand_under_their_names(hot: Path) -> None:
     state = read(last(hot))["state_dict"]
-    assert part(state, RAW).keys() == part(state, EMA).keys() == load_checkpoint(last(hot)).network.state_dict().keys()
+    assert (
+        part(state, RAW).keys()
+        == part(state, EMA).keys()
+        == load_checkpoint(last(hot)).model().network.state_dict().keys()
+    )

@@ -93,7 +93,7 @@ def test_only_the_same_is_taken_over_and_what_differs_is_said(double_ckpt, tmp_p
     ):
         here(*options(double_ckpt, tmp_path, change))
         assert f"is of other {name}: all rounds are sampled" in capsys.readouterr().out
-    monkeypatch.setattr(rounds_module, "__version__", "0")
+    monkeypatch.setattr(rounds_module, "PACKAGE_VERSION", "0")
     here(*options(double_ckpt, tmp_path))
     assert "is of other package_version: all rounds are sampled" in capsys.readouterr().out
     monkeypatch.undo()

@@ -35,7 +35,7 @@ def test_one_batch_is_not_all_batches() -> None:
     # Lightning's 1 is one batch and its 1.0 is all of them; from the command line, either can become of a 1.
     callback = ScoreSamples([Pixels()])
     settings = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    callback.setup(Trainer(**settings, limit_test_batches=1.0), SimpleNamespace(), "test")
+    callback.setup(Trainer(**settings, limit_test_batches=1.0), SimpleNamespace(data=SimpleNamespace()), "test")
     with pytest.raises(UserError, match="limit_test_batches"):
         callback.setup(Trainer(**settings, limit_test_batches=1), SimpleNamespace(), "test")
 
