@@ -16,7 +16,7 @@ from warm_lightning.checkpoints import EMA, part, read
 from warm_lightning.cli import main
 from warm_lightning.data import Digits
 from warm_lightning.errors import UserError
-from warm_lightning.metrics import Observer, Pixels, Reference, Scores
+from warm_lightning.metrics import Extraction, Pixels, Reference, Scores
 from warm_lightning.metrics.distances import Normal
 from warm_lightning.model import TestPlan as Plan  # not a test, whatever pytest thinks of its name
 from warm_lightning.module import DiffusionModule
@@ -114,13 +114,13 @@ def test_extractors_get_batches_that_the_sampler_gets() -> None:
     for batch_size, expected in ((32, 32), (1000, 250)):
         callback = ScoreSamples([Pixels()], batch_size=batch_size, companions=False, max_neighbours=50)
         callback.prepare(module)
-        assert callback.scores[0].observer.batch_size == expected
+        assert callback.scores[0].extraction.batch_size == expected
 
 
 def test_references_of_equal_size_and_other_covariance_are_told_apart() -> None:
     def identity(*variances: float, **changes: object) -> str:
         normal = Normal(torch.zeros(4).double(), torch.tensor(variances).double().diag())
-        return json.dumps(reference_identity(Scores(Observer(Pixels()), Reference(normal, "", **changes), (1, 2, 2))))
+        return json.dumps(reference_identity(Scores(Extraction(Pixels()), Reference(normal, "", **changes), (1, 2, 2))))
 
     assert identity(1, 1, 1, 1) != identity(2, 1, 1, 0)
     companions = {"halves": {"frechet": 1.0}, "gaussian": {"frechet": 2.0}}

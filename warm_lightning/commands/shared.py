@@ -14,7 +14,7 @@ from warm_lightning.config import load_checkpoint
 from warm_lightning.data import ImageSet
 from warm_lightning.data.sources import read_split
 from warm_lightning.errors import UserError, check
-from warm_lightning.metrics import FeatureExtractor, Observer
+from warm_lightning.metrics import Extraction, FeatureExtractor
 from warm_lightning.metrics.reference_file import SUFFIX
 from warm_lightning.model import DiffusionModel, Weights
 from warm_lightning.module import DiffusionModule
@@ -122,7 +122,7 @@ class Devices:
         self.fabric.barrier()
 
 
-def make_observer(extractor: FeatureExtractor, device: str, batch_size: int) -> Observer:
+def make_extraction(extractor: FeatureExtractor, device: str, batch_size: int) -> Extraction:
     """An extractor on a device, "auto" being the best there is.
 
     Raises:
@@ -136,7 +136,7 @@ def make_observer(extractor: FeatureExtractor, device: str, batch_size: int) -> 
     except (RuntimeError, AssertionError) as error:  # PyTorch asserts that it was built for the device
         reason = str(error).splitlines()[0]
         raise UserError(f"--device {device}: {reason}: use auto, cpu, cuda or mps") from error
-    return Observer(extractor, batch_size, device)
+    return Extraction(extractor, batch_size, device)
 
 
 def open_images(path: str) -> ImageSet:
