@@ -112,7 +112,7 @@ def conditions(
         "scores": [s.names(num_images, spreads=True) for s in scores],
         "extractors": [s.extractor.identity() for s in scores],
         "reference": [reference_identity(s) for s in scores],
-        **(scores[0].describe_others() if scores else {}),
+        **scores[0].describe_others(),
     }
 
 

@@ -132,8 +132,8 @@ class Scores:
 
     def describe_others(self) -> dict[str, Any]:
         """Class paths and settings of the scores that are not among `SCORES`, if there are any."""
-        others = [score.identity() for score in self.usable if type(score) not in SCORES]
-        return {"other_scores": others} if others else {}
+        others = [score.identity() for score in self.asked if type(score) not in SCORES]
+        return {"score_classes": others} if others else {}
 
     # ------------------------------------------------------------------ the table
 
