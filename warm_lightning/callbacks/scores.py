@@ -235,6 +235,17 @@ class ScoreSamples(Callback):
         if message and trainer.is_global_zero:
             tqdm.write(message)
 
+    def on_test_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: DiffusionModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if batch_idx == 0 and dataloader_idx > 0:
+            self.end_round(trainer, pl_module, dataloader_idx - 1)
+
     def on_test_batch_end(
         self,
         trainer: Trainer,
@@ -242,12 +253,10 @@ class ScoreSamples(Callback):
         outputs: Any,
         batch: Any,
         batch_idx: int,
-        dataloader_idx: int = 0,
+        *args: Any,
     ) -> None:
         if outputs is not None:
             self.update(outputs)
-        if batch_idx + 1 == trainer.num_test_batches[dataloader_idx]:
-            self.end_round(trainer, pl_module, dataloader_idx)
 
     def end_round(self, trainer: Trainer, pl_module: DiffusionModule, number: int) -> None:
         """Score round `number`, from 0, and store it, unless that was done before."""
@@ -273,6 +282,7 @@ class ScoreSamples(Callback):
 
     def on_test_end(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
         plan, count = pl_module.test_plan, self.num_images
+        self.end_round(trainer, pl_module, self.num_rounds - 1)
         if not trainer.is_global_zero:
             return
         better: dict[str, Better] = {}

@@ -121,14 +121,13 @@ class ImageProgressBar(TQDMProgressBar):
             self.train_progress_bar.refresh()
 
     def on_test_start(self, *args: Any) -> None:
-        """Nothing: each round gets its bar with its first batch, when the reference has been measured."""
+        """Nothing: each round has a bar, from its first batch, when the reference has been measured, to its last."""
 
     def on_test_batch_start(
         self, trainer: Trainer, pl_module: DiffusionModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         plan = pl_module.test_plan
         if batch_idx == 0 and dataloader_idx not in plan.done:
-            self.on_test_end()
             self.test_progress_bar = Tqdm(
                 desc=f"Round {dataloader_idx + 1} of {len(plan.rounds)}",
                 total=len(plan.rounds[dataloader_idx]),
@@ -148,13 +147,15 @@ class ImageProgressBar(TQDMProgressBar):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if outputs is not None:
-            bar, count = self.test_progress_bar, len(pl_module.test_plan.rounds[dataloader_idx])
-            bar.update(min(len(batch) * trainer.world_size, count - bar.n))  # the other devices sample as many
+        if outputs is None:  # a round that was scored before
+            return
+        bar, count = self.test_progress_bar, len(pl_module.test_plan.rounds[dataloader_idx])
+        bar.update(min(len(batch) * trainer.world_size, count - bar.n))  # the other devices sample as many
+        if bar.n == count:
+            bar.close()
 
     def on_test_end(self, *args: Any) -> None:
-        if self._test_progress_bar is not None:  # there is none where all rounds were scored before
-            self.test_progress_bar.close()
+        """Nothing: the bars are closed."""
 
     def get_metrics(self, trainer: Trainer, pl_module: DiffusionModule) -> dict[str, Any]:
         metrics = super().get_metrics(trainer, pl_module)
