@@ -1,4 +1,4 @@
-"""Feature extractors: what they see, how scores on them are named, and how they fail."""
+"""Feature extractors: their features, the names of scores on them, and their errors."""
 
 import os
 import warnings

@@ -1,4 +1,4 @@
-"""Inception features: torch-fidelity's own numbers, and what is said where its weights are missing or wrong."""
+"""Inception features: torch-fidelity's own numbers, and the messages where its weights are missing or wrong."""
 
 import hashlib
 import os

@@ -1,4 +1,4 @@
-"""What scores are made of, against closed forms, brute force and torchmetrics; Fréchet: `test_frechet.py`."""
+"""The mathematics of scores, against closed forms, brute force and torchmetrics; Fréchet: `test_frechet.py`."""
 
 import json
 import math

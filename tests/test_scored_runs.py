@@ -1,4 +1,4 @@
-"""What `warm test` refuses and puts down, so that nobody takes its scores for something else."""
+"""`warm test`: refusals, the records beside its scores, scores of one's own, defaults and progress."""
 
 import json
 import math

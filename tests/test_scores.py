@@ -1,4 +1,4 @@
-"""`Scores`: what it says of digits, copies and noise, and that neither processes nor contexts change it."""
+"""`Scores` of digits, copies and noise, which depend neither on the number of processes nor on contexts."""
 
 import math
 import os

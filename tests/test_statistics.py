@@ -1,4 +1,4 @@
-"""Reference statistics as files: what is injected scores as what is computed, and what is no such file is named."""
+"""Reference statistics as files: they score as computed ones do, and other files are refused in one line."""
 
 import io
 import json

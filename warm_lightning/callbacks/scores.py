@@ -50,7 +50,6 @@ class ScoreSamples(Callback):
 
     Args:
         extractors: feature extractors; by default Pixels for images up to 32×32, otherwise InceptionFeatures.
-            `checkpoints.monitor` may name a score of any of them.
         scores: the scores to compute; by default FrechetDistance, InceptionScore, KernelDistance, Precision, Recall
             and Memorisation, as far as the extractor and the reference allow. Any subclass of `Score` may be named by
             its class path.

@@ -23,8 +23,8 @@ def reference_stats(
 ) -> None:
     """Statistics of a data set for `warm test` (`scores.reference_stats`), `warm score` and other programs.
 
-    The file has the mean and covariance of the features as `mu` and `sigma`, as other programs expect them, and what
-    the other scores need, with the scores of halves of the data and of a Gaussian.
+    The file has the mean and covariance of the features as `mu` and `sigma`, as other programs expect them; the
+    features that the other scores need; and the scores of halves of the data and of a Gaussian.
 
     Args:
         source: YAML file, of whose data the training images are used; or a folder or zip, of which all images are or,

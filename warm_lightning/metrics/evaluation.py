@@ -14,7 +14,7 @@ from warm_lightning.metrics.scores import NEIGHBOURS, SCORES, Better, Reference,
 from warm_lightning.spectral import full_precision
 
 BEST = {"lower": "min", "higher": "max"}
-"""The ending of the best of several rounds, by what is better."""
+"""The ending of the name of the best of several rounds, by the direction of better values."""
 
 
 class Scores:
@@ -56,8 +56,8 @@ class Scores:
             f"{reference.source} has {there} features an image, but the extractor gives {here}: use statistics that "
             "were made with this extractor",
         )
-        self.asked = all_scores() if scores is None else scores
-        self.usable = usable(self.asked, reference, logits is not None)
+        self.requested = all_scores() if scores is None else scores
+        self.usable = usable(self.requested, reference, logits is not None)
         limit = reference.protocol.max_neighbours
         self._samples = Summariser(self.usable, self.extractor, features, logits, limit, over_processes=True)
 
@@ -126,13 +126,13 @@ class Scores:
             "extractor": self.extractor.describe(),
             "samples": count,
             **self.reference.describe(),
-            **{score.protocol_key: known.get(score.protocol_key) for score in self.asked if score.protocol_key},
+            **{score.protocol_key: known.get(score.protocol_key) for score in self.requested if score.protocol_key},
             **self.describe_others(),
         }
 
     def describe_others(self) -> dict[str, Any]:
         """Class paths and settings of the scores that are not among `SCORES`, if there are any."""
-        others = [score.identity() for score in self.asked if type(score) not in SCORES]
+        others = [score.identity() for score in self.requested if type(score) not in SCORES]
         return {"score_classes": others} if others else {}
 
     # ------------------------------------------------------------------ the table
@@ -171,10 +171,10 @@ class Scores:
             if score.whole_data and "data" in reference.companions:
                 notes += [f"{score.key}: of all the data instead of halves."]
             notes += score.notes(self.extractor)
-        missing = [score.key for score in self.asked if score.lacks(reference)]
+        missing = [score.key for score in self.requested if score.lacks(reference)]
         if missing:
             notes += [f"{', '.join(missing)}: the reference statistics have not what it takes."]
-        limited = [score.key for score in self.asked if "features" in score.needs]
+        limited = [score.key for score in self.requested if "features" in score.needs]
         if limited and max(count, reference.count or 0) > limit:
             notes += [f"{', '.join(limited)}: of {limit:,} images at most."]
         return notes
@@ -184,7 +184,7 @@ class Scores:
 
 
 def summarise_rounds(rounds: Sequence[Mapping[str, float]], better: Mapping[str, Better]) -> dict[str, float]:
-    """One set of scores from those of rounds of as many samples each.
+    """One set of scores from the scores of several rounds of equally many samples.
 
     The scores of a single round keep their names. Those of several rounds are `<name>_round1`, …; and for each name in
     `better` there are the mean over rounds as `<name>_mean`, the sample standard deviation as `_std` and the best, as

@@ -234,7 +234,7 @@ def _shape(images: Tensor) -> str:
 
 
 def _last_line(error: Exception) -> str:
-    # TorchScript's messages are tracebacks, with what happened at the end.
+    # TorchScript's messages are tracebacks, with the error in the last line.
     return (str(error).strip().splitlines() or [type(error).__name__])[-1]
 
 

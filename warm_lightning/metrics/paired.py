@@ -53,7 +53,7 @@ def paired_frechet(a: Tensor, b: Tensor, reference: Normal, blocks: int = BLOCKS
     Args:
         a: features of A's samples, [N, F]; row i is of seed i.
         b: features of B's, likewise.
-        reference: what both are compared with.
+        reference: to which both distances are measured.
         blocks: 2 to N/2; block j has the seeds j, j + blocks, …
     """
     whole = [_moment_sums(features) for features in (a, b)]

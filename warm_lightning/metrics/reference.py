@@ -34,7 +34,7 @@ CHUNK = 4096
 DRAWN_AT_ONCE = 1024
 """Images whose pixels are in float32 at once, beside the Gaussian's draws."""
 MOMENTS = "mean and covariance"
-"""Their key among the sums of a summary, where scores have theirs."""
+"""The key of the sums for mean and covariance, beside the scores' keys."""
 
 
 # ---------------------------------------------------------------------- summaries
@@ -46,8 +46,8 @@ class Summariser:
     Args:
         scores: whose sums the summary needs.
         extractor: gives the features.
-        features: features of any images, [B, F], as an example of what comes.
-        logits: likewise, [B, K], or None without classes.
+        features: of any images, [B, F]: an example of shape, type and device.
+        logits: of the same images, [B, K], or None without classes.
         limit: number of images, over all processes, whose features are kept.
         over_processes: whether each process has its own part of the images, as opposed to all of them. Then
             all processes must call `compute`, and the features be on a device that they communicate from.
@@ -64,7 +64,7 @@ class Summariser:
     ) -> None:
         self.scores = [s for s in scores if logits is not None or "logits" not in s.needs]
         self.extractor = extractor
-        self.none = features[:0], None if logits is None else logits[:0]
+        self.none = torch.empty_like(features[:0]), None if logits is None else torch.empty_like(logits[:0])
         self.limit = limit
         self.rank, self.world_size = place() if over_processes else (0, 1)
         self.reset()

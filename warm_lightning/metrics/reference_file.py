@@ -37,7 +37,7 @@ from warm_lightning.records import file_hash, to_json
 FORMAT_VERSION = 2  # 1 had no shape of the images
 SUFFIX = ".npz"
 ARRAYS = ("mu", "sigma", "features", "training", "facts")
-SMALLEST_EIGENVALUE = -1e-6  # of a covariance, relative to the largest: float32 files round theirs
+SMALLEST_EIGENVALUE = -1e-6  # of a covariance, relative to the largest: rounding errors of float32 files
 
 
 def to_bytes(reference: Reference, extraction: Extraction, memorisation: bool = False) -> bytes:

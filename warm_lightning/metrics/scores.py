@@ -1,4 +1,4 @@
-"""Scores of generated images: a class for each score, and what scores are computed from.
+"""Scores of generated images: a class for each score, and the data that scores are computed from.
 
 A new score is a subclass of `Score`, listed in `SCORES` or named by its class path in the configuration
 (`scores.scores`). Names, tables, companions, summaries of rounds and files follow from the class.
@@ -31,7 +31,7 @@ NEIGHBOURS = 3
 """k of precision and recall, as Kynkäänniemi et al. 2019 recommend; scores need more images than that."""
 
 
-# ---------------------------------------------------------------------- what scores are computed from
+# ---------------------------------------------------------------------- data that scores are computed from
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ class Score(ABC):
         equal_counts: whether it compares as many images of either set as the smaller one has.
         whole_data: whether it scores a set by itself, so that the companion is the whole data instead of halves.
         can_be_undefined: whether the value may be not a number, which files hold as null.
-        halves_note: what to say of the halves' score below the table, if anything.
+        halves_note: a remark on the halves' score for the notes below the table; empty for none.
         protocol_key: the name of `protocol` in files of scores; empty for none.
     """
 
@@ -195,7 +195,7 @@ class Score(ABC):
         """Lines to print below a table with the score."""
         return []
 
-    # ------------------------------------------------------------------ what follows from the class
+    # ------------------------------------------------------------------ derived from the class
 
     def images(self, count: int, reference: Reference) -> int:
         """How many of `count` samples the score is of."""
@@ -215,7 +215,7 @@ class Score(ABC):
         return [name, f"{name}_{spread}"] if spread else [name]
 
     def lacks(self, reference: Reference) -> bool:
-        """Whether a reference does not have what the score needs of it."""
+        """Whether a reference has no features that the score needs."""
         missing: dict[Need, bool] = {
             "reference features": reference.features is None,
             "training features": reference.training is None,
