@@ -9,7 +9,7 @@ from torch import Tensor
 from warm_lightning.data import Digits
 from warm_lightning.errors import UserError
 from warm_lightning.images import dequantise
-from warm_lightning.metrics.inception import fidelity, ssim_window
+from warm_lightning.metrics.fidelity import fidelity, ssim_window
 from warm_lightning.oracles import DatasetOracle, GaussianOracle
 from warm_lightning.processes import (
     IHDM,
