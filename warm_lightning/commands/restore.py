@@ -17,7 +17,7 @@ from warm_lightning.data.sources import expand
 from warm_lightning.errors import check
 from warm_lightning.images import grid as image_grid
 from warm_lightning.images import quantise, read_png, write_png
-from warm_lightning.metrics.inception import describe, fidelity
+from warm_lightning.metrics.fidelity import describe, fidelity
 from warm_lightning.model import TrainedModel, Weights
 from warm_lightning.records import check_out, provenance, to_json, writable_folder, write_file
 from warm_lightning.restoration import Start, find_start, observe
