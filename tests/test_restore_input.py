@@ -9,7 +9,7 @@ from small import REPOSITORY, SMALL, here
 
 from warm_lightning.cli import main
 from warm_lightning.commands.degraded_images import open_input_images
-from warm_lightning.commands.restore import check_places
+from warm_lightning.commands.restore import check_output_paths
 from warm_lightning.data import Digits
 from warm_lightning.errors import UserError
 
@@ -157,7 +157,7 @@ PLACES = [
 def test_nothing_is_written_among_the_images_or_over_results(sources, outdir, grid, words, bad, monkeypatch) -> None:
     monkeypatch.chdir(bad)
     with pytest.raises(UserError) as error:
-        check_places(sources, outdir, grid, ["a", "b"])
+        check_output_paths(sources, outdir, grid, ["a", "b"])
     assert words in str(error.value)
 
 
@@ -172,7 +172,7 @@ def test_nothing_is_written_among_the_images_or_over_results(sources, outdir, gr
 )
 def test_results_may_lie_beside_what_they_cannot_hurt(sources, outdir, grid, bad, monkeypatch) -> None:
     monkeypatch.chdir(bad)
-    check_places(sources, outdir, grid, ["a", "b"])
+    check_output_paths(sources, outdir, grid, ["a", "b"])
 
 
 def contents(folder: Path) -> dict[Path, bytes]:

@@ -58,7 +58,7 @@ class NonLeaky(Augmentation):
             The images, which may exceed the range, and labels [B, 9]; see `Transforms.labels`.
         """
         height, width = images.shape[-2:]
-        check(height == width > 1, f"augmentation turns images, which must be square, not {height}×{width}")
+        check(height == width > 1, f"augmentation rotates images, so they must be square, not {height}×{width}")
         transforms = self.draw(draws, images.dtype)
         turned, angle = transforms.flip_and_turn(images)
         with full_precision(images.device):

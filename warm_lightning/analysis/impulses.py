@@ -44,7 +44,8 @@ class Impulses(Draws):
     def normal(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         check(
             shape == self.pattern.shape,
-            f"the process draws normal numbers in the shape {list(shape)}, which is no image: no closed form is known",
+            f"the process draws normal numbers in the shape {list(shape)} instead of that of an image: "
+            "no closed form is known",
         )
         return (self._next().view(-1, 1, 1, 1) * self.pixels).to(dtype)
 

@@ -74,7 +74,9 @@ def rising_levels(process: Process, grid: Grid, steps: int) -> list[Level]:
         UserError: the sampler has no two levels above 0.
     """
     clocks = grid.clocks()
-    check(len(clocks) > 2, "model.sampler.grid has one level above the last, and no way between two: raise its steps")
+    check(
+        len(clocks) > 2, "model.sampler.grid has only one level above the last, but the flow needs two: raise its steps"
+    )
     ends = clocks[[0, -2]]
     between = PowerGrid(steps + 1, *ends.flip(0).tolist()).clocks()[1:-2]  # without its ends, which are rounded
     return [process.level(clock) for clock in torch.cat([ends[:1], between, ends[1:]]).flip(0).split(1)]
@@ -90,8 +92,8 @@ def prior_deviation(process: Process, level: Level, like: Tensor) -> Tensor:
     start = process.prior(draws.normal(*like.shape[1:], dtype=like.dtype), level, draws)
     check(
         draws.drawn == 1,
-        f"{type(process).__name__} does not start sampling from normal noise alone, and what it starts from has no "
-        "density in closed form: bits per dimension are known for processes that end in normal noise",
+        f"{type(process).__name__} does not start sampling from normal noise alone, so that its prior has no density "
+        "in closed form: choose a process that ends in normal noise",
     )
     return start.abs()
 

@@ -118,7 +118,7 @@ def check_linear(response: Tensor, expected: Tensor, size: Tensor) -> None:
     check(
         off <= TOLERANCE,
         f"sampling is not linear and diagonal in frequency (off by {off:.2g} of its response), so that its law is not "
-        "known exactly: use --kind dataset, or leave out what clips, scales or mixes",
+        "known exactly: use --kind dataset, or remove what clips, scales or mixes from the sampler",
     )
 
 

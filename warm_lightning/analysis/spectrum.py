@@ -31,7 +31,7 @@ VALUES_AT_ONCE = 2**22  # float64 values in memory at once: 34 MB
 
 @dataclass(frozen=True)
 class MeasuredSpectrum:
-    """The spectrum of a set of images with what is needed for standard errors.
+    """The spectrum of a set of images with the data for its standard errors.
 
     Attributes:
         count: number of images.
@@ -64,7 +64,7 @@ def measure_spectrum(images: ImageSet, seed: int = 0, name: str = "spectrum") ->
     """
     check(len(images) >= MIN_IMAGES, f"{name}: {len(images)} images are too few to measure: give {MIN_IMAGES} or more")
     side = images.shape[-1]
-    check(side >= 4, f"{name}: images of {side}×{side} pixels have no spectrum to speak of: give 4×4 or more")
+    check(side >= 4, f"{name}: images of {side}×{side} pixels are too small for a spectrum: give 4×4 or more")
     parts = random_order(len(images), seed).tensor_split(min(BLOCKS, len(images)))
     blocks = Moments.cat([_moments(images, part) for part in progress(parts, name)])
     power = blocks.variance()

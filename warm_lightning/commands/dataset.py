@@ -67,7 +67,7 @@ def dataset(
     with exit_on_sigterm(), atomic_file(target, overwrite) as file:
         write_zip(file, images, labels, workers, f"writing {target.name}")
     left_out = sum(len(listing.names) for listing in splits.values()) - len(names)
-    rest = f"; {left_out} others left out, for which there is --split" if left_out else ""
+    rest = f"; {left_out} others left out, see --split" if left_out else ""
     kind = "grey" if images.channels == 1 else "RGB"
     print(f"{target}: {len(images)} {kind} images of {images.size}×{images.size}, {describe_classes(labels)}{rest}")
 

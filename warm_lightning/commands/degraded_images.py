@@ -138,8 +138,8 @@ def _load_array(path: str, file: Path) -> np.ndarray:
         content = np.load(file, allow_pickle=False)
         arrays = [content] if isinstance(content, np.ndarray) else [content[name] for name in content.files]
     except Exception as error:  # NumPy raises almost any exception on a damaged file
-        raise UserError(f"{path} is no array of images ({error_text(error)}): write it with numpy.save") from error
-    check(len(arrays) == 1, f"{path} has {len(arrays)} arrays: leave that of the images alone in it")
+        raise UserError(f"{path} is not an array of images ({error_text(error)}): write it with numpy.save") from error
+    check(len(arrays) == 1, f"{path} has {len(arrays)} arrays: keep only the array of images")
     return arrays[0]
 
 
@@ -151,13 +151,16 @@ def pair(images: InputImages, clean: InputImages) -> list[int]:
     """
     check(
         len(images) == len(clean),
-        f"{clean} has {len(clean)} images and {images} {len(images)}: give the truth of each",
+        f"{clean} has {len(clean)} images and {images} {len(images)}: give the clean image of each",
     )
     if not (images.named and clean.named):
         return list(range(len(images)))
     index = {name: i for i, name in enumerate(clean.names)}
     missing = [name for name in images.names if name not in index]
-    check(not missing, f"{clean} has no {missing[:1]}, which {images} has: name each truth as its image")
+    check(
+        not missing,
+        f"{clean} has no {missing[:1]}, which {images} has: give each clean image the name of its degraded one",
+    )
     return [index[name] for name in images.names]
 
 

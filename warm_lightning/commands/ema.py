@@ -32,7 +32,9 @@ def ema(run: Path, dst: Path, sigma_rel: float, images: float | None = None) -> 
     snapshots = find_snapshots(run / POSTHOC)
     times = sorted({int(profile.images) for _, profile in snapshots})
     end = times[-1] if images is None else images
-    check(end in times, f"--images {end:.15g}: no snapshot was taken there, but at {', '.join(map(str, times))}")
+    check(
+        end in times, f"--images {end:.15g}: there is no snapshot at this number, but at {', '.join(map(str, times))}"
+    )
     end = int(end)
     snapshots = [(path, profile) for path, profile in snapshots if profile.images <= end]
     shares, distance = combination([profile for _, profile in snapshots], Profile(target.gamma, end))
@@ -52,9 +54,8 @@ def ema(run: Path, dst: Path, sigma_rel: float, images: float | None = None) -> 
     state_dict = {prefix + name: tensor for prefix in (RAW, EMA) for name, tensor in weights.items()}
     kept = {name: section[name] for name in ("config", "learned")}
     write(dst, state_dict, kept | {"images_seen": end, "source": source})
-    print(
-        f"{dst}: width {sigma_rel:g} at {end:,} images, its profile met to {distance:.2%} by {len(snapshots)} snapshots"
-    )
+    profile = f"its profile matched to {distance:.2%} by {len(snapshots)} snapshots"
+    print(f"{dst}: width {sigma_rel:g} at {end:,} images, {profile}")
 
 
 def find_snapshots(folder: Path) -> Snapshots:

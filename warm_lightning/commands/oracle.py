@@ -69,8 +69,7 @@ def oracle(
     module, data = configured(settings)
     folder, model = writable_folder(outdir), module.model()
     if kind == "gaussian":
-        network = model.network
-        power, about = load_spectrum(Path(spectrum), data, network) if spectrum else measure_spectrum(data, network)
+        power, about = read_or_measure(spectrum, data, model.network)
         values = gaussian_error(power, model.process, model.sampler)
     else:
         images = training_images(data, model.network)
@@ -129,12 +128,15 @@ def measure_spectrum(data: ImageDataModule, network: Network) -> tuple[Tensor, d
     return power, {"data": data_name(data), "num_images": len(images)}
 
 
-def load_spectrum(path: Path, data: ImageDataModule, network: Network) -> tuple[Tensor, dict[str, Any]]:
-    """Read S from a file, without reading images; if there is no file, measure S and write the file.
+def read_or_measure(file: str | None, data: ImageDataModule, network: Network) -> tuple[Tensor, dict[str, Any]]:
+    """Read S from a file, without reading images; if there is no file, measure S, and write the file if it is named.
 
     Raises:
         UserError: the file is not one of a spectrum, or is of other data.
     """
+    if file is None:
+        return measure_spectrum(data, network)
+    path = Path(file)
     check(path.suffix == ".npz", f"--spectrum {path}: name a file that ends in .npz")
     if not path.exists():
         writable_folder(path.parent)
@@ -148,7 +150,7 @@ def load_spectrum(path: Path, data: ImageDataModule, network: Network) -> tuple[
             power, about = torch.from_numpy(arrays["spectrum"]), json.loads(str(arrays["about"]))
         stored = about["data"]
     except (OSError, EOFError, KeyError, TypeError, ValueError, BadZipFile) as error:
-        raise UserError(f"--spectrum {path}: no spectrum that this command has written; name another file") from error
+        raise UserError(f"--spectrum {path}: not a spectrum written by this command; name another file") from error
     expected, shape = data_name(data), (network.image_channels, network.resolution, network.resolution)
     check(
         stored == expected and power.shape == shape,

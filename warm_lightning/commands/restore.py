@@ -95,7 +95,9 @@ def restore(
     """
     check(batch_size > 0, f"--batch_size is {batch_size}: it must be at least 1")
     check(limit is None or limit > 0, f"--limit is {limit}: it must be at least 1")
-    check(not (degrade and clean), "--degrade and --clean: images to be degraded are the truth themselves; give one")
+    check(
+        not (degrade and clean), "--degrade and --clean: images that are degraded here are clean themselves; give one"
+    )
     of_sampler = [n for n, value in {"steps": steps, "rho": rho, "eta": eta}.items() if value is not None]
     of_sampler += [f"override {setting}" for setting in override or [] if setting.startswith("sampler.")]
     check(
@@ -110,13 +112,16 @@ def restore(
     given = open_input_images(images, shape, 0.0 if degrade else noise, split)
     count = min(limit or len(given), len(given))
     numbers = parse_seeds(seeds) if seeds is not None else list(range(count))
-    check(len(numbers) == count, f"--seeds: {len(numbers)} seeds for {count} images; give one an image, 0-{count - 1}")
+    check(len(numbers) == count, f"--seeds: {len(numbers)} seeds for {count} images; give one per image, 0-{count - 1}")
     classes = parse_labels(labels, count, model.network.label_dim)
     class_known = classes is not None or not model.network.label_dim or model.label_dropout > 0
-    check(class_known, "--labels: the model was trained with classes: say which the images are of, one or one an image")
+    check(class_known, "--labels: the model was trained with classes: give that of all images, or one per image")
     task = Task(given, start, blur, noise, numbers, *find_truth(given, clean, degrade, shape, split))
-    check(not split or bool(task.split), f"--split {split}: neither images nor truth have splits; leave it out")
-    check_places([images, *([clean] if clean else [])], outdir, grid, given.names[:count])
+    check(
+        not split or bool(task.split),
+        f"--split {split}: neither the images nor the clean images have splits; leave it out",
+    )
+    check_output_paths([images, *([clean] if clean else [])], outdir, grid, given.names[:count])
     folder = writable_folder(outdir)
     check_out(grid)
 
@@ -225,7 +230,7 @@ def find_truth(
     return truth, pair(given, truth)
 
 
-def check_places(sources: Sequence[str], outdir: str, grid: str | None, names: Sequence[str]) -> None:
+def check_output_paths(sources: Sequence[str], outdir: str, grid: str | None, names: Sequence[str]) -> None:
     """Check that results are not written into a folder of given images, where the next run would read them.
 
     Args:

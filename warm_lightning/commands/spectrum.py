@@ -145,7 +145,7 @@ def parse_bnrs(bnrs: str) -> list[float]:
     try:
         ratios = sorted({float(part) for part in bnrs.strip("[]").split(",")})
     except ValueError as error:
-        raise UserError(f"--bnrs is {bnrs}: give numbers with commas between them, such as 0,0.5,2") from error
+        raise UserError(f"--bnrs is {bnrs}: give numbers separated by commas, such as 0,0.5,2") from error
     allowed = all(0 <= ratio < math.inf for ratio in ratios) and len(ratios) <= 6
     check(allowed, f"--bnrs is {bnrs}: give up to 6 numbers of 0 (noise only) or more, such as 0,0.5,2")
     return ratios

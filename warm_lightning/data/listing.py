@@ -17,7 +17,7 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 OTHER_SUFFIXES = {".apng", ".avif", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jxl"} | {
     *(".pbm", ".pgm", ".pnm", ".ppm", ".tga", ".tif", ".tiff")
 }
-"""Image formats that are not read; such files are an error rather than being left out silently."""
+"""Formats of images that are not read. Such files cause an error, so that they are not ignored silently."""
 
 # ---- types
 
@@ -149,7 +149,7 @@ def find_classes(reader: Reader, files: Sequence[ImageFile]) -> tuple[str, ...]:
     flat = [file for file in files if len(file.parts) == 1]
     if flat and len(flat) < len(files):
         where = reader.locate(flat[0].name)
-        raise UserError(f"{where} lies beside class folders: move it into one, or all images into one folder")
+        raise UserError(f"{where} is beside class folders: move it into one, or all images into one folder")
     return () if flat else tuple(sorted({file.parts[0] for file in files}))
 
 

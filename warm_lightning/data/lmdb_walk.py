@@ -21,7 +21,7 @@ def main(path: str) -> None:
         ):
             needed = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
             if size < needed:  # reading beyond the end of the file would kill the process (bus error)
-                sys.exit(f"{size} bytes of {needed} are there")
+                sys.exit(f"it has {size} of {needed} bytes")
             for key, value in transaction.cursor():
                 if len(value) > size:
                     sys.exit("an entry is longer than the file")

@@ -77,7 +77,7 @@ class Reader(ABC):
             UserError: it is larger.
         """
         megabytes = f"{size / 2**20:.0f} MB, more than the {MAX_FILE >> 20} MB"
-        check(size <= MAX_FILE, f"{self.locate(name)} holds {megabytes} that a file may: remove it")
+        check(size <= MAX_FILE, f"{self.locate(name)} holds {megabytes} that a file may have: remove it")
 
 
 # ---- folder
@@ -109,7 +109,7 @@ class FolderReader(Reader):
         try:
             with open(self.path / name, "rb", opener=_open_without_waiting) as file:
                 regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
-                check(regular, f"{self.locate(name)} is a pipe or device, no file: remove it")
+                check(regular, f"{self.locate(name)} is a pipe or device, not a file: remove it")
                 content = file.read(MAX_FILE + 1)
         except OSError as error:
             raise cannot_read(self.locate(name), error) from error
@@ -223,7 +223,7 @@ class _ArrayUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in ALLOWED_GLOBALS:
-            raise pickle.UnpicklingError(f"it holds {module}.{name}, which is no array")
+            raise pickle.UnpicklingError(f"it holds {module}.{name}, which is not part of an array")
         return ALLOWED_GLOBALS[module, name]
 
 
@@ -252,7 +252,7 @@ class CIFARArchive(Reader):
         counts = dict.fromkeys(CIFAR_BATCHES.values(), 0)
         try:
             self.class_names = tuple(contents[CIFAR_META]["label_names"])
-            check(all(type(name) is str for name in self.class_names), f"{path} has a class whose name is no text")
+            check(all(type(name) is str for name in self.class_names), f"{path} has a class whose name is not text")
             for batch, split in CIFAR_BATCHES.items():
                 images = contents[batch]["data"].values.reshape(-1, 3, 32, 32)
                 for image, label in zip(images, contents[batch]["labels"], strict=True):
@@ -347,7 +347,10 @@ class LMDBReader(Reader):
         if self._database is None:
             self._database = _open_database(self.path)
         content = self._database.get(name.encode("latin-1"))
-        check(content is not None, f"{self.locate(name)} is not there: it was removed meanwhile")
+        check(
+            content is not None,
+            f"{self.locate(name)} does not exist any more: it was removed after the images were listed",
+        )
         self.check_size(name, len(content or b""))
         return content or b""
 

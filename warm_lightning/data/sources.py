@@ -68,7 +68,7 @@ def source_name(path: str | Path) -> str:
 
 
 def is_missing(path: str | Path) -> bool:
-    """Whether there is certainly nothing at a path; false if the system does not let us find out."""
+    """Whether there is nothing at a path; false if this cannot be determined, for example without permission."""
     try:
         expand(path).stat()
     except (FileNotFoundError, NotADirectoryError):

@@ -83,56 +83,7 @@ CONSTRUCTORS: Mapping[str, Constructor] = {
 }
 
 
-# ---- the snapshot
-
-
-def read_snapshot(path: Path) -> Snapshot:
-    """Read the network in the `ema` entry of a snapshot.
-
-    Raises:
-        UserError: the file cannot be read, refers to classes or functions that a snapshot does not need, or has tensors
-            that would be larger than the file; or the network is not EDM's DDPM++ or NCSN++ with EDM's
-            preconditioning.
-    """
-    contents = read_pickle(path, CONSTRUCTORS)
-    ema = contents.get("ema") if isinstance(contents, dict) else None
-    check(isinstance(ema, Record), f"{path}: not a snapshot of EDM's, which holds a network under 'ema'")
-    try:
-        return _snapshot(ema, path.stat().st_size)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
-    except Exception as error:  # other files may raise any exception
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise UserError(f"{path}: not a snapshot of EDM's DDPM++ or NCSN++ ({reason})") from error
-
-
-def _snapshot(ema: Any, size: int) -> Snapshot:
-    entries = list(itertools.islice(_modules(ema), MAX_ENTRIES))
-    check(len(entries) < MAX_ENTRIES, "has too many modules for a network of EDM's")
-    modules = {path: module for path, module in entries if module is not None}
-    check(
-        ema.name == "EDMPrecond",
-        f"is preconditioned by {ema.name!a}; only EDM's own EDMPrecond is the same model here",
-    )
-    network = modules[PREFIX.removesuffix(".")]
-    check(
-        network.name == "SongUNet",
-        f"its network is {network.name!a}; only SongUNet, which is DDPM++ and NCSN++, is built here",
-    )
-    _check_fixed_settings(modules)
-    state = _tensors(modules)
-    check(sum(tensor.nbytes for tensor in state.values()) <= size, "its tensors together are larger than the file")
-    family = "ncsnpp" if PREFIX + "map_noise.freqs" in state else "ddpmpp"
-    settings = architecture(state) | _block_settings(modules)
-    _check_names(family, settings, state)
-    return Snapshot(
-        family=family,
-        network=settings,
-        sigma_data=float(ema.state["sigma_data"]),
-        label_dropout=float(network.state.get("label_dropout", 0)),
-        state=state,
-    )
-
+# ---- modules and tensors
 
 MAX_DEPTH = 16
 """The deepest nesting of modules that is read; EDM's networks have 5 levels."""
@@ -147,7 +98,7 @@ def _modules(module: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str,
     yield path, module
     if module is None:
         return
-    check(depth < MAX_DEPTH and isinstance(module, Record), f"{path or 'ema'} is no module of a network")
+    check(depth < MAX_DEPTH and isinstance(module, Record), f"{path or 'ema'} is not a module of a network")
     for name, child in module.state.get("_modules", {}).items():
         check(re.fullmatch(NAME, name) is not None, f"has a module called {name[:64]!a}; EDM's have plain names")
         yield from _modules(child, f"{path}.{name}" if path else name, depth + 1)
@@ -162,12 +113,12 @@ def _tensors(modules: Mapping[str, Record]) -> dict[str, Tensor]:
         for name, tensor in module.state.get(part, {}).items()
     )
     tensors = list(itertools.islice(entries, MAX_ENTRIES))
-    check(len(tensors) < MAX_ENTRIES, "has too many tensors for a network of EDM's")
+    check(len(tensors) < MAX_ENTRIES, "has too many tensors for a network of EDM")
     for path, name, tensor in tensors:
         check(
             re.fullmatch(NAME, name) is not None
             and (tensor is None or (isinstance(tensor, Tensor) and tensor.is_floating_point())),
-            f"{path}.{name[:64]!a} is no tensor of a network",
+            f"{path}.{name[:64]!a} is not a tensor of a network",
         )
     return {f"{path}.{name}": tensor for path, name, tensor in tensors if tensor is not None}  # None: no bias
 
@@ -183,7 +134,7 @@ def architecture(state: Mapping[str, Tensor]) -> dict[str, Any]:
     """
     shapes = {name.removeprefix(PREFIX): tuple(tensor.shape) for name, tensor in state.items()}
     sizes = {int(m[1]) for name in shapes if (m := re.match(r"enc\.(\d{1,5})x\1_", name))}
-    check(bool(sizes), "its network has no encoder of EDM's")
+    check(bool(sizes), "its network has no encoder of EDM's form")
     resolution = max(sizes)
     width, image_channels = shapes[f"enc.{resolution}x{resolution}_conv.weight"][:2]
     first = f"enc.{resolution}x{resolution}_block"
@@ -251,3 +202,54 @@ def _check_fixed_settings(modules: Mapping[str, Record]) -> None:
                 abs(value - expected) <= 1e-6 * abs(expected),
                 f"its {path}.{name} is {value:g}; the networks built here have {expected:g}",
             )
+
+
+# ---- the snapshot
+
+
+def read_snapshot(path: Path) -> Snapshot:
+    """Read the network in the `ema` entry of a snapshot.
+
+    Raises:
+        UserError: the file cannot be read, refers to classes or functions that a snapshot does not need, or has tensors
+            that would be larger than the file; or the network is not EDM's DDPM++ or NCSN++ with EDM's
+            preconditioning.
+    """
+    contents = read_pickle(path, CONSTRUCTORS)
+    ema = contents.get("ema") if isinstance(contents, dict) else None
+    check(isinstance(ema, Record), f"{path}: not a snapshot of EDM, which has a network under 'ema'")
+    try:
+        return _snapshot(ema, path.stat().st_size)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    except Exception as error:  # other files may raise any exception
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise UserError(f"{path}: not a snapshot of EDM's DDPM++ or NCSN++ ({reason})") from error
+
+
+def _snapshot(ema: Any, size: int) -> Snapshot:
+    entries = list(itertools.islice(_modules(ema), MAX_ENTRIES))
+    check(len(entries) < MAX_ENTRIES, "has too many modules for a network of EDM")
+    modules = {path: module for path, module in entries if module is not None}
+    check(
+        ema.name == "EDMPrecond",
+        f"is preconditioned by {ema.name!a}; only EDM's EDMPrecond can be converted",
+    )
+    network = modules[PREFIX.removesuffix(".")]
+    check(
+        network.name == "SongUNet",
+        f"its network is {network.name!a}; only SongUNet, which is DDPM++ and NCSN++, is built here",
+    )
+    _check_fixed_settings(modules)
+    state = _tensors(modules)
+    check(sum(tensor.nbytes for tensor in state.values()) <= size, "its tensors together are larger than the file")
+    family = "ncsnpp" if PREFIX + "map_noise.freqs" in state else "ddpmpp"
+    settings = architecture(state) | _block_settings(modules)
+    _check_names(family, settings, state)
+    return Snapshot(
+        family=family,
+        network=settings,
+        sigma_data=float(ema.state["sigma_data"]),
+        label_dropout=float(network.state.get("label_dropout", 0)),
+        state=state,
+    )

@@ -119,7 +119,7 @@ or, with warm_lightning {version} installed:
 
     warm generate --ckpt_path path/of/this/folder --seeds 0-63 --outdir samples{option}
 
-`model.safetensors` holds the {weights} weights, `config.yaml` what the model is made from.
+`model.safetensors` holds the {weights} weights, `config.yaml` the configuration of the model.
 
 ## Configuration
 

@@ -41,7 +41,7 @@ CONSTANTS: Mapping[str, Callable[[], Any]] = {
 }
 TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 SINGLE = {"APPEND": ("APPENDS", 1), "SETITEM": ("SETITEMS", 2)}
-"""The instruction for several items that does the same as one for a single item, and the number of stack places."""
+"""For an instruction that adds a single item: the instruction that adds several, and the stack places of an item."""
 IGNORED = frozenset({"PROTO", "FRAME"})
 """Instructions that do nothing here."""
 
@@ -150,7 +150,7 @@ class _Machine:
     def spend(self, *values: Any) -> None:
         """Count the items of values that are about to be copied, since a file can refer to them any number of times."""
         self.budget -= 1 + sum(len(value) for value in values if isinstance(value, bytes | tuple | list | dict))
-        check(self.budget >= 0, "builds more than a file of its size can hold: it may be hostile, and is not loaded")
+        check(self.budget >= 0, "builds more than a file of its size can contain: it may be hostile, and is not loaded")
 
     def collect(self, name: str, items: list[Any]) -> None:
         """Put items into the container on top of the stack; for TUPLE, put a new tuple of them there."""
@@ -184,7 +184,7 @@ class _Machine:
         """Set the state of the record on top of the stack."""
         check(
             isinstance(self.stack[-1], Record) and isinstance(state, dict | tuple),
-            "gives a state to what has none; it is not loaded",
+            "sets the state of an object that has none; it is not loaded",
         )
         self.spend(state)
         self.stack[-1].state |= state if isinstance(state, dict) else {"state": state}
@@ -261,7 +261,7 @@ def storage_from_bytes(data: bytes) -> Storage:
 
 
 def _uncallable(*_: Any) -> None:
-    raise TypeError("a call of what is only named")
+    raise TypeError("a call of a storage type")
 
 
 def rebuild_tensor(storage: Storage, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:

@@ -91,7 +91,7 @@ class UNet(Network):
         check(0 <= dropout < 1, f"dropout must be in [0, 1), not {dropout}")
         check(
             len(channel_mult) >= 1 and min(channel_mult) >= 1,
-            f"channel_mult must hold a positive multiplier for each level, not {tuple(channel_mult)}",
+            f"channel_mult must have a positive multiplier for each level, not {tuple(channel_mult)}",
         )
         factor = 2 ** (len(channel_mult) - 1)
         check(
