@@ -23,13 +23,13 @@ from warm_lightning.checkpoints import EMA, part, read
 from warm_lightning.cli import main
 from warm_lightning.config import load_checkpoint
 from warm_lightning.data import Digits
+from warm_lightning.data.datamodule import TestPlan as Plan  # not a test, whatever pytest thinks of its name
 from warm_lightning.data.image_set import random_order
 from warm_lightning.errors import UserError
 from warm_lightning.images import quantise
 from warm_lightning.metrics import Extraction, InceptionFeatures, Pixels, Reference, Score, Scores
 from warm_lightning.metrics.distances import Normal
 from warm_lightning.metrics.scores import Summary
-from warm_lightning.model import TestPlan as Plan  # not a test, whatever pytest thinks of its name
 from warm_lightning.module import DiffusionModule
 from warm_lightning.records import tensors_hash
 
@@ -46,7 +46,7 @@ def test_one_batch_is_not_all_batches() -> None:
     # Lightning's 1 is one batch and its 1.0 is all of them; from the command line, either can become of a 1.
     callback = ScoreSamples([Pixels()])
     settings = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    callback.setup(Trainer(**settings, limit_test_batches=1.0), SimpleNamespace(), "test")
+    callback.setup(Trainer(**settings, limit_test_batches=1.0), SimpleNamespace(data=SimpleNamespace()), "test")
     with pytest.raises(UserError, match="limit_test_batches"):
         callback.setup(Trainer(**settings, limit_test_batches=1), SimpleNamespace(), "test")
 
@@ -180,9 +180,8 @@ def test_a_score_of_ones_own_is_one_class(double_ckpt, tmp_path, capsys) -> None
     assert "cmmd: of 20 images at most." in output
     assert protocol["extractors"][0]["score_classes"] == [{"class": "test_scored_runs.CMMD", "sigma": 4.0}]
     # By its definition, of the same images.
-    module = load_checkpoint(str(double_ckpt), {"sampler.grid.steps": 2})
-    module.network.double()
-    samples = quantise(module.model("ema").sample(module.sampler, range(16)))
+    model = load_checkpoint(str(double_ckpt), {"sampler.grid.steps": 2}).model("ema").double()
+    samples = quantise(model.sample(model.sampler, range(16)))
     pixels, order = Digits().train_images().all(), random_order(1797, 0)
     data = Pixels()(pixels[order[:20]])[0]
     truth = cmmd_by_loops(Pixels()(samples)[0], data, 4.0)

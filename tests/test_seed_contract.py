@@ -44,8 +44,8 @@ def module_of(name: str) -> DiffusionModule:
     settings = {"model.network.model_channels": 8, "model.network.channel_mult": "[1, 1]"}
     settings |= {f"model.{setting}": value for setting, value in RUNS[name].items()}
     module, data = load_config([DIGITS, METHODS / f"{name}.yaml"], settings)
-    if module.process.learned is None:
-        module.process.learned = module.process.learn(all_images(data.train_images(), "Learning"))
+    if module.model().process.learned is None:
+        module.model().process.learned = module.model().process.learn(all_images(data.train_images(), "Learning"))
     generator = torch.Generator().manual_seed(0)
     for parameter in module.ema_network.parameters():
         torch.nn.init.normal_(parameter, std=0.05, generator=generator)
@@ -54,7 +54,7 @@ def module_of(name: str) -> DiffusionModule:
 
 def images(name: str, seeds: list[int]) -> Tensor:
     module = module_of(name)
-    return module.model().sample(module.sampler, seeds)
+    return module.model().sample(module.model().sampler, seeds)
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -82,7 +82,7 @@ def test_fresh_noise_is_drawn_on_the_way(name: str, monkeypatch: pytest.MonkeyPa
 def test_two_processes_make_the_same_bytes(name: str, tmp_path: Path) -> None:
     """`warm generate` on two devices, of which each has every second seed, and what Python makes in one batch."""
     module, path = module_of(name), tmp_path / "random.ckpt"
-    learned = module.process.learned or {}
+    learned = module.model().process.learned or {}
     write(path, module.state_dict(), {"config": module.config, "images_seen": 0, "source": None, "learned": learned})
     where = [f"--ckpt_path={path}", f"--outdir={tmp_path / 'out'}"]
     warm_on_two(tmp_path, "generate", *where, "--precision=64-true", "--seeds=0-4")
@@ -119,14 +119,14 @@ def assert_equal(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_what_was_learned_goes_where_the_weights_go(trained: tuple[str, Path], tmp_path: Path) -> None:
+def test_learned_tensors_go_where_the_weights_go(trained: tuple[str, Path], tmp_path: Path) -> None:
     """Checkpoint, exported folder, post-hoc average: the same start of sampling, and the same samples."""
     name, folder = trained
     learned = read(last(folder))[SECTION]["learned"]
     _, data = load_config([DIGITS, METHODS / f"{name}.yaml"])
     fresh = load_checkpoint(last(folder))
-    assert_equal(fresh.process.what_was_learned(), learned)
-    expected = fresh.process.learn(all_images(data.train_images(), "Learning"))
+    assert_equal(fresh.model().process.checked_learned(), learned)
+    expected = fresh.model().process.learn(all_images(data.train_images(), "Learning"))
     for part_name, tensor in expected.items():
         torch.testing.assert_close(learned[part_name], tensor)
     here("export", str(last(folder)), str(tmp_path / "exported"))
@@ -134,10 +134,10 @@ def test_what_was_learned_goes_where_the_weights_go(trained: tuple[str, Path], t
     assert_equal(read(tmp_path / "average.ckpt")[SECTION]["learned"], learned)
     tensors, _ = read_folder(tmp_path / "exported")
     assert_equal(part(tensors, LEARNED), learned)
-    assert part(read(tmp_path / "exported")["state_dict"], EMA).keys() == fresh.network.state_dict().keys()
+    assert part(read(tmp_path / "exported")["state_dict"], EMA).keys() == fresh.model().network.state_dict().keys()
     for path in (last(folder), tmp_path / "exported"):
         module = load_checkpoint(path)
-        assert torch.equal(module.model().sample(module.sampler, [1]), fresh.model().sample(fresh.sampler, [1]))
+        assert torch.equal(module.model().sample(module.model().sampler, [1]), fresh.model().sample(fresh.sampler, [1]))
     for index, path in enumerate((last(folder), tmp_path / "exported", tmp_path / "average.ckpt")):
         here("generate", f"--ckpt_path={path}", "--seeds=0-3", f"--outdir={tmp_path / str(index)}")
     for seed in range(4):
@@ -167,9 +167,9 @@ def test_format_2_is_migrated(tmp_path: Path) -> None:
     assert old[SECTION].pop("learned") == {}
     old[SECTION]["format_version"] = 2
     torch.save(old, last(tmp_path))
-    assert (read(last(tmp_path))[SECTION]["format_version"], FORMAT_VERSION) == (3, 3)
+    assert (read(last(tmp_path))[SECTION]["format_version"], FORMAT_VERSION) == (4, 4)
     assert read(last(tmp_path))[SECTION]["learned"] == {}
     module = load_checkpoint(last(tmp_path))
-    assert module.model().sample(module.sampler, [0]).isfinite().all()
+    assert module.model().sample(module.model().sampler, [0]).isfinite().all()
     here("fit", *SMALL, *hot, "--model.duration=64", "--ckpt_path=last")
     assert read(last(tmp_path))[SECTION]["images_seen"] == 64

@@ -14,6 +14,10 @@ from torch import nn
 
 from warm_lightning.errors import check
 
+SUFFIX = ".safetensors"
+SNAPSHOT = "average"
+"""The entry of a snapshot's metadata that says which average at which time it holds, as JSON."""
+
 
 class Average(ABC):
     """A moving average of weights; a subclass says how much of it survives a step."""
@@ -24,9 +28,14 @@ class Average(ABC):
 
     @torch.no_grad()
     def update(self, average: nn.Module, network: nn.Module, images_seen: int, batch_size: int) -> None:
-        """Move `average` towards `network` in place."""
+        """Move the weights of `average` towards those of `network`, in place."""
         weight = 1 - self.decay(images_seen, batch_size)
-        torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), weight)
+        averages, weights = list(average.parameters()), list(network.parameters())
+        if averages[0].device.type == "cpu":  # where a loop is faster than a grouped call, with the same bits
+            for old, new in zip(averages, weights, strict=True):
+                old.lerp_(new, weight)
+        else:
+            torch._foreach_lerp_(averages, weights, weight)
 
 
 class EMA(Average):
