@@ -41,7 +41,8 @@ def altered(checkpoint: Path, folder: Path, **section: Any) -> Path:
 
 
 def samples(module: DiffusionModule, weights: Any = "ema") -> torch.Tensor:
-    return module.model(weights).sample(module.model().sampler, [0, 1])
+    model = module.model(weights)
+    return model.sample(model.sampler, [0, 1])
 
 
 # ---------------------------------------------------------------------- format
