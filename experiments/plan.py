@@ -105,8 +105,8 @@ def estimate(to_train: Sequence[Cell], to_measure: Sequence[tuple[Cell, Measure]
         flops += BACKWARD * duration * network_flops(cell)
     for cell, measure in to_measure:
         if measure.trains:
-            module = small(seedless(cell.sampling))
-            mine = measure.calls(cell, module.model("raw").nfe(module.sampler))
+            model = small(seedless(cell.sampling)).model()
+            mine = measure.calls(cell, model.nfe(model.sampler))
             calls += mine
             flops += mine * network_flops(cell)
     gpu = torch.cuda.is_available() or flops / (CPU * 1e12) > PATIENCE * DAY

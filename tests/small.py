@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 from warm_lightning.cli import main
+from warm_lightning.data import ImageDataModule
+from warm_lightning.targets import ReferenceBatch
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DIGITS = REPOSITORY / "configs" / "digits.yaml"
@@ -57,3 +59,8 @@ def warm(*arguments: str, cwd: Path, timeout: float = 300, **extra: str) -> subp
         timeout=timeout,
         check=False,
     )
+
+
+def reference_batch(data: ImageDataModule, seed: int, count: int) -> ReferenceBatch:
+    """Reference images of a data set, as training gets them when it begins."""
+    return ReferenceBatch(data.train_images(), data.xflip, seed, count)

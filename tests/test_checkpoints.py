@@ -12,7 +12,6 @@ from small import DIGITS, REPOSITORY, SMALL, here
 from warm_lightning import load_checkpoint, load_config
 from warm_lightning.checkpoints import EMA, FORMAT_VERSION, RAW, SECTION, part, read, write
 from warm_lightning.cli import main
-from warm_lightning.config import build_module
 from warm_lightning.errors import UserError
 from warm_lightning.module import DiffusionModule
 
@@ -42,7 +41,7 @@ def altered(checkpoint: Path, folder: Path, **section: Any) -> Path:
 
 
 def samples(module: DiffusionModule, weights: Any = "ema") -> torch.Tensor:
-    return module.model(weights).sample(module.sampler, [0, 1])
+    return module.model(weights).sample(module.model().sampler, [0, 1])
 
 
 # ---------------------------------------------------------------------- format
@@ -142,10 +141,9 @@ def test_outputs_that_mean_something_else_are_refused(hot: Path, tmp_path: Path)
     ):
         load_config([DIGITS, Path(HOT.removeprefix("--config="))], {**NETWORK, "model.init_from": str(other)})
     load_config(DIGITS, {**NETWORK, "model.init_from": str(other)})
+    other = altered(last(hot), tmp_path, config=config | {"preconditioning": SIGMA})
     with pytest.raises(UserError, match=r"sigma_data is 0\.9 there"):
-        build_module(
-            config | {"init_from": str(altered(last(hot), tmp_path, config=config | {"preconditioning": SIGMA}))}
-        )
+        load_config([DIGITS, Path(HOT.removeprefix("--config="))], {**NETWORK, "model.init_from": str(other)})
 
 
 SIGMA = {"class_path": "warm_lightning.preconditioning.EDMPreconditioning", "init_args": {"sigma_data": 0.9}}

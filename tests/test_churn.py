@@ -87,7 +87,7 @@ def test_churned_samples_have_the_datas_variance(rule: StepRule) -> None:
     assert (u.square().mean(0) / spectrum).mean().item() == pytest.approx(1, abs=0.05)
 
 
-@pytest.mark.parametrize("options", [{"churn": Churn(churn=0.0)}, {"belief": EpsilonScaling(b=1.0)}])
+@pytest.mark.parametrize("options", [{"churn": Churn(churn=0.0)}, {"estimate_transform": EpsilonScaling(b=1.0)}])
 @pytest.mark.parametrize("rule", [Heun(), Multistep(3), Euler(eta=0.5)])
 def test_what_is_off_changes_no_bit(rule: StepRule, options: dict) -> None:
     process, start = Warm(), SeedStreams([5]).normal(1, 8, 8, dtype=torch.float64)
@@ -99,7 +99,7 @@ def test_what_is_off_changes_no_bit(rule: StepRule, options: dict) -> None:
 def test_epsilon_scaling_divides_the_direction() -> None:
     # Ning et al. 2024, Section 4: on the hot axis EDM's d_i becomes d_i/κ(t), κ = b + kt.
     oracle, b, k = GaussianOracle(power_law(8), Hot()), 1.01, 0.002
-    sampler = Sampler(PowerGrid(5), Euler(), belief=EpsilonScaling(b, k))
+    sampler = Sampler(PowerGrid(5), Euler(), estimate_transform=EpsilonScaling(b, k))
     x = 80 * dct(SeedStreams([0]).normal(1, 8, 8, dtype=torch.float64))
     found = sampler.descend(oracle, Hot(), x, sampler.grid.levels(Hot()), SeedStreams([0]))
     for t, s in itertools.pairwise(sampler.grid.clocks().tolist()):

@@ -90,15 +90,15 @@ def test_ihdms_step_is_what_the_network_says_and_noise(k: int) -> None:
 def test_ihdms_overlay_is_its_papers() -> None:
     """Images in [-1, 1] instead of [0, 1] double σ = 0.01 and δ = 0.0125."""
     module, _ = load_config([DIGITS, REPOSITORY / "configs" / "method" / "ihdm.yaml"])
-    assert isinstance(module.process, IHDM)
-    assert isinstance(module.sampler.rule, Direct)
-    assert (module.process.noise_level, module.sampler.rule.delta) == (2 * 0.01, 2 * 0.0125)
-    assert module.sampler.grid.clocks().tolist() == list(range(200, -1, -1))
-    assert sorted(module.clock_law.quantile(torch.linspace(0.001, 0.999, 5000)).unique().tolist()) == list(
+    assert isinstance(module.model().process, IHDM)
+    assert isinstance(module.model().sampler.rule, Direct)
+    assert (module.model().process.noise_level, module.model().sampler.rule.delta) == (2 * 0.01, 2 * 0.0125)
+    assert module.model().sampler.grid.clocks().tolist() == list(range(200, -1, -1))
+    assert sorted(module.model().clock_law.quantile(torch.linspace(0.001, 0.999, 5000)).unique().tolist()) == list(
         range(1, 201)
     )
     # x + f(x): the network adds to the image that it sees.
-    c = module.preconditioning(module.process.level(clocks(7)))
+    c = module.model().preconditioning(module.model().process.level(clocks(7)))
     assert (c.skip.item(), c.out.item(), c.input.item()) == (1, 1, 1)
 
 
@@ -270,5 +270,9 @@ def test_soft_diffusion_starts_from_blurred_images_with_noise() -> None:
 def test_the_overlays_grids_begin_where_their_processes_do() -> None:
     for name in ("ihdm", "cold", "soft"):
         module, _ = load_config([DIGITS, REPOSITORY / "configs" / "method" / f"{name}.yaml"])
-        assert isinstance(module.sampler.grid, EvenGrid)
-        assert module.sampler.grid.first == module.process.last == module.clock_law.quantile(torch.tensor(1.0))
+        assert isinstance(module.model().sampler.grid, EvenGrid)
+        assert (
+            module.model().sampler.grid.first
+            == module.model().process.last
+            == module.model().clock_law.quantile(torch.tensor(1.0))
+        )

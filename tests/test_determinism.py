@@ -162,7 +162,7 @@ def test_an_image_depends_on_its_seed_alone(straight: Path, tmp_path: Path, prec
 def test_the_notebook_makes_the_programs_images(straight: Path, tmp_path: Path) -> None:
     here("generate", f"--ckpt_path={last(straight)}", "--seeds=7,3", f"--outdir={tmp_path}", "--steps=5")
     module = load_checkpoint(last(straight), {"sampler.grid.steps": 5})
-    images = quantise(module.model().sample(module.sampler, [7, 3]))
+    images = quantise(module.model().sample(module.model().sampler, [7, 3]))
     for seed, image in zip((7, 3), images, strict=True):
         assert torch.equal(read_png(tmp_path / f"{seed:06d}.png"), image)
 

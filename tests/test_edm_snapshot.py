@@ -46,8 +46,8 @@ def test_the_published_layout_gives_the_published_numbers(reference_dir: Path, t
         # float32 of two implementations (reference/README.md).
         close = {"rtol": 0, "atol": 1e-5}
         torch.testing.assert_close(denoised(module, arrays, weights), torch.from_numpy(arrays["denoised"]), **close)
-    assert isinstance(module.process, Hot)
-    assert isinstance(module.parameterization, Denoiser)
+    assert isinstance(module.model().process, Hot)
+    assert isinstance(module.model().parameterization, Denoiser)
     said = read(path)[SECTION]["source"]
     assert said["file"] == source.name
     assert said["sha256"] == hashlib.sha256(source.read_bytes()).hexdigest()

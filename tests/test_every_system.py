@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from small import DIGITS, REPOSITORY
+from small import DIGITS, REPOSITORY, reference_batch
 
 from experiments.experiment import Experiment, read
 from warm_lightning import load_config
@@ -15,7 +15,6 @@ from warm_lightning.data.image_set import all_images
 from warm_lightning.data.stream import StoredOrder, TrainingStream
 from warm_lightning.module import DiffusionModule
 from warm_lightning.rng import BatchDraws, SeedStreams
-from warm_lightning.targets import Others
 
 COMPARE = read(REPOSITORY / "experiments" / "papers" / "compare.yaml", Experiment)
 OVERLAYS = {path.stem: path for path in sorted((REPOSITORY / "configs" / "method").glob("*.yaml"))}
@@ -41,7 +40,7 @@ def held_loss(module: DiffusionModule, images: StoredOrder) -> float:
     """The loss of the weights in training on the same images, levels and noise every time."""
     module.network.eval()
     with torch.no_grad():
-        losses, _ = module.losses(module.model("raw"), images[range(512)], SeedStreams(range(512)))
+        losses, _ = module.model("raw").loss(images[range(512)], SeedStreams(range(512)), training=False)
     module.network.train()
     return losses.sum(1).mean().item()
 
@@ -53,15 +52,15 @@ def trained(name: str) -> tuple[dict[str, torch.Tensor], float]:
     module, data = load_config([DIGITS, overlay], SMALL | scaled(overlay))
     images = data.train_images()
     learn(module, data)
-    if module.target:
-        module.others = Others(data, module.seed, module.target.references)
+    if module.model().target:
+        module.model("raw").reference_batch = reference_batch(data, module.seed, module.model().target.references)
     optimizer = module.configure_optimizers()
     stream, stored = TrainingStream(images, module.seed), StoredOrder(images)
     before = held_loss(module, stored)
     for step in range(STEPS):
         draws = BatchDraws(module.seed, step * BATCH, BATCH, torch.arange(BATCH))
         positions = range(step * BATCH, (step + 1) * BATCH)
-        losses, _ = module.losses(module.model("raw"), stream[positions], draws, training=True)
+        losses, _ = module.model("raw").loss(stream[positions], draws)
         optimizer.zero_grad()
         losses.sum(1).mean().backward()
         optimizer.step()
@@ -70,8 +69,8 @@ def trained(name: str) -> tuple[dict[str, torch.Tensor], float]:
 
 def learn(module: DiffusionModule, data: ImageDataModule) -> None:
     """What the process wants to know of the images."""
-    if module.process.learned is None:
-        module.process.learned = module.process.learn(all_images(data.train_images(), ""))
+    if module.model().process.learned is None:
+        module.model().process.learned = module.model().process.learn(all_images(data.train_images(), ""))
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
@@ -83,8 +82,8 @@ def test_it_learns_and_samples(name: str) -> None:
     module, data = load_config([DIGITS, OVERLAYS[name]], SMALL | scaled(OVERLAYS[name]))
     learn(module, data)
     module.network.load_state_dict(weights)
-    module.sampler.grid.steps = min(module.sampler.grid.steps, 50)
-    samples = module.model("raw").sample(module.sampler, range(16))
+    module.model().sampler.grid.steps = min(module.model().sampler.grid.steps, 50)
+    samples = module.model("raw").sample(module.model().sampler, range(16))
     assert samples.shape == (16, 1, 8, 8)
     assert samples.isfinite().all()
     assert samples.std() > 0.1  # no blank; some undo so much blur that after so little training they are far too bright

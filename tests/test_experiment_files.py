@@ -44,7 +44,7 @@ def test_every_cell_is_a_configuration(path: Path, data: str | None, monkeypatch
             SEEN.add((*files, *named))
             module, _ = load_config(files, named | SMALL)
             assert module.seed == 0
-            assert module.sampler.nfe > 0
+            assert module.model().sampler.nfe > 0
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

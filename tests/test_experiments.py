@@ -221,7 +221,7 @@ def test_cifar10_is_table_6() -> None:
     assert sum(p.numel() for p in module.network.parameters()) == 55_740_806  # "55.741 M"
     assert (module.duration, module.lr, module.lr_ramp) == (200e6, 1e-3, 10e6)
     assert (module.ema.half_life, module.network.dropout, data.batch_size) == (0.5e6, 0.13, 512)
-    assert (module.betas, module.eps, module.process.path.bnr) == ((0.9, 0.999), 1e-8, 0.5)
+    assert (module.betas, module.eps, module.model().process.path.bnr) == ((0.9, 0.999), 1e-8, 0.5)
 
 
 def test_cifar10_small_is_small() -> None:

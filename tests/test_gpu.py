@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from lightning import Trainer
-from small import DIGITS
+from small import DIGITS, reference_batch
 from test_every_system import OVERLAYS, SMALL, scaled
 from torch import Tensor
 
@@ -27,7 +27,6 @@ from warm_lightning.networks import DDPMpp
 from warm_lightning.rng import BatchDraws, SeedStreams
 from warm_lightning.samplers import Heun, PowerGrid, Sampler
 from warm_lightning.spectral import dct, frequencies, idct, log_blur_mask
-from warm_lightning.targets import Others
 from warm_lightning.types import Batch, Level
 
 DEVICE = os.environ.get("WARM_TEST_DEVICE", "cuda")
@@ -88,7 +87,7 @@ def losses_and_gradient(module: DiffusionModule, mixed: torch.dtype | None = Non
     """Losses [b, branches] and all gradients as one vector, of draws that are the same on every device."""
     device = module.device.type
     with torch.autocast(device, dtype=mixed, enabled=mixed is not None):
-        losses, _ = module.losses(module.model("raw"), batch_on(device), SeedStreams(range(BATCH), device))
+        losses, _ = module.model("raw").loss(batch_on(device), SeedStreams(range(BATCH), device), training=False)
     losses.sum(1).mean().backward()
     return losses, torch.cat([p.grad.flatten() for p in module.network.parameters() if p.grad is not None])
 
@@ -281,15 +280,15 @@ def test_every_system_trains_and_samples(overlay: Path) -> None:
     torch.use_deterministic_algorithms(True)
     module, data = load_config([DIGITS, overlay], SMALL | scaled(overlay))
     module.to(DEVICE)
-    if module.process.learned is None:
-        module.process.learned = module.process.learn(all_images(data.train_images(), ""))
-    if module.target:
-        module.others = Others(data, module.seed, module.target.references)
+    if module.model().process.learned is None:
+        module.model().process.learned = module.model().process.learn(all_images(data.train_images(), ""))
+    if module.model().target:
+        module.model("raw").reference_batch = reference_batch(data, module.seed, module.model().target.references)
     positions = torch.arange(BATCH)
     batch = Batch(*TrainingStream(data.train_images(), 0)[range(BATCH)][:2], positions)
     batch = Batch(*(part.to(DEVICE) for part in batch))
-    losses, _ = module.losses(module.model("raw"), batch, BatchDraws(0, 0, BATCH, batch.positions), training=True)
+    losses, _ = module.model("raw").loss(batch, BatchDraws(0, 0, BATCH, batch.positions))
     losses.sum().backward()
     assert all(p.grad.isfinite().all() for p in module.network.parameters() if p.grad is not None)
-    module.sampler.grid.steps = min(module.sampler.grid.steps, 50)
-    assert module.model("raw").sample(module.sampler, range(3)).isfinite().all()
+    module.model().sampler.grid.steps = min(module.model().sampler.grid.steps, 50)
+    assert module.model("raw").sample(module.model().sampler, range(3)).isfinite().all()

@@ -63,7 +63,7 @@ def test_a_step_is_that_of_training() -> None:
     """Augmentation is part of it, and the network's products are in the precision asked for, its loss is not."""
     for autocast in (None, torch.bfloat16):
         step = TrainingStep([DIGITS], TINY, "cpu", autocast)
-        step.module.augment = counted = Counted()
+        step.module.model("raw").augment = counted = Counted()
         seen = set()
         network = step.module.network
         network.get_submodule("enc.8x8_conv").register_forward_hook(lambda *a, seen=seen: seen.add(a[-1].dtype))

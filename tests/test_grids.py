@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from small import DIGITS, REPOSITORY
+from small import DIGITS, REPOSITORY, reference_batch
 
 from warm_lightning import load_config
 from warm_lightning.callbacks.samples import trajectory
@@ -16,7 +16,6 @@ from warm_lightning.module import DiffusionModule
 from warm_lightning.parameterizations import Epsilon, LessBlurred
 from warm_lightning.processes import IHDM, CosineSchedule, LinearSchedule, LogRate, SoftDiffusion, VariancePreserving
 from warm_lightning.samplers import EvenGrid
-from warm_lightning.targets import Others
 
 METHODS = REPOSITORY / "configs" / "method"
 
@@ -63,7 +62,7 @@ def test_what_the_comments_of_overlays_recommend_does_what_they_say() -> None:
         comments = " ".join(line.strip("# \n") for line in (METHODS / f"{name}.yaml").open() if line.startswith("#"))
         for option, value in re.findall(r"--(model[\w.]+) ([\w.]+)", comments):
             module = overlaid(name, **{option.replace(".", "__"): shlex.split(value.rstrip("."))[0]})
-            process, end = module.process, torch.tensor([1000.0], dtype=torch.float64)
+            process, end = module.model().process, torch.tensor([1000.0], dtype=torch.float64)
             if value.startswith("LogRate"):
                 expected = 0.4 * LogRate()(1000).sum().sqrt()
                 torch.testing.assert_close(process.level(end).alpha, expected[None], rtol=1e-6, atol=0)
@@ -93,7 +92,7 @@ def test_a_trajectory_asks_at_the_levels_that_it_shows(monkeypatch: pytest.Monke
         return estimate(*args, **kwargs)
 
     monkeypatch.setattr(type(model), "estimate", counted)
-    picture = trajectory(model, module.sampler, range(2), columns=6)
+    picture = trajectory(model, module.model().sampler, range(2), columns=6)
     assert asked == 100 + 5  # the last level is shown as it is
     assert picture.shape[2] > 5 * 48
 
@@ -103,4 +102,4 @@ def test_targets_need_images_in_memory(cifar10_zip) -> None:
 
     data = ImageFolder(str(cifar10_zip), cache=False)
     with pytest.raises(UserError, match=r"data\.cache"):
-        Others(data, 0, 8)
+        reference_batch(data, 0, 8)

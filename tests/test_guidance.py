@@ -1,7 +1,5 @@
 """Classifier-free guidance, and what the module tells its network."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from lightning import Trainer
@@ -36,17 +34,17 @@ def test_guidance_extrapolates_from_no_class_to_the_class() -> None:
     level, labels = model.process.level(torch.tensor([0.5, 2.0])), one_hot(torch.tensor([0, 2]), 3)
     free, told = model.estimate(u, level), model.estimate(u, level, labels)
     for weight in (0.0, 1.0, 2.5):
-        guided = replace(model, guidance=weight).estimate(u, level, labels)
+        guided = model.replaced(guidance=weight).estimate(u, level, labels)
         # Estimates are affine in the outputs, so what holds for outputs holds for them. The network is float32.
         torch.testing.assert_close(guided.clean, free.clean + weight * (told.clean - free.clean), rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(guided.noise, free.noise + weight * (told.noise - free.noise), rtol=1e-4, atol=1e-4)
 
 
 def test_samples_are_guided() -> None:
-    plain, guided = module_of_classes(), module_of_classes(guidance=30.0)
-    a, b = (m.model().sample(m.sampler, [1, 2], [0, 1]) for m in (plain, guided))
+    plain, guided = module_of_classes().model(), module_of_classes(guidance=30.0).model()
+    a, b = (model.sample(model.sampler, [1, 2], [0, 1]) for model in (plain, guided))
     assert (a - b).abs().max() > 1e-3
-    assert (plain.model().nfe(plain.sampler), guided.model().nfe(guided.sampler)) == (35, 70)
+    assert (plain.nfe(plain.sampler), guided.nfe(guided.sampler)) == (35, 70)
 
 
 def test_guidance_needs_a_network_that_knows_both() -> None:
@@ -105,7 +103,7 @@ def test_training_augments_and_tells_the_network_and_nothing_else_does(monkeypat
     torch.testing.assert_close(seen[0], dct(dequantise(stream[range(32)].images).roll(1, -1)))
     torch.testing.assert_close(seen[1], dct(dequantise(data.train_images().images[:32])))
     told.clear()
-    module.model().sample(module.sampler, [0])
+    module.model().sample(module.model().sampler, [0])
     assert told
     assert all(labels is None for labels in told)
 
@@ -121,7 +119,7 @@ def test_channels_last_gives_the_same_losses_and_gradients() -> None:
         module, batch = DiffusionModule(small_network, channels_last=channels_last, seed=3), a_batch()
         loud = torch.randn(2, 8, 3, 3, generator=torch.Generator().manual_seed(0))
         module.network.dec["8x8_aux_conv"].weight.data.copy_(loud)  # or it would say next to nothing
-        losses, _ = module.losses(module.model("raw"), batch, BatchDraws(3, 0, 6, batch.positions))
+        losses, _ = module.model("raw").loss(batch, BatchDraws(3, 0, 6, batch.positions), training=False)
         losses.sum().backward()
         weight = module.network.enc["8x8_block0"].conv0.weight
         assert weight.is_contiguous(memory_format=torch.channels_last) is channels_last

@@ -37,7 +37,7 @@ def test_the_loss_is_algorithm_1_written_out() -> None:
     module, batch = DiffusionModule(small_network, seed=3), a_batch()
     # An untrained network says 0; make it say something.
     torch.nn.init.normal_(module.network.dec["8x8_aux_conv"].weight, generator=torch.Generator().manual_seed(0))
-    losses, clock = module.losses(module.model("raw"), batch, BatchDraws(3, 0, 6, batch.positions))
+    losses, clock = module.model("raw").loss(batch, BatchDraws(3, 0, 6, batch.positions), training=False)
 
     draws, sigma_data = BatchDraws(3, 0, 6, batch.positions), 0.5
     x0 = batch.images.float() / 127.5 - 1  # line 4
@@ -66,7 +66,7 @@ def test_an_untrained_network_starts_at_unit_loss_per_pixel() -> None:
     images = data.train_images().images[:512]
     batch = Batch(images, torch.zeros(512, dtype=torch.long), torch.arange(512))
     with torch.no_grad():
-        losses, _ = module.losses(module.model("raw"), batch, BatchDraws(0, 0, 512, batch.positions))
+        losses, _ = module.model("raw").loss(batch, BatchDraws(0, 0, 512, batch.positions), training=False)
     # The mean of the digits is not 0 and blur lowers their variance, so unit only roughly.
     assert 0.5 < losses[:, 0].mean().item() / 64 < 1.5
 
@@ -75,12 +75,12 @@ def test_label_dropout_hides_the_share_it_says() -> None:
     module = DiffusionModule(lambda branches: small_network(branches, label_dim=3))
     batch = Batch(a_batch().images, torch.arange(6) % 3, torch.arange(6))
     many = Batch(batch.images, torch.arange(3000) % 3, torch.arange(3000))
-    labels = module.class_labels(many, BatchDraws(0, 0, 3000, many.positions), dropout=0.2)
+    labels = module.model().class_labels(many, BatchDraws(0, 0, 3000, many.positions), dropout=0.2)
     assert labels is not None
     hidden = labels.sum(1) == 0
     assert hidden.float().mean().item() == pytest.approx(0.2, abs=0.03)  # standard error 0.007
     assert torch.equal(labels[~hidden].argmax(1), many.labels[~hidden])
-    whole = module.class_labels(batch, BatchDraws(0, 0, 6, batch.positions), dropout=0)
+    whole = module.model().class_labels(batch, BatchDraws(0, 0, 6, batch.positions), dropout=0)
     assert whole is not None
     assert torch.equal(whole.argmax(1), batch.labels)
 
@@ -96,7 +96,7 @@ def test_class_conditional_samples_follow_the_class() -> None:
     for weight in module.ema_network.parameters():  # fresh networks hardly hear what they are told
         torch.nn.init.normal_(weight, std=0.1, generator=torch.Generator().manual_seed(0))
     model, seeds = module.model(), [1, 2]
-    a, b, c = (model.sample(module.sampler, seeds, classes) for classes in ([0, 0], [0, 2], None))
+    a, b, c = (model.sample(module.model().sampler, seeds, classes) for classes in ([0, 0], [0, 2], None))
     assert torch.allclose(a[0], b[0], atol=1e-4)
     assert not torch.allclose(a[1], b[1], atol=1e-4)
     assert c.shape == a.shape
@@ -106,7 +106,7 @@ def test_raw_weights_in_training_sample_without_dropout() -> None:
     module = DiffusionModule(lambda branches: small_network(branches, dropout=0.5))
     for weight in module.network.parameters():
         torch.nn.init.normal_(weight, std=0.1, generator=torch.Generator().manual_seed(0))
-    a, b = (module.model("raw").sample(module.sampler, [1]) for _ in range(2))
+    a, b = (module.model("raw").sample(module.model().sampler, [1]) for _ in range(2))
     assert torch.equal(a, b)
     assert module.network.training
 
@@ -131,7 +131,7 @@ def test_ema_ramps_up() -> None:
 
 def test_non_finite_gradients_are_replaced_and_counted() -> None:
     module = DiffusionModule(small_network)
-    module.losses(module.model("raw"), a_batch(), BatchDraws(0, 0, 6, a_batch().positions))[0].sum().backward()
+    module.model("raw").loss(a_batch(), BatchDraws(0, 0, 6, a_batch().positions), training=False)[0].sum().backward()
     gradient = module.network.dec["8x8_aux_conv"].bias.grad
     before = gradient[1].clone()
     gradient[0] = math.nan
@@ -199,13 +199,18 @@ def test_pictures_and_checkpoints_are_named_by_images(run: Path) -> None:
 
 
 def test_a_checkpoint_makes_its_model_again(run: Path) -> None:
-    module = load_checkpoint(run / "checkpoints" / "last.ckpt")
+    trained = load_checkpoint(run / "checkpoints" / "last.ckpt")
     saved = read(run / "checkpoints" / "last.ckpt")
-    for name, value in module.state_dict().items():
-        assert torch.equal(value, saved["state_dict"][name])
-    assert {name.split(".")[0] for name in saved["state_dict"]} == {"network", "ema_network"}
-    assert not torch.equal(module.network.dec["8x8_aux_conv"].weight, module.ema_network.dec["8x8_aux_conv"].weight)
-    assert module.config == saved["warm_lightning"]["config"]
+    stored = dict(saved["state_dict"])
+    for weights, prefix in (("raw", "network."), ("ema", "ema_network.")):
+        model = trained.model(weights)
+        assert not model.network.training
+        for name, value in model.network.state_dict().items():
+            assert torch.equal(value, stored.pop(prefix + name))
+    assert not stored
+    raw, ema = (trained.model(weights).network.dec["8x8_aux_conv"].weight for weights in ("raw", "ema"))
+    assert not torch.equal(raw, ema)
+    assert trained.config == saved["warm_lightning"]["config"]
 
 
 def test_the_scores_file_says_what_was_measured(run: Path) -> None:
@@ -217,8 +222,8 @@ def test_the_scores_file_says_what_was_measured(run: Path) -> None:
     assert protocol["config"]["network"]["class_path"].endswith("DDPMpp")
 
 
-def test_validation_needs_no_global_randomness(run: Path) -> None:
-    module = load_checkpoint(run / "checkpoints" / "last.ckpt")
+def test_validation_needs_no_global_randomness() -> None:
+    module = DiffusionModule(small_network)
     values = []
     for noise in (1, 2):
         torch.manual_seed(noise)

@@ -47,7 +47,7 @@ from warm_lightning.samplers import (
     Sampler,
     StepRule,
 )
-from warm_lightning.samplers.sampler import Belief
+from warm_lightning.samplers.sampler import EstimateTransform
 from warm_lightning.spectral import dct, frequencies, power_spectrum
 from warm_lightning.types import Estimate, Estimator, Level
 
@@ -138,7 +138,7 @@ def test_samplers_that_draw_have_no_ode() -> None:
     assert found["draws"] == 10  # the start, and every step but the last
 
 
-class Mixed(Belief):
+class Mixed(EstimateTransform):
     """What it believes of a frequency it has seen in the next: linear, but not diagonal."""
 
     def __call__(self, ask: Estimator, process: Process) -> Estimator:
@@ -153,8 +153,8 @@ class Mixed(Belief):
     ("process", "sampler", "message"),
     [
         (PFGMpp(), Sampler(), "not linear"),
-        (VariancePreserving(), Sampler(EvenGrid(10), Euler(), belief=ClippedImage()), "not linear"),
-        (Warm(), Sampler(belief=Mixed()), "diagonal"),
+        (VariancePreserving(), Sampler(EvenGrid(10), Euler(), estimate_transform=ClippedImage()), "not linear"),
+        (Warm(), Sampler(estimate_transform=Mixed()), "diagonal"),
         (ColdDiffusion(), Sampler(EvenGrid(50, 50), Direct()), "no noise at 50"),
     ],
 )

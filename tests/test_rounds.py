@@ -18,9 +18,9 @@ from warm_lightning.callbacks import ScoreSamples
 from warm_lightning.callbacks import rounds as rounds_module
 from warm_lightning.callbacks import scores as scores_module
 from warm_lightning.callbacks.rounds import FILE, Rounds
+from warm_lightning.data.datamodule import TestPlan as Plan  # not a test, whatever pytest thinks of its name
 from warm_lightning.errors import UserError
 from warm_lightning.metrics import Pixels
-from warm_lightning.model import TestPlan as Plan  # not a test, whatever pytest thinks of its name
 
 QUICK = ["--model.sampler.grid.steps=2", "--scores.companions=false", "--scores.max_neighbours=100"]
 

@@ -15,10 +15,10 @@ from warm_lightning.callbacks.rounds import FILE, reference_identity
 from warm_lightning.checkpoints import EMA, part, read
 from warm_lightning.cli import main
 from warm_lightning.data import Digits
+from warm_lightning.data.datamodule import TestPlan as Plan  # not a test, whatever pytest thinks of its name
 from warm_lightning.errors import UserError
 from warm_lightning.metrics import Observer, Pixels, Reference, Scores
 from warm_lightning.metrics.distances import Normal
-from warm_lightning.model import TestPlan as Plan  # not a test, whatever pytest thinks of its name
 from warm_lightning.module import DiffusionModule
 from warm_lightning.records import tensors_hash
 

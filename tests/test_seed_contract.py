@@ -44,8 +44,8 @@ def module_of(name: str) -> DiffusionModule:
     settings = {"model.network.model_channels": 8, "model.network.channel_mult": "[1, 1]"}
     settings |= {f"model.{setting}": value for setting, value in RUNS[name].items()}
     module, data = load_config([DIGITS, METHODS / f"{name}.yaml"], settings)
-    if module.process.learned is None:
-        module.process.learned = module.process.learn(all_images(data.train_images(), "Learning"))
+    if module.model().process.learned is None:
+        module.model().process.learned = module.model().process.learn(all_images(data.train_images(), "Learning"))
     generator = torch.Generator().manual_seed(0)
     for parameter in module.ema_network.parameters():
         torch.nn.init.normal_(parameter, std=0.05, generator=generator)
@@ -54,7 +54,7 @@ def module_of(name: str) -> DiffusionModule:
 
 def images(name: str, seeds: list[int]) -> Tensor:
     module = module_of(name)
-    return module.model().sample(module.sampler, seeds)
+    return module.model().sample(module.model().sampler, seeds)
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -82,7 +82,7 @@ def test_fresh_noise_is_drawn_on_the_way(name: str, monkeypatch: pytest.MonkeyPa
 def test_two_processes_make_the_same_bytes(name: str, tmp_path: Path) -> None:
     """`warm generate` on two devices, of which each has every second seed, and what Python makes in one batch."""
     module, path = module_of(name), tmp_path / "random.ckpt"
-    learned = module.process.learned or {}
+    learned = module.model().process.learned or {}
     write(path, module.state_dict(), {"config": module.config, "images_seen": 0, "source": None, "learned": learned})
     where = [f"--ckpt_path={path}", f"--outdir={tmp_path / 'out'}"]
     warm_on_two(tmp_path, "generate", *where, "--precision=64-true", "--seeds=0-4")
@@ -137,7 +137,7 @@ def test_what_was_learned_goes_where_the_weights_go(trained: tuple[str, Path], t
     assert part(read(tmp_path / "exported")["state_dict"], EMA).keys() == fresh.network.state_dict().keys()
     for path in (last(folder), tmp_path / "exported"):
         module = load_checkpoint(path)
-        assert torch.equal(module.model().sample(module.sampler, [1]), fresh.model().sample(fresh.sampler, [1]))
+        assert torch.equal(module.model().sample(module.model().sampler, [1]), fresh.model().sample(fresh.sampler, [1]))
     for index, path in enumerate((last(folder), tmp_path / "exported", tmp_path / "average.ckpt")):
         here("generate", f"--ckpt_path={path}", "--seeds=0-3", f"--outdir={tmp_path / str(index)}")
     for seed in range(4):
@@ -170,6 +170,6 @@ def test_format_2_is_migrated(tmp_path: Path) -> None:
     assert (read(last(tmp_path))[SECTION]["format_version"], FORMAT_VERSION) == (3, 3)
     assert read(last(tmp_path))[SECTION]["learned"] == {}
     module = load_checkpoint(last(tmp_path))
-    assert module.model().sample(module.sampler, [0]).isfinite().all()
+    assert module.model().sample(module.model().sampler, [0]).isfinite().all()
     here("fit", *SMALL, *hot, "--model.duration=64", "--ckpt_path=last")
     assert read(last(tmp_path))[SECTION]["images_seen"] == 64

@@ -69,7 +69,7 @@ def test_trained_models_from_checkpoint_to_table(
     module = load_checkpoint(str(checkpoint), {"sampler.rule": "Euler", "sampler.grid.steps": 10})
     observer = Observer(Pixels(), 8, "cpu")
     scores = Scores(observer, measure(observer, Digits().train_images(), companions=False), (1, 8, 8))
-    scores.update(quantise(module.model("ema").sample(module.sampler, range(8))))
+    scores.update(quantise(module.model("ema").sample(module.model().sampler, range(8))))
     assert rows["Euler"]["fd8_pixel"] == pytest.approx(scores.compute()[1]["fd8_pixel"], rel=1e-6)
 
 

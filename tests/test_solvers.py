@@ -201,7 +201,7 @@ def test_branches_need_not_agree(spectrum: Tensor, order: int, bnr: float) -> No
 
 def test_the_wrong_view_of_the_image_does_not_stand_it(spectrum: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     # The test above can fail: what is continued must not be (1-M)⁻¹R, in which a network's errors grow.
-    monkeypatch.setattr("warm_lightning.samplers.multistep.clean_view", lambda u, estimate, gains: estimate.clean)
+    monkeypatch.setattr("warm_lightning.samplers.multistep.denoised_image", lambda u, estimate, gains: estimate.clean)
     with pytest.raises(AssertionError):
         test_branches_need_not_agree(spectrum, 3, 0.5)
 

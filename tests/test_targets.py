@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from small import DIGITS, REPOSITORY
+from small import DIGITS, REPOSITORY, reference_batch
 from torch import Tensor
 from truths import clocks, digits, noise
 
@@ -19,7 +19,7 @@ from warm_lightning.oracles import DatasetOracle
 from warm_lightning.processes import BlurringDiffusion, Hot, PFGMpp, Process, Warm
 from warm_lightning.rng import BatchDraws
 from warm_lightning.spectral import dct, idct
-from warm_lightning.targets import Others, StableTarget
+from warm_lightning.targets import StableTarget
 from warm_lightning.types import Batch, Estimate
 
 COUNT = 60
@@ -80,7 +80,7 @@ def test_with_all_others_it_is_the_dataset_oracle(process: Process) -> None:
     expected = DatasetOracle(u0, process)(u, process.level(readings))
     direct = StableTarget(COUNT)(truth, u, u0, ~same(truth.clean, u0), process, gains)
     draws = BatchDraws(0, 16, 8, torch.arange(8))
-    others, allowed = Others(data, 0, 10**6)(batch, draws, None, None, u)
+    others, allowed = reference_batch(data, 0, 10**6)(batch, draws, None, None, u)
     drawn = StableTarget(10**6)(truth, u, others, allowed, process, gains)
     assert others.shape[0] == COUNT
     assert allowed.sum(1).tolist() == [COUNT - 1] * 8  # its own image is there once
@@ -102,7 +102,7 @@ def test_with_the_image_alone_it_is_edms_target_to_the_bit(dtype: torch.dtype) -
     gains = Hot().gains(Hot().level(readings), x0)
     truth = Estimate(dct(x0), dct(noise(*x0.shape).to(dtype)))
     u = Hot().degrade(truth, gains)
-    others, allowed = Others(data, 0, 0)(batch, BatchDraws(0, 0, 8, torch.arange(8)), None, None, u)
+    others, allowed = reference_batch(data, 0, 0)(batch, BatchDraws(0, 0, 8, torch.arange(8)), None, None, u)
     assert (others.shape, allowed.shape) == ((0, 1, 8, 8), (8, 0))
     assert torch.equal(StableTarget(0)(truth, u, others, allowed, Hot(), gains).clean, truth.clean)
 
@@ -112,7 +112,9 @@ def others_of(batch: Batch, data: ImageDataModule, count: int = 10**6, **told) -
     like = torch.zeros(1, 1, 8, 8, dtype=torch.float64)
     draws = BatchDraws(0, 0, len(batch.images), torch.arange(len(batch.images)))
     labels = {"class_labels": None, "augment_labels": None, **told}
-    others, allowed = Others(data, 0, count)(batch, draws, labels["class_labels"], labels["augment_labels"], like)
+    others, allowed = reference_batch(data, 0, count)(
+        batch, draws, labels["class_labels"], labels["augment_labels"], like
+    )
     everything = dct(dequantise(data.train_images().all(), torch.float64))
     return others, allowed, torch.cdist(others.flatten(1), everything.flatten(1)).argmin(1)
 
@@ -154,7 +156,8 @@ def test_so_many_as_asked_and_others_for_every_step() -> None:
     data = Few(batch_size=8)
     batch, like = batch_of(data, 0, 0, 8), torch.zeros(1, 1, 8, 8)
     first, again, later = (
-        Others(data, 0, 5)(batch, BatchDraws(0, step, 8, torch.arange(8)), None, None, like)[0] for step in (0, 0, 8)
+        reference_batch(data, 0, 5)(batch, BatchDraws(0, step, 8, torch.arange(8)), None, None, like)[0]
+        for step in (0, 0, 8)
     )
     assert len(first) == 5
     assert torch.equal(first, again)
@@ -169,8 +172,8 @@ def stf(**overrides: object) -> tuple[DiffusionModule, ImageDataModule]:
     module, data = load_config([DIGITS, REPOSITORY / "configs" / "method" / "stf.yaml"], {**network, **overrides})
     for parameter in module.network.parameters():  # the last layer starts at 0
         torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(0))
-    assert module.target is not None
-    module.others = Others(data, module.seed, module.target.references)
+    assert module.model().target is not None
+    module.model("raw").reference_batch = reference_batch(data, module.seed, module.model().target.references)
     return module, data
 
 
@@ -178,14 +181,14 @@ def losses(module: DiffusionModule, batch: Batch, rows: Tensor, training: bool =
     part = Batch(*(entry[rows] for entry in batch))
     draws = BatchDraws(module.seed, 0, 32, rows)
     with torch.no_grad():
-        return module.losses(module.model("raw"), part, draws, training=training)[0]
+        return module.model("raw").loss(part, draws, training=training)[0]
 
 
 @pytest.mark.parametrize("augment", [None, NonLeaky(p=0.5)])
 def test_the_target_does_not_depend_on_the_number_of_devices(augment: NonLeaky | None) -> None:
     network = {"model.network.augment_dim": 9 if augment else 0, "model.target.init_args.references": 50}
     module, data = stf(**network)
-    module.augment = augment
+    module.model("raw").augment = augment
     batch = batch_of(data, module.seed, 0, 32)
     whole = losses(module, batch, torch.arange(32))
     for rows in (torch.arange(16), torch.arange(16, 32), torch.tensor([7])):
@@ -197,10 +200,10 @@ def test_training_without_references_is_edms_and_with_them_it_is_not() -> None:
     module, data = stf()
     batch, everyone = batch_of(data, module.seed, 0, 32), torch.arange(32)
     stable, validation = losses(module, batch, everyone), losses(module, batch, everyone, training=False)
-    module.target = StableTarget(0)
-    module.others = Others(data, module.seed, 0)
+    module.model("raw").target = StableTarget(0)
+    module.model("raw").reference_batch = reference_batch(data, module.seed, 0)
     alone = losses(module, batch, everyone)
-    module.target = None
+    module.model("raw").target = None
     edm = losses(module, batch, everyone)
     assert torch.equal(alone, edm)
     assert torch.equal(validation, edm)  # without the target: its losses are those of any other EDM
@@ -209,10 +212,12 @@ def test_training_without_references_is_edms_and_with_them_it_is_not() -> None:
 
 def test_the_module_gets_its_references_when_training_starts() -> None:
     module, data = stf(**{"model.target.init_args.references": 7, "model.seed": 3})
-    del module.others
+    module.model("raw").reference_batch = None
     module._trainer = SimpleNamespace(datamodule=data)  # type: ignore[assignment]
     module.on_fit_start()
-    assert (module.others.count, module.others.stream.seed) == (7, 3)
+    references = module.model("raw").reference_batch
+    assert references is not None
+    assert (references.count, references.stream.seed) == (7, 3)
 
 
 def test_impossible_references_are_refused() -> None:

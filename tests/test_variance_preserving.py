@@ -217,24 +217,26 @@ def test_without_blur_it_is_ddpm_in_gains_prior_and_loss() -> None:
         # The last layer starts at 0, and a network that says nothing has the same loss on any input.
         for parameter in module.network.parameters():
             torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(0))
-        losses.append(module.losses(module.model("raw"), batch, BatchDraws(0, 0, 32, where), training=True))
+        losses.append(module.model("raw").loss(batch, BatchDraws(0, 0, 32, where)))
     assert torch.equal(losses[0][1], losses[1][1])
     torch.testing.assert_close(losses[0][0], losses[1][0], rtol=0, atol=0)
     x = noise(2, 1, 8, 8)
     for i in (0, 1, 500, 1000):
         for name in ("log_signal", "noise"):
-            one, other = (getattr(gains_at(m.process, i, x), name).expand_as(x) for m in (ddpm, lee))
+            one, other = (getattr(gains_at(m.process, i, x), name).expand_as(x) for m in (ddpm.model(), lee.model()))
             assert torch.equal(one, other)
-    level = lee.process.level(clocks(1000))
-    assert torch.equal(lee.process.prior(x, level, Prescribed(x)), ddpm.process.prior(x, level, Prescribed(x)))
+    level = lee.model().process.level(clocks(1000))
+    assert torch.equal(
+        lee.model().process.prior(x, level, Prescribed(x)), ddpm.model().process.prior(x, level, Prescribed(x))
+    )
 
 
 def test_the_loss_is_the_plain_square_of_the_error_in_pixels() -> None:
     """Lee et al.'s Eq. 10: not weighted by (1-Ā)^{-1} (their Eq. 9), though their noise has a colour."""
     module, _ = load_config([DIGITS, REPOSITORY / "configs" / "method" / "progressive_deblurring.yaml"])
     x0, epsilon = noise(4, 1, 8, 8), noise(4, 1, 8, 8, seed=1)
-    gains = gains_at(module.process, 700, x0)
-    targets = module.parameterization.targets(Estimate(dct(x0), dct(epsilon)), gains)
-    level = module.process.level(clocks(700))
-    loss = module.loss(torch.zeros_like(targets), targets, module.preconditioning(level).out, gains)
+    gains = gains_at(module.model().process, 700, x0)
+    targets = module.model().parameterization.targets(Estimate(dct(x0), dct(epsilon)), gains)
+    level = module.model().process.level(clocks(700))
+    loss = module.model().cost(torch.zeros_like(targets), targets, module.model().preconditioning(level).out, gains)
     torch.testing.assert_close(loss[:, 0], epsilon.square().sum((1, 2, 3)))

@@ -8,20 +8,29 @@ format and holds the configuration the model is made from. `state_dict` has the 
 import pickle
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import lightning
 import torch
 from torch import Tensor
 
 from warm_lightning.errors import UserError, check
 from warm_lightning.interop.exported import is_exported, read_folder
+from warm_lightning.migrations import current
 from warm_lightning.networks.base import Network
 from warm_lightning.records import PACKAGE_VERSION
 
+CHECKPOINTS = "checkpoints"
+"""The folder of a run's checkpoints."""
+LAST = "last.ckpt"
+"""The checkpoint in it that a run goes on from."""
+POSTHOC = "posthoc"
+"""The folder of a run's snapshots for post-hoc EMA."""
+RESULTS = "scores.json"
+"""The scores of a run by `warm test`."""
 SECTION = "warm_lightning"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 KEYS = frozenset({"config", "images_seen", "nonfinite_gradients", "source", "learned"})
 RAW, EMA, LEARNED = "network.", "ema_network.", "learned."
 
@@ -36,7 +45,12 @@ def _from_2(section: dict[str, Any]) -> dict[str, Any]:
     return section | {"learned": {}}
 
 
-MIGRATIONS: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_1, 2: _from_2}
+def _from_3(section: dict[str, Any]) -> dict[str, Any]:
+    """Format 4 names the classes and settings of the configuration as they are called since their move."""
+    return section | {"config": current(section.get("config"))}
+
+
+MIGRATIONS: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_1, 2: _from_2, 3: _from_3}
 """Format version → what makes a section of the next version of it."""
 
 
@@ -86,15 +100,15 @@ def _read_exported(path: Path) -> dict[str, Any]:
 
 def _migrated(path: Path, section: dict[str, Any]) -> dict[str, Any]:
     """A section in today's format."""
-    version: Any = section.get("format_version")
+    number: Any = section.get("format_version")
     check(
-        isinstance(version, int) and version in {FORMAT_VERSION, *MIGRATIONS},
-        f"{path}: has checkpoint format {version}, this version ({PACKAGE_VERSION}) reads 1 to {FORMAT_VERSION}; use "
+        isinstance(number, int) and number in {FORMAT_VERSION, *MIGRATIONS},
+        f"{path}: has checkpoint format {number}, this version ({PACKAGE_VERSION}) reads 1 to {FORMAT_VERSION}; use "
         f"the version that wrote it ({section.get('package_version', 'unknown')})",
     )
-    while version != FORMAT_VERSION:
-        section = MIGRATIONS[version](section)
-        version += 1
+    while number != FORMAT_VERSION:
+        section = MIGRATIONS[number](section)
+        number += 1
     return section | {"format_version": FORMAT_VERSION}
 
 
@@ -140,7 +154,7 @@ def _checkpoint(state_dict: Mapping[str, Tensor], section: Mapping[str, Any]) ->
     return {
         "epoch": 0,
         "global_step": 0,
-        "pytorch-lightning_version": lightning.__version__,
+        "pytorch-lightning_version": version("lightning"),
         "state_dict": dict(state_dict),
         SECTION: dict(section),
     }

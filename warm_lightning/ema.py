@@ -14,6 +14,10 @@ from torch import nn
 
 from warm_lightning.errors import check
 
+SUFFIX = ".safetensors"
+SNAPSHOT = "average"
+"""The entry of a snapshot's metadata that says which average at which time it holds, as JSON."""
+
 
 class Average(ABC):
     """A moving average of weights; a subclass says how much of it survives a step."""

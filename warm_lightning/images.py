@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.utils import make_grid
 
 from warm_lightning.records import write_file
 
@@ -27,6 +26,8 @@ SMALLEST = 48  # pixels a side below which an image in a grid is enlarged
 
 def grid(images: Tensor, columns: int) -> Tensor:
     """uint8 [N, C, H, W] → one picture, uint8 [3, height, width]; small images are enlarged without blurring."""
+    from torchvision.utils import make_grid  # takes seconds to import, for which single images need not wait
+
     factor = max(1, SMALLEST // images.shape[-1])
     enlarged = images.repeat_interleave(factor, dim=2).repeat_interleave(factor, dim=3)
     return make_grid(enlarged, nrow=columns, padding=2, pad_value=255)

@@ -1,149 +1,175 @@
-"""A network, and what makes a diffusion model of it: the `Estimator` that samplers ask."""
+"""The diffusion model in plain PyTorch: Algorithm 1's loss, estimates for samplers, sampling and restoration.
 
+Nothing here knows Lightning: `DiffusionModule` wraps the model with an optimizer, checkpoints, logging and devices.
+"""
+
+import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from warm_lightning.data import ImageDataModule
+from warm_lightning.augment import Augmentation
+from warm_lightning.defaults import default
 from warm_lightning.errors import check
-from warm_lightning.losses import ClockLaw
+from warm_lightning.images import dequantise
+from warm_lightning.losses import ClockLaw, LogNormal, Loss, SquaredError
 from warm_lightning.networks.base import Network
-from warm_lightning.parameterizations import Parameterization
-from warm_lightning.preconditioning import Preconditioning
-from warm_lightning.processes import Process
+from warm_lightning.parameterizations import DenoiseDeblur, Parameterization
+from warm_lightning.preconditioning import EDMPreconditioning, Preconditioning
+from warm_lightning.processes import Process, Warm
+from warm_lightning.records import tensors_hash
 from warm_lightning.restoration import Start, restore
-from warm_lightning.rng import SeedStreams
+from warm_lightning.rng import BatchDraws, Draws, SeedStreams, key
 from warm_lightning.samplers import Grid, Sampler
-from warm_lightning.spectral import idct
-from warm_lightning.types import Estimate, Estimator, Level
+from warm_lightning.spectral import dct, idct
+from warm_lightning.targets import ReferenceBatch, Target
+from warm_lightning.types import Batch, Estimate, Estimator, Level
 
 Weights = Literal["ema", "raw"]
-"""The averaged weights, or those being trained."""
+"""The averaged weights, or the last weights of training."""
 
 
-@dataclass(frozen=True)
-class TestPlan:
-    """What `warm test` generates; the callback that scores it says so.
+class DiffusionModel(nn.Module):
+    """A network, the process it works in, the meaning and scaling of its outputs, and how it is trained and sampled.
+
+    Args:
+        network: makes the network for a number of output branches.
+        process: the forward process.
+        parameterization: the meaning of the network's branches.
+        preconditioning: the scaling of its input and outputs.
+        clock_law: the distribution of the process's clock in training.
+        loss: the cost of a deviation from the target.
+        target: replaces the image by another target, such as a posterior mean; None for the image itself.
+        sampler: how to sample where nothing else is asked for.
+        label_dropout: probability with which an image's class is hidden from the network in training, so that
+            samples can be guided.
+        guidance: weight of classifier-free guidance in sampling, 1 for none; needs label dropout in training.
+        augment: augmentation of training images, described to the network by a vector; None for none.
+        seed: of the initial weights.
 
     Attributes:
-        rounds: of each round the seeds, one an image.
-        batch_size: images a device samples at once, at most.
-        weights: "ema" or "raw".
-        done: numbers of the rounds, from 0, that need not be sampled.
-    """
-
-    rounds: Sequence[range]
-    batch_size: int = 256
-    weights: Weights = "ema"
-    done: set[int] = field(default_factory=set)
-
-    def label(self, number: int) -> str:
-        """The seeds of a round as people write them."""
-        return f"{self.rounds[number][0]}-{self.rounds[number][-1]}"
-
-    def batches(self, number: int, rank: int = 0, world_size: int = 1) -> list[range]:
-        """Every `world_size`-th seed of a round, from `rank`, in batches."""
-        mine = self.rounds[number][rank::world_size]
-        return [mine[i : i + self.batch_size] for i in range(0, len(mine), self.batch_size)]
-
-
-def one_hot(classes: Tensor, label_dim: int) -> Tensor | None:
-    """Class indices [B] → one-hot [B, label_dim]; None for a network without classes (label_dim 0).
+        reference_batch: other training images for `target`; set before training, None where there is no target.
 
     Raises:
-        UserError: for a class that the network has not.
-    """
-    if label_dim == 0:
-        return None
-    wrong = classes[(classes < 0) | (classes >= label_dim)].tolist()
-    check(not wrong, f"class {wrong[:1]} is not one of the model's, which are 0 to {label_dim - 1}")
-    return torch.nn.functional.one_hot(classes, label_dim)
-
-
-def check_data(network: Network, data: ImageDataModule) -> None:
-    """Raise UserError unless the network takes the data's images and classes."""
-    for name in ("resolution", "image_channels"):
-        ours, theirs = getattr(network, name), getattr(data, name)
-        check(ours == theirs, f"model.network.{name} is {ours}, but the images have {theirs}: set it to that")
-    classes, labels = data.num_classes, network.label_dim
-    check(
-        labels in (0, classes),
-        f"model.network.label_dim is {labels}, but the data has {classes} classes: set it to that, or to 0",
-    )
-
-
-def check_labels(network: Network, augment_dim: int, label_dropout: float, guidance: float) -> None:
-    """Raise UserError where the network cannot be told what it must be told."""
-    check(
-        augment_dim in (0, network.augment_dim),
-        f"model.network.augment_dim is {network.augment_dim}, but model.augment gives {augment_dim} numbers: set the "
-        "former to that",
-    )
-    check(
-        label_dropout == 0 or network.label_dim > 0,
-        "model.label_dropout hides classes, of which the network has none: set model.network.label_dim too",
-    )
-    check(
-        guidance == 1 or label_dropout > 0,
-        f"guidance {guidance} needs a model trained with model.label_dropout above 0, 0.1 for instance",
-    )
-
-
-def check_grid(process: Process, parameterization: Parameterization, grid: Grid, law: ClockLaw | None = None) -> None:
-    """Raise UserError where training or sampling would not begin where the process does, or a sampler would take steps
-    that are longer than what the network says reaches."""
-    clocks = grid.clocks()
-    first, stride = clocks[0].item(), (clocks[:-1] - clocks[1:]).max().item()
-    trained = law.quantile(torch.tensor(1 - 1e-6)).item() if law else process.last
-    for name, end in {"model.sampler.grid": first, "model.clock_law": trained}.items():
-        check(
-            process.last == math.inf or abs(end - process.last) <= 0.002 * process.last,
-            f"{name} begins at {end:g} of model.process's clock, which goes to {process.last:g}: make them agree",
-        )
-    check(
-        stride <= 1.1 * parameterization.reach,
-        f"{type(parameterization).__name__} says what is {parameterization.reach:g} step ahead, but the sampler's grid "
-        f"has steps of {stride:.3g}: set the grid's steps to {process.last:g}, the whole chain",
-    )
-
-
-@dataclass(frozen=True)
-class DiffusionModel:
-    """A network with the process it works in, what its outputs mean and how they are scaled.
-
-    `guidance` is the weight w of classifier-free guidance in `estimate`; 1 is the class's own estimate.
+        UserError: the parts do not fit together.
     """
 
-    network: Network
-    process: Process
-    parameterization: Parameterization
-    preconditioning: Preconditioning
-    guidance: float = 1.0
+    def __init__(
+        self,
+        network: Callable[[int], Network],
+        process: Process = default(Warm),
+        parameterization: Parameterization = default(DenoiseDeblur),
+        preconditioning: Preconditioning = default(EDMPreconditioning),
+        clock_law: ClockLaw = default(LogNormal),
+        loss: Loss = default(SquaredError),
+        target: Target | None = None,
+        sampler: Sampler = Sampler(),
+        label_dropout: float = 0.0,
+        guidance: float = 1.0,
+        augment: Augmentation | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        check(0 <= label_dropout < 1, f"label_dropout is {label_dropout}: it is a probability below 1")
+        self.process = process
+        self.parameterization = parameterization
+        self.preconditioning = preconditioning
+        self.clock_law = clock_law
+        self.cost = loss
+        self.target = target
+        self.sampler = sampler
+        self.label_dropout = label_dropout
+        self.guidance = guidance
+        self.augment = augment
+        self.reference_batch: ReferenceBatch | None = None
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(key(seed, "network"))
+            self.network = network(len(parameterization.names))
+        check_labels(self.network, augment.dim if augment else 0, label_dropout, guidance)
+        check_grid(process, parameterization, sampler.grid, clock_law)
+
+    def replaced(self, **changes: Any) -> "DiffusionModel":
+        """The same model with other attributes, such as `network` or `guidance`; nothing else is copied."""
+        other = copy.copy(self)
+        other._modules = dict(self._modules)  # which a shallow copy would share
+        for name, value in changes.items():
+            setattr(other, name, value)
+        return other
 
     @property
     def device(self) -> torch.device:
-        """Where the network is."""
+        """The device of the network."""
         return next(self.network.parameters()).device
+
+    @property
+    def state_device(self) -> torch.device:
+        """The device of the sampler's state: the CPU for devices without float64 (Apple's)."""
+        return torch.device("cpu") if self.device.type == "mps" else self.device
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """C, H, W."""
         return self.network.image_channels, self.network.resolution, self.network.resolution
 
+    @property
+    def calls(self) -> int:
+        """Network calls for an estimate: two with guidance, otherwise one."""
+        return 2 if self.guidance != 1 and self.network.label_dim else 1
+
     def nfe(self, sampler: Sampler) -> int:
         """Network calls for an image: guidance doubles the sampler's."""
         return sampler.nfe * self.calls
 
-    @property
-    def calls(self) -> int:
-        """Network calls for an estimate."""
-        return 2 if self.guidance != 1 and self.network.label_dim else 1
+    def weights_hash(self) -> str:
+        """SHA-256 of the network's tensors that a checkpoint holds; see `tensors_hash`."""
+        return tensors_hash(self.network.state_dict().items())
+
+    # ------------------------------------------------------------------ training
+
+    def loss(self, batch: Batch, draws: Draws, training: bool = True) -> tuple[Tensor, Tensor]:
+        """Lines 4 to 13 of Algorithm 1: the loss of each image and branch.
+
+        Args:
+            batch: images, classes and positions.
+            draws: the random numbers for each image; `BatchDraws` where there is a target of other images.
+            training: whether to use label dropout, augmentation and targets of other images; without them, the loss is
+                that of validation.
+
+        Returns:
+            losses [b, branches], and the clock of each image [b].
+        """
+        x0 = dequantise(batch.images, torch.promote_types(next(self.network.parameters()).dtype, torch.float32))
+        x0, augment_labels = self.augment(x0, draws) if self.augment and training else (x0, None)
+        epsilon = self.process.noise(draws.normal(*x0.shape[1:], dtype=x0.dtype), draws)
+        clock = self.clock_law.draw(draws).to(x0.dtype)
+        level = self.process.draw_level(clock, draws)
+        truth = Estimate(dct(x0), dct(epsilon))
+        gains = self.process.gains(level, truth.clean)
+        u = self.process.degrade(truth, gains)
+        class_labels = self.class_labels(batch, draws, self.label_dropout if training else 0.0)
+        if self.target and training:
+            assert self.reference_batch is not None
+            assert isinstance(draws, BatchDraws)
+            others, allowed = self.reference_batch(batch, draws, class_labels, augment_labels, u)
+            truth = self.target(truth, u, others, allowed, self.process, gains)
+        targets = self.parameterization.targets(truth, gains)
+        outputs = self.outputs(idct(u), level, class_labels, augment_labels)
+        return self.cost(outputs, targets, self.preconditioning(level).out, gains), clock
+
+    def class_labels(self, batch: Batch, draws: Draws, dropout: float) -> Tensor | None:
+        """One-hot classes, all zeros for the share `dropout` of the images; None for a network without classes."""
+        labels = one_hot(batch.labels, self.network.label_dim)
+        if labels is None or dropout == 0:
+            return labels
+        return labels * (draws.uniform(1) >= dropout)
+
+    # ------------------------------------------------------------------ estimates
 
     def outputs(
         self,
@@ -152,7 +178,7 @@ class DiffusionModel:
         class_labels: Tensor | None = None,
         augment_labels: Tensor | None = None,
     ) -> Tensor:
-        """What the branches say of a degraded image: c_skip x + c_out F(c_in x; c_noise, c_blur).
+        """The outputs of all branches for a degraded image: c_skip x + c_out F(c_in x; c_noise, c_blur).
 
         Args:
             x: degraded pixels [B, C, H, W].
@@ -177,9 +203,9 @@ class DiffusionModel:
         return skips * (c.skip * x).unsqueeze(1) + c.out.unsqueeze(1) * raw.to(x)
 
     def estimate(self, u: Tensor, level: Level, class_labels: Tensor | None = None) -> Estimate:
-        """What the model believes about u [B, C, H, W]: the `Estimator` that samplers ask, once labels are bound.
+        """Estimates of image and noise from u [B, C, H, W]; with labels bound, the `Estimator` that samplers call.
 
-        With guidance w, every output is (1 - w) of what it is without a class and w of what it is with it (Ho
+        With guidance w, every output is (1 - w) of the one without a class and w of the one with it (Ho
         and Salimans 2022, Eq. 6, with their w + 1 as w), at the cost of two network calls.
         """
         x = idct(u)
@@ -187,6 +213,19 @@ class DiffusionModel:
         if self.guidance != 1 and class_labels is not None:
             outputs = torch.lerp(self.outputs(x, level), outputs, self.guidance)
         return self.parameterization.estimate(outputs, u, self.process.gains(level, u))
+
+    @contextmanager
+    def conditioned(self, classes: Sequence[int] | None) -> Iterator[Estimator]:
+        """The `Estimator` for images of some classes, one an image, with the network in evaluation mode."""
+        labels = one_hot(torch.tensor(classes), self.network.label_dim) if classes is not None else None
+        training = self.network.training
+        self.network.eval()  # in training mode it has dropout, which is no function of the seed
+        try:
+            yield partial(self.estimate, class_labels=labels)
+        finally:
+            self.network.train(training)
+
+    # ------------------------------------------------------------------ sampling
 
     @torch.no_grad()
     def sample(
@@ -199,7 +238,7 @@ class DiffusionModel:
         """Images of some seeds, a pure function of (weights, seed, class, sampler).
 
         Args:
-            sampler: how to sample.
+            sampler: how to sample; the model's own is `self.sampler`.
             seeds: one an image.
             classes: one an image, for a class-conditional model; each seed draws its own where not given.
             watch: see `Sampler`.
@@ -213,11 +252,11 @@ class DiffusionModel:
         check_grid(self.process, self.parameterization, sampler.grid)
         streams = SeedStreams(seeds, self.state_device)
         start = streams.normal(*self.image_shape, dtype=torch.float64)
-        if self.network.label_dim:  # drawn in any case, so that what follows does not depend on who chose the class
-            own = streams.integers(self.network.label_dim).tolist()
-            classes = own if classes is None else classes
-        with self.told(classes) as ask:
-            return idct(sampler(ask, self.process, start, streams, watch)).cpu()
+        if self.network.label_dim:  # drawn in any case, so that later draws do not depend on who chose the class
+            drawn = streams.integers(self.network.label_dim).tolist()
+            classes = drawn if classes is None else classes
+        with self.conditioned(classes) as estimator:
+            return idct(sampler(estimator, self.process, start, streams, watch)).cpu()
 
     def restore(
         self,
@@ -232,7 +271,7 @@ class DiffusionModel:
 
         Args:
             sampler: how to sample.
-            start: where the images are; see `restoration.find_start`.
+            start: the level of the images; see `restoration.find_start`.
             y: degraded pixels, [B, C, H, W].
             seeds: one an image.
             classes: one an image, for a class-conditional model; none where not given.
@@ -242,26 +281,129 @@ class DiffusionModel:
             As `sample` does.
         """
         check(
-            not mean or self.parameterization.reach == math.inf,
-            f"{type(self.parameterization).__name__} says what is a step ahead, which makes no mean of clean images: "
-            "leave --mean out",
+            not mean or self.parameterization.max_stride == math.inf,
+            f"{type(self.parameterization).__name__} estimates the image one step ahead, which gives no mean of clean "
+            "images: leave --mean out",
         )
         y = y.to(self.state_device, torch.float64)
-        with replace(self, process=start.process).told(classes) as ask:
-            return restore(ask, sampler, start, y, SeedStreams(seeds, self.state_device), mean).cpu()
+        with self.replaced(process=start.process).conditioned(classes) as estimator:
+            return restore(estimator, sampler, start, y, SeedStreams(seeds, self.state_device), mean).cpu()
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model with the averaged and the last weights of its training, and the record of where they come from.
+
+    Attributes:
+        networks: the networks by their weights; an exported model has one.
+        template: the model around the networks.
+        config: plain data that makes the model again; None where it is not known.
+        images_seen: number of images that it was trained on.
+        source: the origin of weights that were not trained by this package; plain data.
+    """
+
+    networks: Mapping[Weights, Network]
+    template: DiffusionModel
+    config: dict[str, Any] | None
+    images_seen: int
+    source: dict[str, Any] | None
+
+    def model(self, weights: Weights = "ema") -> DiffusionModel:
+        """The diffusion model with the averaged weights ("ema") or with the last ones ("raw").
+
+        Raises:
+            UserError: the model was exported with the other ones only.
+        """
+        held = ", ".join(self.networks)
+        check(weights in self.networks, f"the model was exported with its {held} weights only: ask for weights {held}")
+        return self.template.replaced(network=self.networks[weights])
 
     @property
-    def state_device(self) -> torch.device:
-        """Where the sampler's state is: the CPU for devices without float64 (Apple's)."""
-        return torch.device("cpu") if self.device.type == "mps" else self.device
+    def sampler(self) -> Sampler:
+        """The sampler of its configuration."""
+        return self.template.sampler
 
-    @contextmanager
-    def told(self, classes: Sequence[int] | None) -> Iterator[Estimator]:
-        """The model as samplers ask it, having been told the class of each image."""
-        labels = one_hot(torch.tensor(classes), self.network.label_dim) if classes is not None else None
-        training = self.network.training
-        self.network.eval()  # weights in training have dropout on, which is no function of the seed
-        try:
-            yield partial(self.estimate, class_labels=labels)
-        finally:
-            self.network.train(training)
+
+# ---------------------------------------------------------------------- checks
+
+
+def one_hot(classes: Tensor, label_dim: int) -> Tensor | None:
+    """Class indices [B] → one-hot [B, label_dim]; None for a network without classes (label_dim 0).
+
+    Raises:
+        UserError: for a class that the network does not have.
+    """
+    if label_dim == 0:
+        return None
+    wrong = classes[(classes < 0) | (classes >= label_dim)].tolist()
+    check(not wrong, f"class {wrong[:1]} is not one of the model's, which are 0 to {label_dim - 1}")
+    return torch.nn.functional.one_hot(classes, label_dim)
+
+
+class _Images(Protocol):
+    """The properties of a data set that a network must match."""
+
+    @property
+    def resolution(self) -> int: ...
+    @property
+    def image_channels(self) -> int: ...
+    @property
+    def num_classes(self) -> int: ...
+
+
+def check_data(network: Network, data: _Images) -> None:
+    """Check that the network takes the data's images and classes.
+
+    Raises:
+        UserError: it does not.
+    """
+    for name in ("resolution", "image_channels"):
+        ours, theirs = getattr(network, name), getattr(data, name)
+        check(ours == theirs, f"model.network.{name} is {ours}, but the images have {theirs}: set it to that")
+    classes, labels = data.num_classes, network.label_dim
+    check(
+        labels in (0, classes),
+        f"model.network.label_dim is {labels}, but the data has {classes} classes: set it to that, or to 0",
+    )
+
+
+def check_labels(network: Network, augment_dim: int, label_dropout: float, guidance: float) -> None:
+    """Check that the network takes the labels that it is to be given.
+
+    Raises:
+        UserError: it does not.
+    """
+    check(
+        augment_dim in (0, network.augment_dim),
+        f"model.network.augment_dim is {network.augment_dim}, but model.augment gives {augment_dim} numbers: set the "
+        "former to that",
+    )
+    check(
+        label_dropout == 0 or network.label_dim > 0,
+        "model.label_dropout hides classes, of which the network has none: set model.network.label_dim too",
+    )
+    check(
+        guidance == 1 or label_dropout > 0,
+        f"guidance {guidance} needs a model trained with model.label_dropout above 0, 0.1 for instance",
+    )
+
+
+def check_grid(process: Process, parameterization: Parameterization, grid: Grid, law: ClockLaw | None = None) -> None:
+    """Check that training and sampling begin where the process does, in steps no longer than the network's reach.
+
+    Raises:
+        UserError: they do not.
+    """
+    clocks = grid.clocks()
+    first, stride = clocks[0].item(), (clocks[:-1] - clocks[1:]).max().item()
+    trained = law.quantile(torch.tensor(1 - 1e-6)).item() if law else process.last
+    for name, end in {"model.sampler.grid": first, "model.clock_law": trained}.items():
+        check(
+            process.last == math.inf or abs(end - process.last) <= 0.002 * process.last,
+            f"{name} begins at {end:g} of model.process's clock, which goes to {process.last:g}: make them agree",
+        )
+    check(
+        stride <= 1.1 * parameterization.max_stride,
+        f"{type(parameterization).__name__} estimates the image {parameterization.max_stride:g} step ahead, but the "
+        f"sampler's grid has steps of {stride:.3g}: set the grid's steps to {process.last:g}, the whole chain",
+    )

@@ -21,12 +21,12 @@ class Parameterization(ABC):
         names: a name for each branch, under which its loss is logged.
         skips: for each branch, 1 where its target contains the signal of the input, so that c_skip applies,
             and 0 where it does not.
-        reach: how far ahead on the process's clock what it says is about; a longer step amplifies errors.
+        max_stride: the longest step on the process's clock that its estimate serves; a longer one amplifies errors.
     """
 
     names: tuple[str, ...]
     skips: tuple[float, ...]
-    reach: float = math.inf
+    max_stride: float = math.inf
 
     @abstractmethod
     def targets(self, truth: Estimate, gains: Gains) -> Tensor:
@@ -142,7 +142,7 @@ class LessBlurred(Parameterization):
 
     names = ("deblur",)
     skips = (1.0,)
-    reach = 1.0
+    max_stride = 1.0
 
     def targets(self, truth: Estimate, gains: Gains) -> Tensor:
         return idct(self._ahead(gains).signal * truth.clean).unsqueeze(1)

@@ -10,7 +10,7 @@ from torch import Tensor
 from warm_lightning.errors import UserError, check
 from warm_lightning.processes.base import Process, per_image
 from warm_lightning.rng import Draws
-from warm_lightning.samplers import Grid, Sampler, clean_view
+from warm_lightning.samplers import Grid, Sampler, denoised_image
 from warm_lightning.samplers.rules import fresh_noise
 from warm_lightning.spectral import dct, idct, log_blur_mask
 from warm_lightning.types import Estimator, Level
@@ -228,5 +228,5 @@ def restore(ask: Estimator, sampler: Sampler, start: Start, y: Tensor, draws: Dr
     """
     u = start.enter(y, draws)
     if mean:
-        return idct(clean_view(u, ask(u, start.level), start.process.gains(start.level, u)))
+        return idct(denoised_image(u, ask(u, start.level), start.process.gains(start.level, u)))
     return idct(sampler.descend(ask, start.process, u, start.levels(sampler.grid), draws))

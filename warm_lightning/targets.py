@@ -1,11 +1,11 @@
-"""What counts as the truth about a degraded training image: itself, or the mean of all that it may have been."""
+"""Training targets other than the image itself: posterior means over a reference batch."""
 
 from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor
 
-from warm_lightning.data import ImageDataModule
+from warm_lightning.data.image_set import ImageSet
 from warm_lightning.data.stream import TrainingStream
 from warm_lightning.errors import check
 from warm_lightning.images import dequantise
@@ -18,10 +18,10 @@ from warm_lightning.types import Batch, Estimate, Gains
 
 
 class Target(ABC):
-    """What the network is to say of a degraded image, in place of what it was made from.
+    """A training target for a degraded image that replaces the image and noise it was made from.
 
     Attributes:
-        references: how many other training images the target is made of.
+        references: number of other training images that it needs; see `ReferenceBatch`.
     """
 
     references: int
@@ -30,14 +30,14 @@ class Target(ABC):
     def __call__(
         self, truth: Estimate, u: Tensor, others: Tensor, allowed: Tensor, process: Process, gains: Gains
     ) -> Estimate:
-        """What to count as true.
+        """The image and noise that the network is trained towards.
 
         Args:
-            truth: what each u was made from, [B, C, H, W].
+            truth: the image and noise that each u was made from, [B, C, H, W].
             u: degraded images [B, C, H, W].
             others: u0 of other training images, [N, C, H, W].
-            allowed: whether the network could take one for the other by what else it is told, [B, N].
-            process: the process.
+            allowed: whether another image has the labels that the network is given for this one, [B, N].
+            process: the forward process.
             gains: at the level of each u.
         """
 
@@ -45,9 +45,9 @@ class Target(ABC):
 class StableTarget(Target):
     """Stable target field (Xu et al. 2023): the posterior mean over a reference batch that contains the image.
 
-    It has less variance than the image itself, and a bias that vanishes as the batch grows. Images that the
-    network is told to be of another class, or otherwise augmented, are no candidates: what it is told, it need not
-    guess. With `references` 0 it is the image itself, with all training images their exact posterior mean.
+    It has less variance than the image itself, and a bias that vanishes as the batch grows. Images of another class or
+    augmentation than the network is given are no candidates. With `references` 0 it is the image itself, with all
+    training images their exact posterior mean.
 
     Args:
         references: images in the reference batch beside the image itself.
@@ -65,34 +65,45 @@ class StableTarget(Target):
         return consistent(posterior_mean(u, candidates, process, gains, known), u, gains)
 
 
-class Others:
-    """Other training images for the images of a batch, and which of them the network could take them for.
+class ReferenceBatch:
+    """Draws other training images for a batch, and says which of them each image could be mistaken for.
 
-    They are drawn for the whole step, so that they do not depend on how many devices share it.
+    The images are drawn for the whole optimizer step, so that they do not depend on how many devices share it.
 
     Args:
-        data: where the batch comes from.
+        images: the training images.
+        xflip: whether training shows each of them mirrored, too.
         seed: the training seed.
-        count: how many others there are to be; all there are, if they are fewer.
+        count: number of other images; all training images, if they are fewer.
 
     Raises:
         UserError: the images are not in memory.
     """
 
-    def __init__(self, data: ImageDataModule, seed: int, count: int) -> None:
-        images = data.train_images()
+    def __init__(self, images: ImageSet, xflip: bool, seed: int, count: int) -> None:
         check(
             isinstance(images.images, Tensor),
             f"model.target needs {count} images beside each batch, which cannot be decoded so fast: set data.cache",
         )
-        self.stream = TrainingStream(images, seed, data.xflip)
+        self.stream = TrainingStream(images, seed, xflip)
         self.count = count
 
     def __call__(
         self, batch: Batch, draws: BatchDraws, class_labels: Tensor | None, augment_labels: Tensor | None, like: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The others as coefficients in the dtype and on the device of `like`, [N, C, H, W], and whether an image of
-        the batch may be one of them for all that the network is told: class and augmentation, [b, N]."""
+        """The reference images of a step, and which of them have the labels of each image of the batch.
+
+        Args:
+            batch: the images that are trained on.
+            draws: of the step.
+            class_labels: the one-hot classes that the network is given, [b, label_dim]; zeros for no class.
+            augment_labels: the augmentation that the network is given, [b, augment_dim].
+            like: any tensor of the dtype and on the device wanted.
+
+        Returns:
+            DCT coefficients of the reference images, [N, C, H, W], and whether each of them has the labels of each
+            image of the batch and is another image, bool [b, N].
+        """
         entries = draws.common_order(self.stream.length)[: self.count].cpu()
         images, classes = self.stream.take(entries)
         own = self.stream.entries(batch.positions.cpu())

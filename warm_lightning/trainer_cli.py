@@ -3,6 +3,8 @@
 import logging
 import os
 import warnings
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+import warm_lightning.data.datasets
+import warm_lightning.metrics
 import warm_lightning.networks  # noqa: F401  (short class names in YAML are those of imported classes)
 from warm_lightning.callbacks import (
     Checkpoints,
@@ -21,10 +25,10 @@ from warm_lightning.callbacks import (
     ScoreSamples,
     TrainingLog,
 )
-from warm_lightning.callbacks.checkpoints import FOLDER, LAST
-from warm_lightning.checkpoints import check_same_model, check_start, check_weights, read
-from warm_lightning.data import ImageDataModule
+from warm_lightning.checkpoints import CHECKPOINTS, LAST, check_same_model, check_start, check_weights, read
+from warm_lightning.data.datamodule import ImageDataModule
 from warm_lightning.errors import check, user_errors
+from warm_lightning.migrations import accept_old_names, current_option
 from warm_lightning.module import DiffusionModule
 from warm_lightning.records import writable_folder
 
@@ -59,6 +63,8 @@ class WarmCLI(LightningCLI):
 
     def __init__(self, arguments: list[str], interrupt: Interrupt | None = None, run: bool = True) -> None:
         quieten()
+        accept_old_names()
+        arguments = [current_option(argument) for argument in arguments]
         self.asked_for = arguments[:1] if run else []
         super().__init__(
             DiffusionModule,
@@ -167,7 +173,7 @@ def resume_path(command: str, ckpt_path: str | None, folder: Path) -> str | None
     "last" is the run's own; `warm fit` starts afresh where there is none yet, so that one command line serves
     a first start and every restart. `warm validate` and `warm test` use it when nothing else is said.
     """
-    last = folder / FOLDER / LAST
+    last = folder / CHECKPOINTS / LAST
     own = ckpt_path is not None and (ckpt_path == "last" or Path(ckpt_path).resolve().parent == last.parent.resolve())
     check(
         command != "fit" or own or not last.exists(),
@@ -202,6 +208,33 @@ def quieten() -> None:
         "Grad strides do not match",  # DDP's, of 1×1 kernels, whose strides mean nothing
     ):
         warnings.filterwarnings("ignore", message=f".*{hint}.*")
+
+
+NETWORK = ("--model.network=DDPMpp", "--model.network.resolution=8")
+
+
+class Resolver(WarmCLI):
+    """A parser of options that makes no objects."""
+
+    def instantiate_classes(self) -> None:
+        """Nothing is needed but the configuration."""
+
+    def after_instantiate_classes(self) -> None:
+        """Nothing: the configuration of the constructor is a placeholder."""
+
+    def resolve(self, options: Sequence[str]) -> dict[str, Any]:
+        """The whole configuration of some options, as plain data."""
+        self.config = self.parser.parse_args([current_option(option) for option in options])
+        self.before_instantiate_classes()
+        vars(self).pop("config_dump", None)  # of earlier options
+        self._dump_config()
+        return dict(self.config_dump)
+
+
+@cache
+def resolver() -> Resolver:
+    """The resolver, made once, since that takes longer than its use."""
+    return Resolver(["--data=Digits", *NETWORK, "--scores.extractors=[Pixels]"], run=False)
 
 
 def spell_out(arguments: list[str]) -> list[str]:

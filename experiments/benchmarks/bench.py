@@ -127,7 +127,7 @@ def measure_warm_over_hot(overrides: Mapping[str, Any], device: str, limit: floa
 def measure_sampling(overrides: Mapping[str, Any], device: str, limit: float) -> dict[str, Any]:
     """Images a second with averaged weights at the configuration's NFE, 35."""
     step = TrainingStep([CONFIG], overrides, device)
-    model, sampler, seeds = step.module.model(), step.module.sampler, range(8)
+    model, sampler, seeds = step.module.model(), step.module.model().sampler, range(8)
     times = rounds({"sample": lambda: model.sample(sampler, seeds)}, "Sampling", limit, minimum=1)
     rate = len(seeds) / statistics.median(times["sample"])
     return {"nfe": sampler.nfe, "batch_size": len(seeds), "images_per_second": rate}

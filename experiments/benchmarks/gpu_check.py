@@ -29,6 +29,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from experiments.benchmarks.gpu_speed import MODES, measure_inception, measure_sampling, measure_training
 from experiments.benchmarks.timing import peak_memory
 from warm_lightning import load_checkpoint, records
+from warm_lightning.checkpoints import SECTION, read
 from warm_lightning.cli import main as warm
 from warm_lightning.errors import UserError, check
 from warm_lightning.records import writable_folder, write_file
@@ -154,18 +155,19 @@ def train(options: argparse.Namespace, picture: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "run"
         command = fit(options, folder)
-        module = load_checkpoint(folder / "checkpoints" / "last.ckpt")
+        last = folder / "checkpoints" / "last.ckpt"
+        trained = load_checkpoint(last)
         samples = max((folder / "samples").glob("samples-*.png"))
         write_file(picture, samples.read_bytes())
         return {
             "command": "warm " + " ".join(command),
-            "parameters": sum(p.numel() for p in module.network.parameters()),
-            "images_seen": module.images_seen,
+            "parameters": sum(p.numel() for p in trained.model().network.parameters()),
+            "images_seen": trained.images_seen,
             **read_log(folder),
-            "nonfinite_gradients": module.nonfinite_gradients,
+            "nonfinite_gradients": read(last)[SECTION]["nonfinite_gradients"],
             "peak_memory_bytes": peak_memory(options.device),
             "seconds": round(time.perf_counter() - began, 1),
-            "samples": f"{picture.name}: seeds 0-63, averaged weights, NFE {module.sampler.nfe}",
+            "samples": f"{picture.name}: seeds 0-63, averaged weights, NFE {trained.sampler.nfe}",
         }
 
 

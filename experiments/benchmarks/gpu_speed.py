@@ -170,7 +170,7 @@ def measure_sampling(
     for name, mode in modes.items():
         start_counting(device)
         module = load_config(list(paths), {**(overrides or {}), **(mode.overrides or {})})[0].to(device)
-        model, sampler, seeds = module.model(), module.sampler, range(batch_size)
+        model, sampler, seeds = module.model(), module.model().sampler, range(batch_size)
         with mode.active(), torch.autocast(device, mode.autocast, enabled=mode.autocast is not None):
             sample = partial(model.sample, sampler, seeds)
             times = rounds({"sample": sample}, f"Sampling, {name}", limit, minimum=1)["sample"]

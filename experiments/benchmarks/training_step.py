@@ -1,7 +1,6 @@
 """The training step of a configuration as `warm fit` takes it, without Trainer and data, to be measured."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +52,9 @@ class TrainingStep:
 
     def backward(self, network: Network) -> None:
         """Lines 4 to 13 of Algorithm 1 with some network, and gradients."""
-        module, model = self.module, replace(self.module.model("raw"), network=network)
+        model = self.module.model("raw").replaced(network=network)
         with self.autocast:
-            losses, _ = module.losses(model, self.batch, self.draws(), training=True)
+            losses, _ = model.loss(self.batch, self.draws())
         losses.sum(1).mean().backward()
 
     def draws(self) -> BatchDraws:
@@ -68,8 +67,9 @@ class TrainingStep:
 
     def augment(self) -> None:
         """Augmentation alone, if the configuration has one."""
-        if self.module.augment is not None:
-            self.module.augment(dequantise(self.batch.images), self.draws())
+        augment = self.module.model().augment
+        if augment is not None:
+            augment(dequantise(self.batch.images), self.draws())
 
     def update(self) -> None:
         """Adam and the average of weights, after a step has left gradients."""

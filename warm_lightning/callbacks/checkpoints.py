@@ -7,11 +7,9 @@ from lightning import Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from warm_lightning.callbacks.training import check_every, due
+from warm_lightning.checkpoints import CHECKPOINTS, LAST
 from warm_lightning.errors import check
 from warm_lightning.module import DiffusionModule
-
-FOLDER = "checkpoints"
-LAST = "last.ckpt"
 
 
 class Checkpoints(Checkpoint):
@@ -63,7 +61,7 @@ class Checkpoints(Checkpoint):
 
     def save(self, trainer: Trainer, names: list[str]) -> None:
         """Write checkpoints; every rank takes part."""
-        folder = Path(trainer.default_root_dir) / FOLDER
+        folder = Path(trainer.default_root_dir) / CHECKPOINTS
         for name in names:
             # Lightning writes elsewhere and moves, which between file systems is not done at once.
             unfinished = folder / f".{name}.unfinished"

@@ -12,16 +12,12 @@ from safetensors.torch import save
 from torch import nn
 
 from warm_lightning.callbacks.training import check_every, due
-from warm_lightning.ema import PowerEMA
+from warm_lightning.checkpoints import POSTHOC
+from warm_lightning.ema import SNAPSHOT, SUFFIX, PowerEMA
 from warm_lightning.errors import check
 from warm_lightning.module import DiffusionModule
 from warm_lightning.records import write_file
 from warm_lightning.strategies import gathered
-
-FOLDER = "posthoc"
-SUFFIX = ".safetensors"
-KEY = "average"
-"""Of a snapshot's metadata: JSON that says which average at which time it is."""
 
 
 class PostHocEMA(Callback):
@@ -60,7 +56,7 @@ class PostHocEMA(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
         if trainer.is_global_zero:
-            self.set_aside(Path(trainer.default_root_dir) / FOLDER, pl_module.images_seen)
+            self.set_aside(Path(trainer.default_root_dir) / POSTHOC, pl_module.images_seen)
         self.averages = [copy.deepcopy(pl_module.ema_network) for _ in self.profiles]
         if self.restored:
             for average, state in zip(self.averages, self.restored["averages"], strict=True):
@@ -94,9 +90,9 @@ class PostHocEMA(Callback):
         for profile, average in zip(self.profiles, self.averages, strict=True):
             tensors = {name: p.float().contiguous().cpu() for name, p in sorted(average.named_parameters())}
             # One entry: safetensors writes several in random order.
-            said = {KEY: json.dumps({"sigma_rel": profile.sigma_rel, "images_seen": pl_module.images_seen})}
+            said = {SNAPSHOT: json.dumps({"sigma_rel": profile.sigma_rel, "images_seen": pl_module.images_seen})}
             name = f"images-{pl_module.images_seen:09d}-sigma-{profile.sigma_rel}{SUFFIX}"
-            write_file(Path(trainer.default_root_dir) / FOLDER / name, save(tensors, said))
+            write_file(Path(trainer.default_root_dir) / POSTHOC / name, save(tensors, said))
 
     def state_dict(self) -> dict[str, Any]:
         return {"sigma_rel": self.widths, "averages": [dict(a.state_dict()) for a in self.averages]}

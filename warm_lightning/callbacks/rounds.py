@@ -97,25 +97,19 @@ def conditions(
 
     Numbers of devices and of images sampled at once are not among it: an image is a function of its seed.
     """
-    config = module.config or {}
+    config, model = module.config or {}, module.model(weights)
     return {
         "package_version": PACKAGE_VERSION,
         "weights": weights,
-        "weights (sha256)": weights_hash(module, weights),
-        "learned (sha256)": tensors_hash((module.process.learned or {}).items()),
-        **{name: config.get(name, repr(getattr(module, name))) for name in MODEL},
+        "weights (sha256)": model.weights_hash(),
+        "learned (sha256)": tensors_hash((model.process.learned or {}).items()),
+        **{name: config.get(name, repr(getattr(model, name))) for name in MODEL},
         "precision": precision,
         "device": module.device.type,
         "scores": [s.names(num_images, spreads=True) for s in scores],
         "extractors": [s.extractor.identity() for s in scores],
         "reference": [reference_identity(s) for s in scores],
     }
-
-
-def weights_hash(module: DiffusionModule, weights: Weights) -> str:
-    """See `tensors_hash`, of the network's tensors that a checkpoint holds."""
-    network = module.ema_network if weights == "ema" else module.network
-    return tensors_hash(network.state_dict().items())
 
 
 def reference_identity(scores: Scores) -> list[Any]:

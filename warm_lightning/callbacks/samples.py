@@ -16,7 +16,7 @@ from warm_lightning.images import grid, quantise, write_png
 from warm_lightning.model import DiffusionModel, Weights
 from warm_lightning.module import DiffusionModule
 from warm_lightning.rng import parse_seeds
-from warm_lightning.samplers import Sampler, clean_view
+from warm_lightning.samplers import Sampler, denoised_image
 from warm_lightning.spectral import idct
 from warm_lightning.strategies import check_unsharded
 from warm_lightning.types import Level
@@ -76,9 +76,8 @@ class SampleGrid(Callback):
         images = quantise(torch.cat([pl_module.sample(seeds, self.weights) for seeds in blocks]))
         pictures = {"samples": grid(images, columns=math.ceil(math.sqrt(len(images))))}
         if self.trajectory:
-            pictures["trajectory"] = trajectory(
-                pl_module.model(self.weights), pl_module.sampler, self.seeds[: self.trajectory]
-            )
+            model = pl_module.model(self.weights)
+            pictures["trajectory"] = trajectory(model, model.sampler, self.seeds[: self.trajectory])
         folder = Path(trainer.default_root_dir) / "samples"
         for name, picture in pictures.items():
             write_png(folder / f"{name}-{pl_module.images_seen:09d}.png", picture)
@@ -111,7 +110,7 @@ def trajectory(model: DiffusionModel, sampler: Sampler, seeds: Sequence[int], co
             views.append(idct(u))
         else:
             estimate = model.estimate(u, level)
-            views.append(idct(clean_view(u, estimate, model.process.gains(level, u))))
+            views.append(idct(denoised_image(u, estimate, model.process.gains(level, u))))
 
     model.sample(sampler, seeds, watch=watch)
     rows = [torch.stack(frames, dim=1) for frames in (states, views)]  # [B, columns, C, H, W]

@@ -10,7 +10,8 @@ from tqdm import tqdm
 
 from warm_lightning.callbacks.rounds import FILE, NONFINITE, Rounds, conditions
 from warm_lightning.callbacks.training import check_every, due
-from warm_lightning.data import ImageDataModule
+from warm_lightning.checkpoints import RESULTS
+from warm_lightning.data.datamodule import ImageDataModule, TestPlan
 from warm_lightning.distributed import total
 from warm_lightning.errors import check
 from warm_lightning.images import quantise
@@ -26,12 +27,10 @@ from warm_lightning.metrics import (
     read_statistics,
     summarise_rounds,
 )
-from warm_lightning.model import TestPlan, Weights
+from warm_lightning.model import Weights
 from warm_lightning.module import DiffusionModule
 from warm_lightning.records import provenance, to_json, write_file
 from warm_lightning.strategies import check_unsharded
-
-RESULTS = "scores.json"
 
 
 class ScoreSamples(Callback):
@@ -191,11 +190,11 @@ class ScoreSamples(Callback):
             "trainer.limit_test_batches and fast_dev_run would make other scores of the name: leave them out and set "
             "scores.num_images instead",
         )
-        pl_module.test_plan = self.plan(self.num_images, self.num_rounds)
+        pl_module.data.test_plan = self.plan(self.num_images, self.num_rounds)
 
     def on_test_start(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
         self.prepare(pl_module)
-        plan, path = pl_module.test_plan, Path(trainer.default_root_dir) / FILE
+        plan, path = pl_module.data.test_plan, Path(trainer.default_root_dir) / FILE
         names = [name for scores in self.scores for name in scores.names(self.num_images, spreads=True)]
         same = conditions(pl_module, self.weights, str(trainer.precision), self.scores, self.num_images)
         self.rounds = Rounds(path, same, [*names, NONFINITE])
@@ -234,7 +233,7 @@ class ScoreSamples(Callback):
 
     def end_round(self, trainer: Trainer, pl_module: DiffusionModule, number: int) -> None:
         """Score a round, from 0, unless that was done before, and keep it."""
-        plan = pl_module.test_plan
+        plan = pl_module.data.test_plan
         if number in plan.done:
             return
         values = self.compute(pl_module.device)
@@ -255,7 +254,7 @@ class ScoreSamples(Callback):
                 tqdm.write(f"Round {number + 1} of {self.num_rounds} (seeds {seeds}): {first} {values[first]:.4g}")
 
     def on_test_end(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
-        plan, count = pl_module.test_plan, self.num_images
+        plan, count = pl_module.data.test_plan, self.num_images
         self.end_round(trainer, pl_module, self.num_rounds - 1)
         if not trainer.is_global_zero:
             return
@@ -276,7 +275,7 @@ class ScoreSamples(Callback):
 
     def describe(self, trainer: Trainer, pl_module: DiffusionModule) -> dict[str, Any]:
         """What one has to know to compare the scores with others."""
-        plan = pl_module.test_plan
+        plan, model = pl_module.data.test_plan, pl_module.model(self.weights)
         seeds = [plan.label(r) for r in range(self.num_rounds)]
         return {
             "num_images": self.num_images,
@@ -285,7 +284,7 @@ class ScoreSamples(Callback):
             "weights": self.weights,
             "weights_sha256": self.rounds.conditions["weights (sha256)"],
             "ckpt_path": None if trainer.ckpt_path is None else str(trainer.ckpt_path),
-            "nfe": pl_module.model(self.weights).nfe(pl_module.sampler),
+            "nfe": model.nfe(model.sampler),
             "images_seen": pl_module.images_seen,
             "extractors": [scores.describe(self.num_images) for scores in self.scores],
             "reference": [scores.reference.source for scores in self.scores],

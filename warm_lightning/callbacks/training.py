@@ -43,8 +43,8 @@ class TrainingLog(Callback):
 
     def setup(self, trainer: Trainer, pl_module: DiffusionModule, stage: str) -> None:
         edges = torch.arange(1, QUARTILES) / QUARTILES
-        self.edges = pl_module.clock_law.quantile(edges).to(pl_module.device)
-        self.names = pl_module.parameterization.names
+        self.edges = pl_module.model().clock_law.quantile(edges).to(pl_module.device)
+        self.names = pl_module.model().parameterization.names
 
     def on_train_start(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
         self.start(pl_module)
@@ -123,7 +123,9 @@ class ImageProgressBar(TQDMProgressBar):
     ) -> None:
         super().on_test_batch_start(trainer, pl_module, batch, batch_idx, dataloader_idx)
         if batch_idx == 0 and self.is_enabled:
-            self.test_progress_bar.set_description(f"Round {dataloader_idx + 1} of {len(pl_module.test_plan.rounds)}")
+            self.test_progress_bar.set_description(
+                f"Round {dataloader_idx + 1} of {len(pl_module.data.test_plan.rounds)}"
+            )
 
     def get_metrics(self, trainer: Trainer, pl_module: DiffusionModule) -> dict[str, Any]:
         metrics = super().get_metrics(trainer, pl_module)

@@ -2,14 +2,12 @@
 
 import math
 import time
-from dataclasses import replace
 from typing import Literal
 
 import torch
 
 from warm_lightning.analysis.impulses import check_noise
 from warm_lightning.analysis.likelihood import bits_of_images, excess_at_most, prior_deviation, prior_gap, rising_levels
-from warm_lightning.callbacks.rounds import weights_hash
 from warm_lightning.commands.shared import Devices
 from warm_lightning.config import open_split, trained
 from warm_lightning.errors import check
@@ -66,17 +64,17 @@ def bits(
     for name, value, least in (("num_images", num_images, 1), ("steps", steps, 1), ("batch_size", batch_size, 1)):
         check(value >= least, f"--{name} is {value}: it must be {least} or more")
     check(probes >= 0, f"--probes is {probes}: it must be 0 (exact) or more")
-    module, data = trained(settings, ckpt_path)
+    trained_model, data = trained(settings, ckpt_path)
     machine = Devices(accelerator, 1, "32-true")
-    model = replace(machine.take(module.model(weights)), guidance=1.0)
+    model = machine.place(trained_model.model(weights)).replaced(guidance=1.0)
     process, device = model.process, model.state_device
     like = torch.zeros(1, *model.image_shape, dtype=torch.float64, device=device)
-    levels = rising_levels(process, module.sampler.grid, steps)
+    levels = rising_levels(process, model.sampler.grid, steps)
     check_noise(process, levels, like)
     prior_deviation(process, levels[-1], like)  # refuses processes that end otherwise before anything is read
     folder = writable_folder(outdir)
     images = open_split(data, split)
-    check_data(module.network, data)
+    check_data(model.network, data)
     check(num_images <= len(images), f"--num_images is {num_images}, but {split} has {len(images)} images: lower it")
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(key(seed, "bits", "images")))
     each, squares = [], torch.zeros_like(like[0])
@@ -84,7 +82,7 @@ def bits(
         index = order[batch.start : batch.stop]
         x, classes = images.take(index).to(device), images.labels[index].tolist()
         streams = SeedStreams([key(seed, "bits", k) for k in index.tolist()], device)
-        with full_precision(model.device), model.told(classes if model.network.label_dim else None) as ask:
+        with full_precision(model.device), model.conditioned(classes if model.network.label_dim else None) as ask:
             each.append(bits_of_images(ask, process, x, levels, streams, probes).cpu())
         squares += dct(dequantise(x, torch.float64)).square().sum(0)
     found = torch.cat(each)
@@ -101,9 +99,9 @@ def bits(
         "settings": settings,
         "ckpt_path": ckpt_path,
         "weights": weights,
-        "weights_sha256": weights_hash(module, weights),
-        "images_seen": module.images_seen,
-        "process": (module.config or {}).get("process"),
+        "weights_sha256": trained_model.model(weights).weights_hash(),
+        "images_seen": trained_model.images_seen,
+        "process": (trained_model.config or {}).get("process"),
         "split": split,
         "of": len(images),
         "seed": seed,

@@ -2,14 +2,14 @@
 
 import hashlib
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from warm_lightning.checkpoints import EMA, RAW, check_new, write
-from warm_lightning.config import build_module
+from warm_lightning.config import build_model
 from warm_lightning.errors import UserError
 from warm_lightning.interop.edm import FAMILIES, load_edm_state
 from warm_lightning.interop.edm_snapshot import Snapshot, read_snapshot
-from warm_lightning.module import DiffusionModule
+from warm_lightning.model import DiffusionModel
 from warm_lightning.networks.unet import UNet
 
 
@@ -26,26 +26,26 @@ def convert_edm(src: Path, dst: Path) -> None:
     check_new(dst)
     snapshot = read_snapshot(src)
     try:
-        module = hot_model(snapshot)
+        model, config = hot_model(snapshot)
     except UserError as error:
         raise UserError(f"{src}: {error}") from error
     with src.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    weights = module.network.state_dict()
+    weights = model.network.state_dict()
     state_dict = {prefix + name: tensor for prefix in (RAW, EMA) for name, tensor in weights.items()}
     source = {"kind": "EDM snapshot", "file": src.name, "sha256": digest, "images_seen": None}
-    write(dst, state_dict, {"config": module.config, "images_seen": 0, "source": source})
-    count = sum(p.numel() for p in module.network.parameters())
-    print(f"{dst}: {type(module.network).__name__} with {count:,} parameters, {module.network.resolution} pixels")
+    write(dst, state_dict, {"config": config, "images_seen": 0, "source": source})
+    count = sum(p.numel() for p in model.network.parameters())
+    print(f"{dst}: {type(model.network).__name__} with {count:,} parameters, {model.network.resolution} pixels")
 
 
-def hot_model(snapshot: Snapshot) -> DiffusionModule:
-    """The model that a snapshot is.
+def hot_model(snapshot: Snapshot) -> tuple[DiffusionModel, dict[str, Any]]:
+    """The model of a snapshot, and its configuration.
 
     Raises:
         UserError: if its settings make no network, or its tensors are of another one.
     """
-    module = build_module(
+    model, config = build_model(
         {
             "network": {"class_path": FAMILIES[snapshot.family].__name__, "init_args": dict(snapshot.network)},
             "process": "Hot",
@@ -57,5 +57,5 @@ def hot_model(snapshot: Snapshot) -> DiffusionModule:
             "label_dropout": snapshot.label_dropout,
         }
     )
-    load_edm_state(cast(UNet, module.network), snapshot.state)
-    return module
+    load_edm_state(cast(UNet, model.network), snapshot.state)
+    return model, config

@@ -47,7 +47,8 @@ def summary(module: DiffusionModule, data: ImageDataModule) -> dict[str, Any]:
     """All of it."""
     config = module.config or {}
     parameters, flops = parameter_count(module.network), forward_flops(module.network)
-    nfe = module.model().nfe(module.sampler)
+    model = module.model()
+    nfe = model.nfe(model.sampler)
     recipe = {name: config[name] for name in ("duration", "lr", "lr_ramp", "ema_half_life", "ema_ramp", "augment")}
     return {
         "network": type(module.network).__name__,
@@ -59,11 +60,11 @@ def summary(module: DiffusionModule, data: ImageDataModule) -> dict[str, Any]:
         "hyperparameters": {
             **recipe,
             "batch_size": data.batch_size,
-            "branches": list(module.parameterization.names),
+            "branches": list(model.parameterization.names),
             **config["network"]["init_args"],
         },
         "parts": {name: config[name] for name in PARTS},
-        **describe_path(module.process, module.clock_law, module.sampler.grid),
+        **describe_path(model.process, model.clock_law, model.sampler.grid),
     }
 
 

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ from torch import Tensor
 
 from warm_lightning.analysis.drift import ALL, QUANTITIES, Bands, Meter, compare, plot, second_moment, summarise
 from warm_lightning.analysis.figures import check_matplotlib
-from warm_lightning.callbacks.rounds import weights_hash
 from warm_lightning.commands.degraded_images import Split
 from warm_lightning.commands.shared import Devices
 from warm_lightning.config import open_split, trained
@@ -20,8 +18,7 @@ from warm_lightning.data import ImageSet
 from warm_lightning.data.image_set import all_images
 from warm_lightning.errors import check
 from warm_lightning.images import dequantise
-from warm_lightning.model import Weights, check_data
-from warm_lightning.module import DiffusionModule
+from warm_lightning.model import TrainedModel, Weights, check_data
 from warm_lightning.records import provenance, to_json, writable_folder, write_file
 from warm_lightning.rng import SeedStreams, key
 from warm_lightning.spectral import dct, full_precision
@@ -78,16 +75,16 @@ def drift(
     check(batch_size >= 1, f"batch_size is {batch_size}: it must be at least 1")
     check(seed >= 0, f"seed is {seed}: it must be 0 or more")
     check_matplotlib()
-    module, data = trained(settings, ckpt_path)
+    trained_model, data = trained(settings, ckpt_path)
     machine = Devices(accelerator, 1, "32-true")
-    model = replace(machine.take(module.model(weights)), guidance=1.0)  # which leaves the manifold by design
+    model = machine.place(trained_model.model(weights)).replaced(guidance=1.0)  # which leaves the manifold by design
     like = torch.zeros(1, *model.image_shape, dtype=torch.float64, device=model.state_device)
     rings = Bands(bands, like)
     meter = Meter(model.process, rings, like)
-    levels = meter.levels(module.sampler)
+    levels = meter.levels(model.sampler)
     folder = writable_folder(outdir)
     data.prepare_data()
-    check_data(module.network, data)
+    check_data(model.network, data)
     images = open_split(data, split)
     check(num_images <= len(images), f"num_images is {num_images}, but {split} has {len(images)} images: lower it")
     ours, theirs = [], []
@@ -95,8 +92,8 @@ def drift(
         seeds = [seed * num_images + k for k in index]
         noise = SeedStreams([key(seed, "drift", "noise", k) for k in index], like.device)
         told = classes if model.network.label_dim else None
-        with full_precision(model.device), model.told(told) as ask:
-            ours.append(meter.along(partial(model.sample, module.sampler, seeds, told), ask))
+        with full_precision(model.device), model.conditioned(told) as ask:
+            ours.append(meter.along(partial(model.sample, model.sampler, seeds, told), ask))
             theirs.append(meter.truth(ask, levels, u0.to(like), noise))
     expected = meter.expected_power(levels, second_moment(all_images(data.train_images(), "Measuring power")))
     rows = compare(torch.cat(ours), torch.cat(theirs), expected, levels, rings)
@@ -108,7 +105,7 @@ def drift(
         "edges": dict(zip(rings.names, rings.edges, strict=True)),
         "rows": rows,
         "protocol": {
-            **protocol(module, settings, ckpt_path, weights),
+            **protocol(trained_model, settings, ckpt_path, weights),
             "num_images": num_images,
             "batch_size": batch_size,
             "seeds": f"{seed * num_images}-{(seed + 1) * num_images - 1}",
@@ -132,18 +129,18 @@ def some_images(
         yield batch, dct(dequantise(images.take(chosen), torch.float64)), images.labels[chosen].tolist()
 
 
-def protocol(module: DiffusionModule, settings: list[str], ckpt_path: str, weights: Weights) -> dict[str, Any]:
+def protocol(trained_model: TrainedModel, settings: list[str], ckpt_path: str, weights: Weights) -> dict[str, Any]:
     """What was measured, for the record."""
-    config = module.config or {}
+    config = trained_model.config or {}
     return {
         "settings": settings,
         "ckpt_path": ckpt_path,
         "weights": weights,
-        "weights_sha256": weights_hash(module, weights),
-        "images_seen": module.images_seen,
+        "weights_sha256": trained_model.model(weights).weights_hash(),
+        "images_seen": trained_model.images_seen,
         "process": config.get("process"),
         "sampler": config.get("sampler"),
-        "nfe": module.sampler.nfe,
+        "nfe": trained_model.sampler.nfe,
         "precision": "network float32, states float64",
     }
 

@@ -8,11 +8,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm import tqdm
 
-from warm_lightning.callbacks.checkpoints import FOLDER as CHECKPOINTS
-from warm_lightning.callbacks.checkpoints import LAST
-from warm_lightning.callbacks.posthoc import FOLDER, KEY
-from warm_lightning.checkpoints import EMA, RAW, SECTION, check_new, part, read, write
-from warm_lightning.ema import PowerEMA, Profile, combination
+from warm_lightning.checkpoints import CHECKPOINTS, EMA, LAST, POSTHOC, RAW, SECTION, check_new, part, read, write
+from warm_lightning.ema import SNAPSHOT, SUFFIX, PowerEMA, Profile, combination
 from warm_lightning.errors import UserError, check
 
 KIND = "post-hoc EMA"
@@ -31,7 +28,7 @@ def ema(run: Path, dst: Path, sigma_rel: float, images: float | None = None) -> 
     """
     check_new(dst)
     wanted = PowerEMA(sigma_rel)
-    snapshots = find_snapshots(run / FOLDER)
+    snapshots = find_snapshots(run / POSTHOC)
     times = sorted({int(profile.images) for _, profile in snapshots})
     end = times[-1] if images is None else images
     check(end in times, f"--images {end:.15g}: no snapshot was taken there, but at {', '.join(map(str, times))}")
@@ -64,10 +61,10 @@ def find_snapshots(folder: Path) -> Snapshots:
         UserError: if there is none, or one cannot be read.
     """
     found = []
-    for path in sorted(folder.glob("images-*.safetensors")):
+    for path in sorted(folder.glob(f"images-*{SUFFIX}")):
         try:
             with safe_open(path, "pt") as file:
-                said = json.loads(file.metadata()[KEY])
+                said = json.loads(file.metadata()[SNAPSHOT])
             found.append((path, Profile(PowerEMA(float(said["sigma_rel"])).gamma, int(said["images_seen"]))))
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path}: damaged or not a snapshot of post-hoc EMA; remove it") from error

@@ -7,9 +7,7 @@ from typing import Any
 
 import yaml
 
-from warm_lightning.callbacks.checkpoints import FOLDER
-from warm_lightning.callbacks.scores import RESULTS
-from warm_lightning.checkpoints import EMA, LEARNED, RAW, SECTION, check_weights, part, read
+from warm_lightning.checkpoints import CHECKPOINTS, EMA, LEARNED, RAW, RESULTS, SECTION, check_weights, part, read
 from warm_lightning.commands.ema import KIND as POST_HOC
 from warm_lightning.config import load_checkpoint
 from warm_lightning.errors import UserError, check
@@ -32,10 +30,10 @@ def export(ckpt: Path, dst: Path, weights: Weights = "ema") -> None:
     """
     checkpoint = read(ckpt)
     check_weights(ckpt, checkpoint, weights)
-    module = load_checkpoint(ckpt)  # so that what is exported is known to load
+    model = load_checkpoint(ckpt).model(weights)  # so that what is exported is known to load
     section = checkpoint[SECTION]
     settings, scores = run_of(ckpt, section)
-    parameters = sum(p.numel() for p in module.network.parameters())
+    parameters = sum(p.numel() for p in model.network.parameters())
     tensors = part(checkpoint["state_dict"], EMA if weights == "ema" else RAW)
     card = model_card(section, weights, parameters, settings, scores, tensors_hash(tensors.items()))
     learned = {LEARNED + name: tensor for name, tensor in section["learned"].items()}
@@ -51,7 +49,7 @@ MAY_CHANGE = ("duration", "sampler", "guidance", "channels_last", "compile")
 def run_of(ckpt: Path, section: Mapping[str, Any]) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
     """Configuration and scores of the run that a checkpoint is of, and does not just lie in the folder of."""
     folder = ckpt.resolve().parent
-    if folder.name != FOLDER or (section["source"] or {}).get("kind", POST_HOC) != POST_HOC:
+    if folder.name != CHECKPOINTS or (section["source"] or {}).get("kind", POST_HOC) != POST_HOC:
         return None, None
     settings = _plain(folder.parent / "config.yaml") or {}
     model = settings.get("model")

@@ -66,17 +66,17 @@ def generate(
     check(batch_size > 0, f"batch_size is {batch_size}: it must be at least 1")
     if bnr is not None:
         check_bnr(ckpt_path)
-    module = load(ckpt_path, weights, chosen, override)
-    classes = parse_labels(labels, len(numbers), module.network.label_dim)
+    model = load(ckpt_path, weights, chosen, override).model(weights)
+    classes = parse_labels(labels, len(numbers), model.network.label_dim)
     folder = writable_folder(outdir)
     if grid:
         writable_folder(Path(grid).parent)
 
     machine = Devices(accelerator, devices, precision)
-    model = machine.take(module.model(weights))
+    machine.place(model)
     for batch in machine.batches(len(numbers), batch_size, "Sampling"):
         images = model.sample(
-            module.sampler, [numbers[k] for k in batch], [classes[k] for k in batch] if classes else None
+            model.sampler, [numbers[k] for k in batch], [classes[k] for k in batch] if classes else None
         )
         for k, image in zip(batch, quantise(images), strict=True):
             write_png(folder / f"{numbers[k]:06d}.png", image)

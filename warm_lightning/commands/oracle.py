@@ -68,17 +68,15 @@ def oracle(
     check(ode_steps >= 0, f"--ode_steps is {ode_steps}: it must be 0 (none) or more")
     chosen = parse_seeds(seeds)
     module, data = configured(settings)
-    folder = writable_folder(outdir)
+    folder, model = writable_folder(outdir), module.model()
     if kind == "gaussian":
-        power, about = (
-            find_spectrum(Path(spectrum), data, module.network) if spectrum else measure(data, module.network)
-        )
-        values = gaussian_error(power, module.process, module.sampler)
+        power, about = find_spectrum(Path(spectrum), data, model.network) if spectrum else measure(data, model.network)
+        values = gaussian_error(power, model.process, model.sampler)
     else:
-        images = open_images(data, module.network)
+        images = open_images(data, model.network)
         count = min(limit, len(images))
         x0 = dequantise(images.take(random_order(len(images), 0)[:count]), torch.float64)
-        values = dataset_error(x0, module.process, module.sampler, chosen, ode_steps)
+        values = dataset_error(x0, model.process, model.sampler, chosen, ode_steps)
         about = {"data": describe(data), "num_images": count, "of": len(images), "seeds": seeds, "ode_steps": ode_steps}
     config = module.config or {}
     protocol: dict[str, Any] = {

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from warm_lightning.callbacks.rounds import weights_hash
 from warm_lightning.commands.degraded_images import Pictures, Split, open_pictures, pair
 from warm_lightning.commands.shared import Devices, Precision, load, parse_labels
 from warm_lightning.data.listing import SUFFIXES
@@ -19,8 +18,7 @@ from warm_lightning.errors import check
 from warm_lightning.images import grid as make_picture
 from warm_lightning.images import quantise, read_png, write_png
 from warm_lightning.metrics.inception import describe, fidelity
-from warm_lightning.model import Weights
-from warm_lightning.module import DiffusionModule
+from warm_lightning.model import TrainedModel, Weights
 from warm_lightning.records import check_out, provenance, to_json, writable_folder, write_file
 from warm_lightning.restoration import Start, find_start, observe
 from warm_lightning.rng import SeedStreams, key, parse_seeds
@@ -99,16 +97,16 @@ def restore(
     idle += [f"override {setting}" for setting in override or [] if setting.startswith("sampler.")]
     check(not (mean and idle), f"--mean with --{' --'.join(idle)}: the mean takes one call and no sampler; give one")
     chosen = {"sampler.grid.steps": steps, "sampler.grid.rho": rho, "sampler.rule.eta": eta, "guidance": guidance}
-    module = load(ckpt_path, weights, chosen, override)
-    model = module.model(weights)
+    trained_model = load(ckpt_path, weights, chosen, override)
+    model = trained_model.model(weights)
     shape = model.image_shape
-    start = find_start(model.process, module.sampler.grid, torch.zeros(1, *shape), blur, noise, add_noise)
+    start = find_start(model.process, model.sampler.grid, torch.zeros(1, *shape), blur, noise, add_noise)
     given = open_pictures(images, shape, 0.0 if degrade else noise, split)
     count = min(limit or len(given), len(given))
     numbers = parse_seeds(seeds) if seeds is not None else list(range(count))
     check(len(numbers) == count, f"--seeds: {len(numbers)} seeds for {count} images; give one an image, 0-{count - 1}")
     classes = parse_labels(labels, count, model.network.label_dim)
-    told = classes is not None or not model.network.label_dim or module.label_dropout > 0
+    told = classes is not None or not model.network.label_dim or model.label_dropout > 0
     check(told, "--labels: the model was trained with classes: say which the images are of, one or one an image")
     task = Task(given, start, blur, noise, numbers, *find_truth(given, clean, degrade, shape, split))
     check(not split or bool(task.split), f"--split {split}: neither images nor truth have splits; leave it out")
@@ -117,22 +115,22 @@ def restore(
     check_out(grid)
 
     machine = Devices(accelerator, devices, precision)
-    model = machine.take(model)
+    model = machine.place(model)
     if machine.first and task.split:
         print(f"images of the split {task.split}")
     for batch in machine.batches(count, batch_size, "Restoring"):
         known = [classes[k] for k in batch] if classes else None
-        found = model.restore(module.sampler, start, task.before(batch), [numbers[k] for k in batch], known, mean)
+        found = model.restore(model.sampler, start, task.before(batch), [numbers[k] for k in batch], known, mean)
         for k, image in zip(batch, quantise(found), strict=True):
             write_png(folder / f"{given.names[k]}.png", image)
     if not machine.first:
         return
-    estimates = 1 if mean else module.sampler.rule.evaluations(len(start.levels(module.sampler.grid)) - 1)
+    estimates = 1 if mean else model.sampler.rule.evaluations(len(start.levels(model.sampler.grid)) - 1)
     nfe = estimates * (model.calls if classes else 1)  # guidance needs a class
     scores = task.scores(folder, batch_size)
     where = {"images": images, "clean": clean, "split": task.split, "degraded_here": degrade, "ckpt_path": ckpt_path}
     what = {"mean": mean, "nfe": nfe, "num_images": count, "seeds": seeds or f"0-{count - 1}", "labels": labels}
-    about = where | what | protocol(task, module, weights)
+    about = where | what | protocol(task, trained_model, weights)
     write_file(folder / RECORD, to_json({**scores, "protocol": about}).encode())
     print(f"{count} images in {folder}, NFE {nfe}")
     if scores:
@@ -248,21 +246,21 @@ def check_places(sources: Sequence[str], outdir: str, grid: str | None, names: S
     check(not covers, f"--grid {grid} is where a result goes: name another file")
 
 
-def protocol(task: Task, module: DiffusionModule, weights: Weights) -> dict[str, Any]:
+def protocol(task: Task, trained_model: TrainedModel, weights: Weights) -> dict[str, Any]:
     """What was done, for the record."""
-    level = task.start.level
+    level, model = task.start.level, trained_model.model(weights)
     return {
         "blur": task.blur,
         "noise": task.noise,
         "level": {name: getattr(level, name).item() for name in ("alpha", "beta", "clock")},
         "noise_added": task.start.fill,
-        "sampler": module.config["sampler"] if module.config else None,
-        "guidance": module.guidance,
+        "sampler": trained_model.config["sampler"] if trained_model.config else None,
+        "guidance": model.guidance,
         "weights": weights,
-        "weights_sha256": weights_hash(module, weights),
-        "images_seen": module.images_seen,
-        "measures": describe(module.network.resolution) if task.truth else None,
-        **provenance(module.device),
+        "weights_sha256": model.weights_hash(),
+        "images_seen": trained_model.images_seen,
+        "measures": describe(model.network.resolution) if task.truth else None,
+        **provenance(model.device),
         "torchmetrics_version": version("torchmetrics"),
     }
 

@@ -1,30 +1,30 @@
-"""What the commands that sample share: overrides, classes, and devices that share the work."""
+"""Parts of several commands: models with overridden settings, classes, devices that share the work, image sets."""
 
+import os
 import re
-from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from lightning.fabric import Fabric
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch.backends import mps
 from tqdm import tqdm
 
 from warm_lightning.config import load_checkpoint
-from warm_lightning.data import ImageSet
+from warm_lightning.data.image_set import ImageSet
 from warm_lightning.data.sources import read_split
 from warm_lightning.errors import UserError, check
-from warm_lightning.metrics import FeatureExtractor, Observer
-from warm_lightning.metrics.reference_file import SUFFIX
-from warm_lightning.model import DiffusionModel, Weights
-from warm_lightning.module import DiffusionModule
+from warm_lightning.migrations import current_option
+from warm_lightning.model import DiffusionModel, TrainedModel, Weights
+
+if TYPE_CHECKING:
+    from warm_lightning.metrics import FeatureExtractor, Observer
 
 Precision = Literal["32-true", "64-true", "bf16-mixed", "16-mixed"]
 """Of the network; the sampler's state is float64 in any case."""
 
 
-def load(ckpt_path: str, weights: Weights, chosen: Mapping[str, Any], override: list[str] | None) -> DiffusionModule:
-    """The module of a checkpoint with some of its settings replaced.
+def load(ckpt_path: str, weights: Weights, chosen: Mapping[str, Any], override: list[str] | None) -> TrainedModel:
+    """The model of a checkpoint with some of its settings replaced.
 
     Args:
         ckpt_path: see `load_checkpoint`.
@@ -40,11 +40,11 @@ def load(ckpt_path: str, weights: Weights, chosen: Mapping[str, Any], override: 
     for setting in override or []:
         name, equals, value = setting.partition("=")
         check(bool(equals), f"--override {setting!r}: write NAME=VALUE, such as sampler.rule=Euler")
-        overrides[name] = value
+        overrides[current_option(name)] = value
     # A rule that replaces another drops settings that it does not know, silently; after it, they are errors.
     outer_first = sorted(overrides, key=lambda name: name.removesuffix(".class_path").count("."))
     try:
-        module = load_checkpoint(ckpt_path, {name: overrides[name] for name in outer_first})
+        trained = load_checkpoint(ckpt_path, {name: overrides[name] for name in outer_first})
     except UserError as error:
         lacking = re.search(r"class_path '[\w.]*?(\w+)'.*[Oo]ption '(\w+)' is not accepted", str(error))
         asked = {name.rpartition(".")[2] for name, value in chosen.items() if value is not None}
@@ -53,8 +53,8 @@ def load(ckpt_path: str, weights: Weights, chosen: Mapping[str, Any], override: 
         raise UserError(
             f"--{lacking[2]}: {lacking[1]}, with which this model samples, has no {lacking[2]}; leave it out"
         ) from error
-    module.model(weights)  # refuses weights that an exported folder lacks
-    return module
+    trained.model(weights)  # raises for weights that an exported folder lacks
+    return trained
 
 
 def parse_labels(labels: str | None, count: int, label_dim: int) -> list[int] | None:
@@ -79,64 +79,100 @@ def parse_labels(labels: str | None, count: int, label_dim: int) -> list[int] | 
     return classes * count if len(classes) == 1 else classes
 
 
+def find_device(name: str, option: str) -> torch.device:
+    """A device by its name, "auto" being the best there is.
+
+    Args:
+        name: auto, cpu, cuda, gpu (the same) or mps.
+        option: of the command, for the message.
+
+    Raises:
+        UserError: there is no such device.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if mps.is_available() else "cpu"
+    try:
+        device = torch.device("cuda" if name == "gpu" else name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # PyTorch asserts that it was built for the device
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{option} {name}: {reason}: use auto, cpu, cuda or mps") from error
+    return device
+
+
 class Devices:
-    """The devices that share images, started.
+    """The devices that share the images of a command, started.
+
+    One device is plain PyTorch; several are Lightning Fabric's, which is imported for them only.
 
     Args:
         accelerator: cpu, gpu, mps or auto.
-        devices: how many.
+        devices: number of devices, or which, as Lightning takes them.
         precision: of the network.
+
+    Attributes:
+        rank: number of this device among them.
+        count: number of devices.
 
     Raises:
         UserError: there are no such devices.
     """
 
     def __init__(self, accelerator: str, devices: int | str, precision: Precision) -> None:
+        self.dtype = torch.float64 if precision == "64-true" else torch.float32
+        self.mixed = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
+        self.rank, self.count = 0, 1
+        self.wait: Callable[[], None] = lambda: None
+        launched = max(int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "SLURM_NTASKS"))
+        if str(devices) == "1" and launched == 1:
+            self.device = find_device(accelerator, "--accelerator")
+            return
+        from lightning.fabric import Fabric
+        from lightning.fabric.utilities.exceptions import MisconfigurationException
+
         try:
-            self.fabric = Fabric(accelerator=accelerator, devices=devices, precision=precision)
+            fabric = Fabric(accelerator=accelerator, devices=devices, precision=precision)
         except (RuntimeError, ValueError, TypeError, MisconfigurationException) as error:
             raise UserError(f"--accelerator {accelerator} --devices {devices}: {error}") from error
-        self.fabric.launch()
-        self.dtype = torch.float64 if precision == "64-true" else torch.float32
+        fabric.launch()
+        self.device, self.wait = fabric.device, fabric.barrier
+        self.rank, self.count = fabric.global_rank, fabric.world_size
 
     @property
     def first(self) -> bool:
-        """Whether this is the first of them, which does what is done once."""
-        return self.fabric.global_rank == 0
+        """Whether this is the first of the devices, which does what is done once."""
+        return self.rank == 0
 
-    def take(self, model: DiffusionModel) -> DiffusionModel:
-        """A model, its network moved to this device."""
-        self.fabric.to_device(model.network.to(self.dtype))
+    def place(self, model: DiffusionModel) -> DiffusionModel:
+        """Move a model's network to this device, in the precision of its weights."""
+        model.network.to(self.device, self.dtype)
         return model
 
-    def batches(self, count: int, batch_size: int, what: str) -> Iterator[range]:
-        """Batches of this device's share of 0 … count-1, in the network's precision and with progress; then it waits
-        for the others."""
-        mine = range(self.fabric.global_rank, count, self.fabric.world_size)
-        with tqdm(total=len(mine), unit=" images", desc=what, disable=not self.first) as bar:
-            for i in range(0, len(mine), batch_size):
-                batch = mine[i : i + batch_size]
-                with self.fabric.autocast():
+    def batches(self, count: int, batch_size: int, title: str) -> Iterator[range]:
+        """Batches of this device's share of 0 … count-1, with progress; each runs in the network's precision.
+
+        After the last one, the devices wait for each other.
+        """
+        share = range(self.rank, count, self.count)
+        with tqdm(total=len(share), unit=" images", desc=title, disable=not self.first) as bar:
+            for i in range(0, len(share), batch_size):
+                batch = share[i : i + batch_size]
+                with torch.autocast(self.device.type, self.mixed, enabled=self.mixed is not None):
                     yield batch
                 bar.update(len(batch))
-        self.fabric.barrier()
+        self.wait()
 
 
-def make_observer(extractor: FeatureExtractor, device: str, batch_size: int) -> Observer:
-    """An extractor on a device, "auto" being the best there is.
+def make_observer(extractor: "FeatureExtractor", device: str, batch_size: int) -> "Observer":
+    """A feature extractor on a device, "auto" being the best there is.
 
     Raises:
         UserError: there is no such device.
     """
+    from warm_lightning.metrics import Observer
+
     check(batch_size > 0, f"--batch_size is {batch_size}: it must be at least 1")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "mps" if mps.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:  # PyTorch asserts that it was built for the device
-        reason = str(error).splitlines()[0]
-        raise UserError(f"--device {device}: {reason}: use auto, cpu, cuda or mps") from error
-    return Observer(extractor, batch_size, device)
+    return Observer(extractor, batch_size, find_device(device, "--device"))
 
 
 def open_images(path: str) -> ImageSet:
@@ -145,7 +181,7 @@ def open_images(path: str) -> ImageSet:
     Raises:
         UserError: see `read_split`; the path is that of statistics.
     """
-    check(not path.endswith(SUFFIX), f"{path}: images are needed here, not statistics: give a folder or zip")
+    check(not path.endswith(".npz"), f"{path}: images are needed here, not statistics: give a folder or zip")
     images = read_split(path, "train", cache=False)
     assert images is not None
     return images

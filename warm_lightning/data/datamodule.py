@@ -1,8 +1,9 @@
-"""What all data sets have in common."""
+"""The LightningDataModule that all data sets extend."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from typing import Protocol, cast
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, cast
 
 import torch
 from lightning import LightningDataModule, Trainer
@@ -14,13 +15,37 @@ from warm_lightning.errors import UserError, check
 from warm_lightning.types import Batch
 
 
+@dataclass(frozen=True)
+class TestPlan:
+    """The seeds that `warm test` samples in each round.
+
+    Attributes:
+        rounds: the seeds of each round, one an image.
+        batch_size: images a device samples at once, at most.
+        weights: "ema" or "raw".
+        done: numbers of the rounds, from 0, that need not be sampled.
+    """
+
+    rounds: Sequence[range] = ()
+    batch_size: int = 256
+    weights: Literal["ema", "raw"] = "ema"
+    done: set[int] = field(default_factory=set)
+
+    def label(self, number: int) -> str:
+        """The seeds of a round as text, such as 0-49999."""
+        return f"{self.rounds[number][0]}-{self.rounds[number][-1]}"
+
+    def batches(self, number: int, rank: int = 0, world_size: int = 1) -> list[range]:
+        """Every `world_size`-th seed of a round, from `rank`, in batches."""
+        seeds = self.rounds[number][rank::world_size]
+        return [seeds[i : i + self.batch_size] for i in range(0, len(seeds), self.batch_size)]
+
+
 class _Learner(Protocol):
-    """What the loaders need of the LightningModule."""
+    """The attributes of the LightningModule that the loaders need."""
 
     seed: int
     images_seen: int
-
-    def seed_loader(self) -> list[DataLoader]: ...
 
 
 class ImageDataModule(LightningDataModule, ABC):
@@ -42,6 +67,7 @@ class ImageDataModule(LightningDataModule, ABC):
         self.batch_size = batch_size
         self.xflip = xflip
         self.num_workers = num_workers
+        self.test_plan = TestPlan()
         self._sets: dict[str, ImageSet | None] = {}
 
     @abstractmethod
@@ -118,8 +144,10 @@ class ImageDataModule(LightningDataModule, ABC):
         return self._loader(StoredOrder(images), strided_batches(len(images), micro_batch, rank, world_size))
 
     def test_dataloader(self) -> list[DataLoader]:
-        """Seeds to sample, which the LightningModule knows: Lightning asks the data module alone."""
-        return cast(_Learner, self._attached_trainer().lightning_module).seed_loader()
+        """Batches of seeds to sample, a loader for each round of `test_plan`, of which each device takes its share."""
+        trainer, plan = self._attached_trainer(), self.test_plan
+        rounds = [plan.batches(r, trainer.global_rank, trainer.world_size) for r in range(len(plan.rounds))]
+        return [DataLoader(cast(Dataset, [torch.tensor(b) for b in batches]), batch_size=None) for batches in rounds]
 
     def _loader(self, dataset: Dataset[Batch], sampler: Iterable[range]) -> DataLoader:
         return Loader(

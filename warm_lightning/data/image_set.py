@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from warm_lightning.data.decode import AS_IT_IS, Framing, as_array, bombs_are_errors, decode, find_channels, find_size
 from warm_lightning.data.readers import Reader
+from warm_lightning.distributed import place
 from warm_lightning.errors import check
 from warm_lightning.images import dequantise
 from warm_lightning.rng import key
@@ -115,8 +115,7 @@ def read_images(
 
 
 def _progress(reader: Reader, doing: str, names: Sequence[str]) -> "tqdm[str]":
-    silent = getattr(rank_zero_only, "rank", 0) != 0
-    return tqdm(names, desc=f"{doing} {reader.path.name}", unit="img", delay=1, disable=silent)
+    return tqdm(names, desc=f"{doing} {reader.path.name}", unit="img", delay=1, disable=place()[0] > 0)
 
 
 def _decode_all(reader: Reader, names: Sequence[str], size: int, framing: Framing) -> Iterator[np.ndarray]:

@@ -10,15 +10,15 @@ from warm_lightning.samplers.rules import (
     ReverseDiffusion,
     Step,
     StepRule,
-    clean_view,
+    denoised_image,
     gain_difference,
     split_noise,
 )
 from warm_lightning.samplers.sampler import (
-    Belief,
     Churn,
     ClippedImage,
     EpsilonScaling,
+    EstimateTransform,
     EvenGrid,
     Grid,
     PowerGrid,
@@ -26,11 +26,11 @@ from warm_lightning.samplers.sampler import (
 )
 
 __all__ = [
-    "Belief",
     "Churn",
     "ClippedImage",
     "Direct",
     "EpsilonScaling",
+    "EstimateTransform",
     "Euler",
     "EvenGrid",
     "Grid",
@@ -43,7 +43,7 @@ __all__ = [
     "Sampler",
     "Step",
     "StepRule",
-    "clean_view",
+    "denoised_image",
     "gain_difference",
     "split_noise",
 ]

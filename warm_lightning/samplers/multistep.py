@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from warm_lightning.errors import check
-from warm_lightning.samplers.rules import Step, StepRule, clean_view, move
+from warm_lightning.samplers.rules import Step, StepRule, denoised_image, move
 from warm_lightning.types import Estimator, Gains
 
 
@@ -25,7 +25,7 @@ class Multistep(StepRule):
     changes, does no harm; a step that is shorter than the grid's counts as a whole one, which costs accuracy only.
 
     The constant term of the polynomial is Euler's step, formula S with the beliefs as they are. What is continued is
-    x̂0 = D + R (`clean_view`), which is bounded where blur has left nothing; (1-M)⁻¹R, a network's errors in which
+    x̂0 = D + R (`denoised_image`), which is bounded where blur has left nothing; (1-M)⁻¹R, a network's errors in which
     grow, diverges. The last step, to ℓ = ∞, is Euler's, and so is the first, there being no history; order 3, which
     an error of second order at the start would spoil, makes up for it in the second step.
 
@@ -47,9 +47,9 @@ class Multistep(StepRule):
             "without: choose Euler, Heun or Direct",
         )
         estimate = ask(u, step.t)
-        step.history.append((step.source, clean_view(u, estimate, step.source)))
+        step.history.append((step.source, denoised_image(u, estimate, step.source)))
         del step.history[: -self.order]
-        moved = move(u, estimate, step.source, step.target, kept=step.noise_to_keep)
+        moved = move(u, estimate, step.source, step.target, kept=step.kept_noise)
         return moved if step.last or len(step.history) == 1 else moved + self.continuation(step.history, step.target)
 
     def continuation(self, history: list[tuple[Gains, Tensor]], target: Gains) -> Tensor:

@@ -36,7 +36,7 @@ class Step:
     history: list[tuple[Gains, Tensor]] = field(default_factory=list)
 
     @property
-    def noise_to_keep(self) -> Tensor:
+    def kept_noise(self) -> Tensor:
         """B_s, but none at the last level: it may have noise in its law, and the mean is returned there."""
         return torch.zeros_like(self.target.noise) if self.last else self.target.noise
 
@@ -134,7 +134,7 @@ class Interpolating(StepRule):
     def __call__(self, ask: Estimator, u: Tensor, step: Step) -> Tensor:
         estimate = self.estimate(ask, u, step)
         if self.eta == 0:
-            return move(u, estimate, step.source, step.target, kept=step.noise_to_keep)
+            return move(u, estimate, step.source, step.target, kept=step.kept_noise)
         kept, fresh = split_noise(step.source, step.target, self.eta)
         moved = move(u, estimate, step.source, step.target, kept)
         return moved if step.last else moved + fresh * fresh_noise(step.draws, u)
@@ -211,6 +211,6 @@ class ReverseDiffusion(StepRule):
         return moved if step.last else moved + added.sqrt() * fresh_noise(step.draws, u)
 
 
-def clean_view(u: Tensor, estimate: Estimate, gains: Gains) -> Tensor:
+def denoised_image(u: Tensor, estimate: Estimate, gains: Gains) -> Tensor:
     """x̂0 = u - B∘noise + (1-A)∘clean: the picture to show on the way, D + R for Table 5d."""
     return u - gains.noise * estimate.noise + gains.lost * estimate.clean

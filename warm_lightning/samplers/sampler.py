@@ -122,7 +122,7 @@ class Churn:
         return ratio * u + self.noise * added * fresh_noise(draws, u), back
 
 
-class Belief(ABC):
+class EstimateTransform(ABC):
     """What is done to what the network believes before a rule moves by it."""
 
     @abstractmethod
@@ -130,7 +130,7 @@ class Belief(ABC):
         """Somebody who is asked in the network's place."""
 
 
-class EpsilonScaling(Belief):
+class EpsilonScaling(EstimateTransform):
     """Epsilon scaling (Ning et al. 2024): ε̂ is divided by κ(t) = b + k·t, against the drift of a sampler that meets
     other noise than the network was trained on. b = 1 with k = 0 changes nothing.
 
@@ -152,7 +152,7 @@ class EpsilonScaling(Belief):
         return scaled
 
 
-class ClippedImage(Belief):
+class ClippedImage(EstimateTransform):
     """x̂0 has the range of an image, [-1, 1], and ε̂ is what is then left of u: as implementations of DDPM sample.
 
     For ε-prediction without blur, whose x̂0 at the first levels is the network's error many times over. Where blur has
@@ -175,13 +175,13 @@ class Sampler:
         grid: the levels to stop at.
         rule: how to step between them.
         churn: noise added on the way, if any.
-        belief: what is done to the network's beliefs, if anything.
+        estimate_transform: what is done to the network's beliefs, if anything.
     """
 
     grid: Grid = default(PowerGrid)
     rule: StepRule = default(Heun)
     churn: Churn | None = None
-    belief: Belief | None = None
+    estimate_transform: EstimateTransform | None = None
 
     @property
     def nfe(self) -> int:
@@ -217,8 +217,8 @@ class Sampler:
         watch: Watch | None = None,
     ) -> Tensor:
         """The loop: from u at the first of some levels to the last."""
-        if self.belief:
-            ask = self.belief(ask, process)
+        if self.estimate_transform:
+            ask = self.estimate_transform(ask, process)
         history: list[tuple[Gains, Tensor]] = []
         for t, s in pairwise(levels):
             if watch:

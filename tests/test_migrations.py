@@ -1,0 +1,72 @@
+"""Configurations, checkpoints and exported folders of earlier versions go on working."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from small import here
+
+from warm_lightning import load_checkpoint, load_config
+from warm_lightning.checkpoints import read
+from warm_lightning.migrations import MODULES, current, current_option
+from warm_lightning.samplers import ClippedImage
+
+OLD = Path(__file__).parent / "data" / "format3"
+EXPECTED = json.loads((OLD / "expected.json").read_text(encoding="utf-8"))
+CPU = ("--accelerator=cpu", "--precision=64-true")
+
+
+@pytest.mark.parametrize("source", ["last.ckpt", "exported"])
+def test_an_old_model_samples_the_same_bytes(source: str, tmp_path: Path) -> None:
+    here("generate", f"--ckpt_path={OLD / source}", "--seeds=0-3", f"--outdir={tmp_path}", *CPU)
+    for picture in sorted((OLD / "images").glob("*.png")):
+        assert (tmp_path / picture.name).read_bytes() == picture.read_bytes()
+
+
+def test_an_old_run_goes_on_to_the_same_weights_and_scores(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    shutil.copy(OLD / "last.ckpt", tmp_path / "checkpoints" / "last.ckpt")
+    options = [f"--config={OLD / 'old.yaml'}", f"--trainer.default_root_dir={tmp_path}", "--trainer.accelerator=cpu"]
+    options.append("--trainer.precision=64-true")
+    here("fit", *options, "--ckpt_path=last", "--posthoc_ema.sigma_rel=[0.1]")
+    checkpoint = read(tmp_path / "checkpoints" / "last.ckpt")
+    assert checkpoint["warm_lightning"]["images_seen"] == EXPECTED["resumed_to"]
+    for name, expected in load_file(OLD / "resumed.safetensors").items():
+        # The same bits on one machine; other processors round sums differently.
+        torch.testing.assert_close(checkpoint["state_dict"][name], expected, rtol=1e-8, atol=1e-11)
+    here("test", *options, "--num_images=60", "--scores.companions=false")
+    scores = json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))
+    assert {name: scores[name] for name in EXPECTED["scores"]} == pytest.approx(EXPECTED["scores"], rel=1e-6)
+
+
+def test_an_old_configuration_means_the_same() -> None:
+    old, new = load_config(OLD / "old.yaml")[0].config, load_checkpoint(OLD / "last.ckpt").config
+    assert old is not None
+    assert new is not None
+    assert {**old, "duration": None} == {**new, "duration": None}  # the run of the checkpoint ended earlier
+
+
+def test_old_settings_are_understood_wherever_they_stand(tmp_path: Path) -> None:
+    overlay = tmp_path / "old.yaml"
+    overlay.write_text("model: {sampler: {belief: {class_path: warm_lightning.samplers.loop.ClippedImage}}}")
+    for module, _ in (
+        load_config([OLD / "old.yaml", overlay]),
+        load_config(OLD / "old.yaml", {"model.sampler.belief": "warm_lightning.samplers.loop.ClippedImage"}),
+    ):
+        assert isinstance(module.model().sampler.estimate_transform, ClippedImage)
+    images = [
+        load_checkpoint(OLD / "exported", {f"sampler.{name}": "ClippedImage"})
+        for name in ("belief", "estimate_transform")
+    ]
+    first, second = (trained.model().sample(trained.sampler, [5]) for trained in images)
+    assert torch.equal(first, second)
+    assert current_option("--override+=sampler.belief=ClippedImage") == "--override+=sampler.belief=ClippedImage"
+
+
+def test_every_new_home_has_the_classes_of_the_old() -> None:
+    for new in MODULES.values():
+        assert current({"class_path": f"{new}.Anything"}) == {"class_path": f"{new}.Anything"}
+        __import__(new)

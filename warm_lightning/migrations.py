@@ -1,0 +1,64 @@
+"""Old names in checkpoints, exported folders, YAML files and commands, and the ones that replaced them.
+
+A class that moves to another module, or a setting that gets another name, is entered here and nowhere else; whatever
+was written with the old name goes on working.
+"""
+
+import re
+from typing import Any
+
+import yaml
+from jsonargparse import get_loader, set_loader
+
+MODULES = {
+    "warm_lightning.callbacks.every": "warm_lightning.callbacks.training",
+    "warm_lightning.callbacks.interrupt": "warm_lightning.callbacks.training",
+    "warm_lightning.callbacks.log": "warm_lightning.callbacks.training",
+    "warm_lightning.callbacks.progress": "warm_lightning.callbacks.training",
+    "warm_lightning.data.base": "warm_lightning.data.datamodule",
+    "warm_lightning.data.cifar10": "warm_lightning.data.datasets",
+    "warm_lightning.data.digits": "warm_lightning.data.datasets",
+    "warm_lightning.data.ffhq": "warm_lightning.data.datasets",
+    "warm_lightning.data.folder": "warm_lightning.data.datasets",
+    "warm_lightning.data.lsun": "warm_lightning.data.datasets",
+    "warm_lightning.metrics.extractors": "warm_lightning.metrics.features",
+    "warm_lightning.networks.ddpm": "warm_lightning.networks.unet",
+    "warm_lightning.processes.paths": "warm_lightning.processes.warm",
+    "warm_lightning.samplers.grids": "warm_lightning.samplers.sampler",
+    "warm_lightning.samplers.loop": "warm_lightning.samplers.sampler",
+}
+"""Modules of classes that configurations name, before and after the move."""
+
+SETTINGS = {"belief": "estimate_transform"}
+"""Settings by their old and new names."""
+
+_OPTION = re.compile(rf"(?<=\.)({'|'.join(SETTINGS)})(?=[=.]|$)")
+
+
+def current(data: Any) -> Any:
+    """Plain data with today's class paths and settings in place of old ones."""
+    if isinstance(data, dict):
+        return {SETTINGS.get(name, name): current(value) for name, value in data.items()}
+    if isinstance(data, list):
+        return [current(item) for item in data]
+    return current_path(data) if isinstance(data, str) else data
+
+
+def current_path(path: str) -> str:
+    """Today's path of a class, from a path of any version; other text as it is."""
+    module, _, name = path.rpartition(".")
+    return f"{MODULES[module]}.{name}" if module in MODULES else path
+
+
+def current_option(option: str) -> str:
+    """Today's form of an option of a command, such as --model.sampler.belief=ClippedImage."""
+    name, equals, value = option.partition("=")
+    return _OPTION.sub(lambda match: SETTINGS[match[1]], name) + equals + current_path(value)
+
+
+def accept_old_names() -> None:
+    """Let all argument parsers read YAML with old names; calling it again changes nothing."""
+    set_loader("yaml", lambda text: current(yaml_load(text)), (yaml.YAMLError,))
+
+
+yaml_load = get_loader("yaml")
