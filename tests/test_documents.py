@@ -62,14 +62,14 @@ def configs(arguments: list[str]) -> list[str]:
 class Reader:
     """Somebody who does what a page says, in a folder of their own."""
 
-    def __init__(self, trained: Path, snapshot: Path) -> None:
+    def __init__(self, trained: Path, reference_dir: Callable[[], Path]) -> None:
         self.trained = trained
         self.names: dict[str, object] = {}
         self.inputs: dict[str, Callable[[Path], object]] = {
             "photos": lambda path: folder_of_images(path, 100, 3),
             "clean": lambda path: folder_of_images(path, 8, 1),
             "images1024x1024": lambda path: folder_of_images(path, 200, 3),
-            "network-snapshot.pkl": lambda path: shutil.copy(snapshot, path),
+            "network-snapshot.pkl": lambda path: shutil.copy(reference_dir() / "edm_snapshot.pkl", path),
             "a": lambda path: self.samples(path, "--eta=0"),
             "b": lambda path: self.samples(path, "--eta=0.5"),
         }
@@ -204,13 +204,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("page", CODE, ids=lambda page: page.stem)
 def test_a_page_does_what_it_says(
-    page: Path, trained: Path, reference_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    page: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for folder in ("configs", "experiments"):
         Path(folder).symlink_to(REPOSITORY / folder)
     monkeypatch.syspath_prepend(tmp_path)
-    reader = Reader(trained, reference_dir / "edm_snapshot.pkl")
+    reader = Reader(trained, lambda: request.getfixturevalue("reference_dir"))
     try:
         for language, code in blocks(page):
             assert language in ("sh", "bash", "python", "yaml"), f"a block in {language or 'no language'}:\n{code}"
