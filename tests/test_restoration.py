@@ -122,7 +122,7 @@ def test_a_model_of_the_plane_goes_straight_home() -> None:
     levels = start.levels(POWER)
     for level in levels[:-1]:
         torch.testing.assert_close(level.alpha / level.beta, torch.tensor([1.2], dtype=torch.float64))
-    assert isinstance(PFGMpp(128).through(0.0, 1.0), PFGMpp)
+    assert isinstance(PFGMpp(128).nearest_path(0.0, 1.0), PFGMpp)
 
 
 def test_the_grid_begins_at_the_start() -> None:

@@ -125,7 +125,7 @@ def test_what_was_learned_goes_where_the_weights_go(trained: tuple[str, Path], t
     learned = read(last(folder))[SECTION]["learned"]
     _, data = load_config([DIGITS, METHODS / f"{name}.yaml"])
     fresh = load_checkpoint(last(folder))
-    assert_equal(fresh.process.what_was_learned(), learned)
+    assert_equal(fresh.process.checked_learned(), learned)
     expected = fresh.process.learn(all_images(data.train_images(), "Learning"))
     for part_name, tensor in expected.items():
         torch.testing.assert_close(learned[part_name], tensor)

@@ -1,4 +1,4 @@
-"""Laws of the training level, and what a deviation from the target costs."""
+"""The distribution of levels in training, and the loss of a deviation from the target."""
 
 from abc import ABC, abstractmethod
 
@@ -16,15 +16,15 @@ class ClockLaw(ABC):
 
     @abstractmethod
     def quantile(self, p: Tensor) -> Tensor:
-        """The clock reading below which a share p in (0, 1) of the training levels lies; any shape."""
+        """The clock reading below which a share p in (0, 1) of the training levels lies; p of any shape."""
 
     @abstractmethod
     def draw(self, draws: Draws) -> Tensor:
-        """One clock reading an image, [b]."""
+        """One clock reading for each image, [b]."""
 
 
 class LogNormal(ClockLaw):
-    """ln β ~ N(P_mean, P_std²) (Algorithm 1, line 6; EDM, Table 1)."""
+    """The log-normal law of noise levels, ln β ~ N(P_mean, P_std²) (Algorithm 1, line 6; EDM, Table 1)."""
 
     def __init__(self, mean: float = -1.2, std: float = 1.2) -> None:
         check(std > 0, f"std is {std}: the spread of ln β must be positive")
@@ -39,7 +39,7 @@ class LogNormal(ClockLaw):
 
 
 class Uniform(ClockLaw):
-    """t ~ U(low, high), for processes in continuous time."""
+    """The uniform law t ~ U(low, high), for processes in continuous time."""
 
     def __init__(self, low: float = 0.0, high: float = 1.0) -> None:
         check(0 <= low < high, f"clock readings from {low} to {high}: need 0 <= low < high")
@@ -54,7 +54,7 @@ class Uniform(ClockLaw):
 
 
 class UniformSteps(ClockLaw):
-    """A step of 1 … K, all equally likely, for processes in discrete time."""
+    """The uniform law over the steps 1 … K, for processes in discrete time."""
 
     def __init__(self, steps: int = 1000) -> None:
         check(steps >= 1, f"steps is {steps}: there must be at least 1")
@@ -68,18 +68,25 @@ class UniformSteps(ClockLaw):
 
 
 class Loss(ABC):
-    """Cost of outputs against targets, an image and a branch at a time."""
+    """The loss of outputs against targets, for each image and branch."""
 
     @abstractmethod
     def __call__(self, outputs: Tensor, targets: Tensor, c_out: Tensor, gains: Gains) -> Tensor:
-        """Outputs and targets [B, branches, C, H, W], c_out [B, 1, 1, 1] → [B, branches], summed over pixels."""
+        """The loss of each image and branch, [B, branches], summed over pixels.
+
+        Args:
+            outputs: [B, branches, C, H, W].
+            targets: [B, branches, C, H, W].
+            c_out: see `Preconditioning`, [B, 1, 1, 1].
+            gains: at the level of each image.
+        """
 
 
 class SquaredError(Loss):
-    """λ‖output - target‖² with λ = 1/c_out² (Algorithm 1, line 13).
+    """The squared error λ‖output - target‖² with λ = 1/c_out² (Algorithm 1, line 13).
 
-    With EDM's c_out that is λ(β) = (β²+σ_d²)/(βσ_d)²; without preconditioning (c_out = 1) it is the plain
-    square. Either way every level starts with unit weight on what the network itself must say.
+    With EDM's c_out, λ(β) = (β²+σ_d²)/(βσ_d)²; without preconditioning, c_out = 1 and λ = 1. In both cases the raw
+    output of the network has unit weight at every level.
     """
 
     def __call__(self, outputs: Tensor, targets: Tensor, c_out: Tensor, gains: Gains) -> Tensor:
@@ -87,14 +94,14 @@ class SquaredError(Loss):
 
 
 class AbsoluteError(Loss):
-    """‖output - target‖₁ (Bansal et al. 2022, Eq. 1)."""
+    """The absolute error ‖output - target‖₁ (Bansal et al. 2022, Eq. 1)."""
 
     def __call__(self, outputs: Tensor, targets: Tensor, c_out: Tensor, gains: Gains) -> Tensor:
         return ((outputs - targets) / c_out.unsqueeze(1)).abs().sum(dim=(2, 3, 4))
 
 
 class SoftScoreMatching(Loss):
-    """‖A∘(output - target)‖²: an image is right that looks right once it is degraded (Daras et al. 2022)."""
+    """The squared error after degradation, ‖A∘(output - target)‖² (soft score matching; Daras et al. 2022)."""
 
     def __call__(self, outputs: Tensor, targets: Tensor, c_out: Tensor, gains: Gains) -> Tensor:
         error = dct((outputs - targets) / c_out.unsqueeze(1))

@@ -1,6 +1,6 @@
-"""Networks that are right by construction: the truth without training.
+"""Oracles: exact estimates for data of a known law, in place of a trained network.
 
-Each is an `Estimator` for one process, a drop-in for a trained model wherever a sampler asks.
+Each is an `Estimator` for one process, which every sampler takes like a model's.
 """
 
 from collections.abc import Sequence
@@ -17,11 +17,11 @@ from warm_lightning.types import Estimate, Estimator, Gains, Level
 
 
 class DatasetOracle:
-    """E[x0 | x] when the data are a finite set of images: a softmax-weighted mean of them.
+    """The posterior mean E[x0 | x] for a finite set of images, all equally likely: their softmax-weighted mean.
 
     Args:
         u0: DCT coefficients of the images, [N, C, H, W].
-        process: any process with noise, whose law it knows.
+        process: any process with noise whose density it knows.
     """
 
     def __init__(self, u0: Tensor, process: Process) -> None:
@@ -34,7 +34,7 @@ class DatasetOracle:
 
 
 class GaussianOracle:
-    """E[u0 | u] = A S/(A² S + B²) u when the data are N(0, diag S) over frequencies.
+    """The posterior mean E[u0 | u] = A S/(A² S + B²) u for data N(0, diag S) over frequencies.
 
     Args:
         spectrum: S, the variance of each coefficient, broadcastable to [C, H, W].
@@ -51,24 +51,24 @@ class GaussianOracle:
         return consistent(clean, u, gains)
 
     def marginal_variance(self, gains: Gains) -> Tensor:
-        """A² S + B², the variance of u at a level."""
+        """The variance A² S + B² of u at a level."""
         return gains.signal.square() * self.spectrum + gains.noise.square()
 
     def exact_flow(self, u: Tensor, source: Level, target: Level) -> Tensor:
-        """Where the probability-flow ODE takes u from one level to another: the marginals' standard scores stay."""
+        """The exact solution of the probability-flow ODE from one level to another, which keeps u's standard scores."""
         old, new = (self.marginal_variance(self.process.gains(level, u)) for level in (source, target))
         return u * (new / old).sqrt()
 
 
 class DisagreeingOracle:
-    """An oracle seen through the branches of a network, with an independent small error in each.
+    """An oracle in the form of a network's branches, each with an independent small error.
 
-    A perfect oracle cannot tell a sampler that assumes agreeing branches from one that does not; this can.
+    With it, a sampler that wrongly assumes that the branches agree fails; with a perfect oracle it would not.
 
     Args:
-        oracle: who knows the truth.
+        oracle: an exact oracle.
         process: its process.
-        parameterization: what the branches say.
+        parameterization: the meaning of the branches.
         preconditioning: gives c_out, by which errors shrink with the noise as a network's do.
         errors: standard deviation of each branch's error per pixel, in units of c_out.
         seed: of the errors.
@@ -101,14 +101,14 @@ class DisagreeingOracle:
 def posterior_mean(
     u: Tensor, candidates: Tensor, process: Process, gains: Gains, allowed: Tensor | None = None
 ) -> Tensor:
-    """E[u0 | u] if u0 is one of some images, all equally likely: their mean, weighted by the density of the noise.
+    """The posterior mean E[u0 | u] for a finite set of images, weighted by the density of the noise.
 
     Args:
         u: coefficients [B, C, H, W].
         candidates: u0 of the images, [N, C, H, W].
         process: the law of the noise.
         gains: at the level of each u.
-        allowed: whether an image is a candidate for a u, [B, N]; all are if not given.
+        allowed: whether each image is a candidate for each u, bool [B, N]; None for all.
 
     Returns:
         [B, C, H, W].

@@ -1,6 +1,6 @@
-"""What the outputs of a network mean (Table 5 and others): truth → targets, and outputs → estimate.
+"""The meaning of a network's outputs (Table 5 and others): from the truth to targets, from outputs to an estimate.
 
-Outputs are what the network says after preconditioning, in pixels, a branch each.
+Outputs are in pixels and preconditioned, one image for each branch.
 """
 
 import math
@@ -30,31 +30,31 @@ class Parameterization(ABC):
 
     @abstractmethod
     def targets(self, truth: Estimate, gains: Gains) -> Tensor:
-        """What the branches should say of what is true: pixels [B, branches, C, H, W]."""
+        """The correct outputs of the branches for a given image and noise, pixels [B, branches, C, H, W]."""
 
     @abstractmethod
     def estimate(self, outputs: Tensor, u: Tensor, gains: Gains) -> Estimate:
-        """What branches [B, branches, C, H, W] that saw u [B, C, H, W] believe; in the dtype of u."""
+        """The estimate that follows from outputs [B, branches, C, H, W] for u [B, C, H, W], in the dtype of u."""
 
 
 def implied_noise(blurred: Tensor, u: Tensor, gains: Gains) -> Tensor:
-    """ε̂ = (u - blurred)/B (Algorithm 2, line 5); 0 where there is no noise, which then moves nothing."""
-    silent = gains.noise == 0
-    return torch.where(silent, 0.0, (u - blurred) / torch.where(silent, 1.0, gains.noise))
+    """The noise ε̂ = (u - blurred)/B (Algorithm 2, line 5); 0 where B = 0, since no step uses it there."""
+    noiseless = gains.noise == 0
+    return torch.where(noiseless, 0.0, (u - blurred) / torch.where(noiseless, 1.0, gains.noise))
 
 
 def undo(blurred: Tensor, log_gain: Tensor) -> Tensor:
-    """blurred/exp(log_gain); 0, the mean of all images, where the gain is so small that this means nothing.
+    """The image blurred/exp(log_gain); 0 where the gain is too small for the quotient to mean anything.
 
-    A gain below the square root of the smallest number leaves nothing to see, and what is believed of such a
-    frequency is multiplied with it again.
+    Below the square root of the smallest number, the gain has erased the frequency; samplers multiply the estimate
+    by the gain again, so that its value there does not matter.
     """
     gone = log_gain < math.log(torch.finfo(log_gain.dtype).tiny) / 2
     return torch.where(gone, 0.0, blurred * torch.where(gone, 0.0, -log_gain).exp())
 
 
 class Denoiser(Parameterization):
-    """One branch, D → x0 (EDM; with blur in the process, Table 5a; Soft Diffusion; Cold Diffusion)."""
+    """One branch D → x0, the clean image (EDM; with blur in the process, Table 5a; Soft Diffusion; Cold Diffusion)."""
 
     names = ("denoise",)
     skips = (1.0,)
@@ -68,12 +68,13 @@ class Denoiser(Parameterization):
 
 
 class InvertedBlur(Parameterization):
-    """One branch, D → M x0, and x0 is what must have been blurred (Table 5b).
+    """One branch D → M x0, the blurred image, which is divided by the blur to give x0 (Table 5b).
 
-    The paper is silent on how M is inverted, which is infinite on the first steps; here M̃ = (1-d_min)·M + d_min is.
+    The paper does not say how M is inverted; 1/M is infinite on the first steps. Here M̃ = (1-d_min)·M + d_min is
+    inverted.
 
     Args:
-        d_min: limits what the inversion amplifies to 1/d_min; 0 for no limit.
+        d_min: the inversion amplifies by at most 1/d_min; 0 for no limit.
     """
 
     names = ("denoise",)
@@ -93,7 +94,7 @@ class InvertedBlur(Parameterization):
 
 
 class DenoiseRestore(Parameterization):
-    """Two branches, D → M x0 and R → x0 (Table 5c)."""
+    """Two branches, D → M x0, the blurred image, and R → x0, the clean one (Table 5c)."""
 
     names = ("denoise", "restore")
     skips = (1.0, 1.0)
@@ -107,7 +108,10 @@ class DenoiseRestore(Parameterization):
 
 
 class DenoiseDeblur(Parameterization):
-    """Two branches, D → M x0 and R → (1-M) x0 = x_res (Eqs. 8 and 9; Table 5d): the paper's choice."""
+    """Two branches, D → M x0, the blurred image, and R → x_res = (1-M) x0, the residual (Eqs. 8, 9; Table 5d).
+
+    This is the paper's choice.
+    """
 
     names = ("denoise", "deblur")
     skips = (1.0, 0.0)
@@ -117,14 +121,14 @@ class DenoiseDeblur(Parameterization):
 
     def estimate(self, outputs: Tensor, u: Tensor, gains: Gains) -> Estimate:
         blurred, residual = dct(outputs.to(u.dtype)).unbind(1)
-        # Where blur takes nothing (DC, and everywhere on the hot axis) R has nothing to say of x0, and D has it all.
-        untouched = gains.lost == 0
-        clean = torch.where(untouched, blurred, residual / torch.where(untouched, 1.0, gains.lost))
+        # Without blur (at DC, and everywhere on the hot axis) the residual is 0 and D is the clean image.
+        sharp = gains.lost == 0
+        clean = torch.where(sharp, blurred, residual / torch.where(sharp, 1.0, gains.lost))
         return Estimate(clean, implied_noise(blurred, u, gains))
 
 
 class Epsilon(Parameterization):
-    """One branch, the noise ε in pixel space (Ho et al. 2020, Eq. 12; Hoogeboom & Salimans 2022, Eq. 21)."""
+    """One branch, the noise ε, in pixels (Ho et al. 2020, Eq. 12; Hoogeboom & Salimans 2022, Eq. 21)."""
 
     names = ("noise",)
     skips = (0.0,)
@@ -138,28 +142,28 @@ class Epsilon(Parameterization):
 
 
 class LessBlurred(Parameterization):
-    """One branch, the image a step less blurred, A_{k-1} x0 (inverse heat dissipation; Rissanen et al. 2023, Eq. 9)."""
+    """One branch, the image one step less blurred, A_{k-1} x0 (heat dissipation; Rissanen et al. 2023, Eq. 9)."""
 
     names = ("deblur",)
     skips = (1.0,)
     max_stride = 1.0
 
     def targets(self, truth: Estimate, gains: Gains) -> Tensor:
-        return idct(self._ahead(gains).signal * truth.clean).unsqueeze(1)
+        return idct(self._next(gains).signal * truth.clean).unsqueeze(1)
 
     def estimate(self, outputs: Tensor, u: Tensor, gains: Gains) -> Estimate:
-        clean = undo(dct(outputs[:, 0].to(u.dtype)), self._ahead(gains).log_signal)
+        clean = undo(dct(outputs[:, 0].to(u.dtype)), self._next(gains).log_signal)
         return Estimate(clean, implied_noise(gains.signal * clean, u, gains))
 
-    def _ahead(self, gains: Gains) -> Gains:
+    def _next(self, gains: Gains) -> Gains:
         check(
-            gains.ahead is not None,
-            "model.parameterization LessBlurred needs a process in steps of its own, such as IHDM: choose another one",
+            gains.next_gains is not None,
+            "model.parameterization LessBlurred needs a process in discrete steps, such as IHDM: choose another one",
         )
-        assert gains.ahead is not None
-        return gains.ahead
+        assert gains.next_gains is not None
+        return gains.next_gains
 
 
 def consistent(clean: Tensor, u: Tensor, gains: Gains) -> Estimate:
-    """The estimate of somebody whose two beliefs agree: A∘clean + B∘noise = u."""
+    """The estimate with a given x̂0 whose two parts agree: A∘clean + B∘noise = u."""
     return Estimate(clean, implied_noise(gains.signal * clean, u, gains))

@@ -1,4 +1,4 @@
-"""Scalings around the network and the scalars it is conditioned on, as functions of the level."""
+"""The scaling of the network's input and outputs, and its conditioning scalars, as functions of the level."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -10,21 +10,21 @@ from warm_lightning.errors import check
 from warm_lightning.types import Level
 
 NO_NOISE = 1e-5
-"""Stands for β = 0 in c_noise, where ln β is infinite; far below all noise levels in use."""
+"""The value that replaces β = 0 in c_noise, where ln β would be infinite; far below all noise levels in use."""
 
 
 @dataclass(frozen=True)
 class Coefficients:
-    """What a preconditioning puts around the network F; all in the dtype of the level.
+    """The coefficients around a network F, in the dtype of the level.
 
-    A denoised image is `skip · x + out · F(input · x, noise, blur)`.
+    The denoised image is `skip · x + out · F(input · x, noise, blur)`.
 
     Attributes:
         skip: c_skip; [B, 1, 1, 1].
         out: c_out; [B, 1, 1, 1].
         input: c_in; [B, 1, 1, 1].
-        noise: c_noise, what tells the network the noise level; [B].
-        blur: c_blur ≥ 0, what tells the network the blur level, 0 for no blur; [B].
+        noise: c_noise, the network's conditioning on the noise level; [B].
+        blur: c_blur ≥ 0, its conditioning on the blur level, 0 for no blur; [B].
     """
 
     skip: Tensor
@@ -35,24 +35,24 @@ class Coefficients:
 
 
 class Preconditioning(ABC):
-    """Level → coefficients.
+    """A map from levels to coefficients.
 
     Attributes:
-        time: whether c_noise is a time from 0 to 1,000, which networks whose embedding has another range scale.
+        time: whether c_noise is a time from 0 to 1,000, which is multiplied by `Network.time_scale`.
     """
 
     time: bool = False
 
     @abstractmethod
     def __call__(self, level: Level) -> Coefficients:
-        """Coefficients for each image; the caller casts them to the network's dtype."""
+        """The coefficients for each image; the caller casts them to the network's dtype."""
 
 
 class EDMPreconditioning(Preconditioning):
     """EDM's preconditioning (Karras et al. 2022, Table 1), with the blur level as a second signal.
 
-    The loss weight λ(β) = (β² + σ_d²)/(β·σ_d)² that makes all levels count alike is c_out⁻².
-    The blur signal is ln(1 + α/β), and ln(1 + α) where β = 0; it is ours (the paper prints none).
+    The loss weight λ(β) = (β² + σ_d²)/(β·σ_d)² is c_out⁻².
+    The blur signal is ln(1 + α/β), and ln(1 + α) where β = 0; it is our choice (the paper prints none).
 
     Args:
         sigma_data: σ_d, the standard deviation of the data's pixels in [-1, 1].
@@ -76,14 +76,13 @@ class EDMPreconditioning(Preconditioning):
 
 
 class Unscaled(Preconditioning):
-    """No scaling: the network sees the degraded image as it is, and its output is what it says (DDPM and its kin).
+    """No scaling: the network sees the degraded image and its raw output is used, as in DDPM.
 
-    It is told the clock, and of blur nothing more, a process's clock saying it all.
+    The network is conditioned on the clock, which also determines the blur.
 
     Args:
-        conditioning: c_noise for a unit of the clock; it is to go from 0 to 1,000 or so.
-        residual: whether the network says what is to be added to the image that it sees, where the parameterization
-            allows it.
+        conditioning: c_noise per unit of the clock, such that c_noise goes from 0 to about 1,000.
+        residual: whether the degraded image is added to the output (c_skip = 1), in branches that use a skip.
     """
 
     time = True

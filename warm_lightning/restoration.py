@@ -1,4 +1,4 @@
-"""From a blurred and noisy image, instead of from the prior, to a clean one: inference at a level of the process."""
+"""Restoration: sampling that starts from a blurred and noisy image instead of the prior."""
 
 import math
 from dataclasses import dataclass
@@ -16,9 +16,9 @@ from warm_lightning.spectral import dct, idct, log_blur_mask
 from warm_lightning.types import Estimator, Level
 
 TOLERANCE = 0.01
-"""By how much, relative to the larger, a blur or noise level may be beside a path and still count as on it."""
+"""The relative distance from a path within which a blur or noise level counts as on it."""
 HALVINGS = 120
-"""Of the clock's range in a search: enough for any float64, however small."""
+"""Number of times that a search halves the clock's range: enough for any float64."""
 
 Coordinate = Literal["alpha", "beta"]
 
@@ -29,18 +29,18 @@ def close(a: float, b: float) -> bool:
 
 
 def find_clock(process: Process, first: Tensor, coordinate: Coordinate, value: float) -> Tensor | None:
-    """Where the blur level α or the noise level β has a value, between clock readings 0 and `first`.
+    """The clock reading, between 0 and `first`, at which the blur level α or the noise level β has a value.
 
-    It asks no process what it is: both coordinates of every path grow with the clock, or are constant.
+    It is found by bisection: both coordinates of every path grow with the clock, or are constant.
 
     Args:
-        process: any.
+        process: any process.
         first: clock reading at which sampling starts, float64 [1].
-        coordinate: which of the two.
-        value: of it; up to `TOLERANCE` beyond the ends of the path it is at that end.
+        coordinate: α or β.
+        value: its value; up to `TOLERANCE` beyond an end of the path it counts as that end.
 
     Returns:
-        The reading, float64 [1]; None where the path has no such value, or none but that.
+        The reading, float64 [1]; None where the path does not have the value, or has it everywhere.
     """
 
     def at(clock: Tensor) -> float:
@@ -62,10 +62,10 @@ def find_clock(process: Process, first: Tensor, coordinate: Coordinate, value: f
 def find_level(process: Process, first: Tensor, alpha: float, beta: float) -> Level | None:
     """The level of a process with a blur of α pixels and noise β, within `TOLERANCE`; None if that is off its path.
 
-    Found by its noise, or else by its blur.
+    It is found by its noise, or else by its blur.
 
     Args:
-        process: any.
+        process: any process.
         first: clock reading at which sampling starts, float64 [1].
         alpha: α ≥ 0.
         beta: β ≥ 0.
@@ -78,12 +78,12 @@ def find_level(process: Process, first: Tensor, alpha: float, beta: float) -> Le
 
 
 def known_nearby(process: Process, first: Tensor, alpha: float, beta: float) -> str:
-    """Which levels a model knows around one that is off its path, in words."""
+    """A text that names the model's levels nearest to one that is off its path."""
     words = []
-    least, most = (_partner(process.through(a, beta), first, "beta", beta) for a in (0.0, 1e9))
+    least, most = (_partner(process.nearest_path(a, beta), first, "beta", beta) for a in (0.0, 1e9))
     if least is not None and most is not None:
-        words.append(f"at noise {beta:g} it knows a blur of {_span(least, most)} pixels")
-    least, most = (_partner(process.through(alpha, b), first, "alpha", alpha) for b in (0.0, 1e9))
+        words.append(f"at noise {beta:g} the model's blur is {_span(least, most)} pixels")
+    least, most = (_partner(process.nearest_path(alpha, b), first, "alpha", alpha) for b in (0.0, 1e9))
     if least is not None and alpha > 0:
         words.append(
             f"at a blur of {alpha:g} pixels, noise "
@@ -97,7 +97,7 @@ def known_nearby(process: Process, first: Tensor, alpha: float, beta: float) -> 
 
 
 def _partner(process: Process, first: Tensor, coordinate: Coordinate, value: float) -> float | None:
-    """The other coordinate where one has a value."""
+    """The value of one coordinate of the plane where the other has a given value."""
     clock = find_clock(process, first, coordinate, value)
     return None if clock is None else getattr(process.level(clock), "alpha" if coordinate == "beta" else "beta").item()
 
@@ -108,17 +108,17 @@ def _span(low: float, high: float) -> str:
 
 
 SHORT = 0.1
-"""Of the grid's next step: a first step that is shorter is left out."""
+"""The share of the grid's next step below which a first step is left out."""
 
 
 def observe(x: Tensor, alpha: float, beta: float, draws: Draws) -> Tensor:
-    """y = V M_α Vᵀx + βz: images blurred with reflected borders, and then given white normal noise.
+    """Degrade images by a blur with reflected borders and white normal noise: y = V M_α Vᵀx + βz.
 
     Args:
         x: clean pixels in [-1, 1], [B, C, H, W].
         alpha: standard deviation of the Gaussian blur in pixels.
-        beta: of the noise.
-        draws: where the noise comes from.
+        beta: standard deviation of the noise.
+        draws: the source of the noise.
     """
     mask = log_blur_mask(torch.tensor([alpha]), x).exp()
     return idct(mask * dct(x)) + beta * draws.normal(*x.shape[1:], dtype=x.dtype).to(x)
@@ -126,13 +126,13 @@ def observe(x: Tensor, alpha: float, beta: float, draws: Draws) -> Tensor:
 
 @dataclass(frozen=True)
 class Start:
-    """Where on a model's path restoration starts; `find_start` makes it.
+    """The level of a model's path at which restoration starts; `find_start` makes it.
 
     Attributes:
         process: the process along that path.
-        level: the level, [1].
-        beta: noise of the observed images.
-        fill: whether noise is added to them, so that they have all that the level has.
+        level: the level, with entries [1].
+        beta: noise level of the observed images.
+        fill: whether noise is added to them, up to the noise of the level.
     """
 
     process: Process
@@ -141,7 +141,7 @@ class Start:
     fill: bool
 
     def enter(self, y: Tensor, draws: Draws) -> Tensor:
-        """Observed pixels [B, C, H, W] → u at the level, scaled and with the noise that was missing."""
+        """The state u at the level for observed pixels [B, C, H, W], scaled and with the missing noise added."""
         scale = per_image(self.process.scale(self.level), y)
         u = scale * dct(y)
         if not self.fill:
@@ -150,36 +150,36 @@ class Start:
         return u + missing.clamp(min=0).sqrt() * fresh_noise(draws, y)
 
     def levels(self, grid: Grid) -> list[Level]:
-        """The start, and what of a grid is beyond it."""
+        """The start, and the levels of a grid that come after it."""
         clocks = grid.clocks()
         beyond = clocks[clocks < self.level.clock]
-        # It would cost a call for next to nothing; and the start may be a level of the grid but for rounding.
+        # A very short step costs a call and gains nothing; the start may be a level of the grid, up to rounding.
         if len(beyond) > 1 and self.level.clock - beyond[0] < SHORT * (beyond[0] - beyond[1]):
             beyond = beyond[1:]
         return [self.level, *(self.process.level(clock) for clock in beyond.split(1))]
 
 
 def find_start(process: Process, grid: Grid, like: Tensor, alpha: float, beta: float, add_noise: bool = False) -> Start:
-    """Where a model can take up images with a blur of α pixels and white noise β.
+    """The level at which a model can restore images with a blur of α pixels and white noise β.
 
-    The level is the one of the path that has both, within `TOLERANCE`; or, where noise may be added, the one that has
-    the blur, if it has no less noise. A model that knows many paths takes the one nearest to (α, β).
+    It is the level of the path with this blur and noise, within `TOLERANCE`; or, where noise may be added, the level
+    with this blur, if its noise is not less. A model that was trained on many paths takes the one nearest to (α, β).
 
     Args:
-        process: the model's.
-        grid: of its sampler; its first level is the noisiest that the model is taken to know.
-        like: images [B, C, H, W], of which only the size counts.
+        process: the process of the model.
+        grid: the grid of its sampler, whose first level is the noisiest of the model.
+        like: any tensor [B, C, H, W] of the images' size.
         alpha: α ≥ 0.
         beta: β ≥ 0, in units of images in [-1, 1].
         add_noise: whether noise may be added.
 
     Raises:
-        UserError: the model knows no such level.
+        UserError: the model has no such level.
     """
     check(0 <= alpha < math.inf, f"--blur is {alpha:g}: a blur is 0 pixels or more")
     check(0 <= beta < math.inf, f"--noise is {beta:g}: a noise level is 0 or more, images being in [-1, 1]")
     check(alpha > 0 or beta > 0, "--blur 0 and --noise 0: there is nothing to restore; say how degraded the images are")
-    process, first = process.through(alpha, beta), grid.clocks()[:1]
+    process, first = process.nearest_path(alpha, beta), grid.clocks()[:1]
     what = f"a blur of {alpha:.4g} pixels and noise {beta:.4g}"
     level = find_level(process, first, alpha, beta)
     on_path = level is not None
@@ -212,15 +212,17 @@ def find_start(process: Process, grid: Grid, like: Tensor, alpha: float, beta: f
 
 
 @torch.no_grad()
-def restore(ask: Estimator, sampler: Sampler, start: Start, y: Tensor, draws: Draws, mean: bool = False) -> Tensor:
-    """Clean images for degraded ones: a sample from what they may have been, or an estimate of its mean.
+def restore(
+    estimator: Estimator, sampler: Sampler, start: Start, y: Tensor, draws: Draws, mean: bool = False
+) -> Tensor:
+    """Clean images for degraded ones: samples from the posterior, or an estimate of its mean.
 
     Args:
-        ask: the network or oracle.
-        sampler: its grid's levels below the start are those that sampling stops at.
-        start: where the images are.
+        estimator: the network or oracle.
+        sampler: how to sample, on the levels of its grid below the start.
+        start: the level of the images.
         y: degraded pixels, [B, C, H, W]; their dtype (float64 by choice) is the state's.
-        draws: where added noise and a stochastic rule get theirs, in this order.
+        draws: random numbers for added noise and a stochastic rule, in this order.
         mean: whether to return x̂0 of a single call (D + R for Table 5d).
 
     Returns:
@@ -228,5 +230,5 @@ def restore(ask: Estimator, sampler: Sampler, start: Start, y: Tensor, draws: Dr
     """
     u = start.enter(y, draws)
     if mean:
-        return idct(denoised_image(u, ask(u, start.level), start.process.gains(start.level, u)))
-    return idct(sampler.descend(ask, start.process, u, start.levels(sampler.grid), draws))
+        return idct(denoised_image(u, estimator(u, start.level), start.process.gains(start.level, u)))
+    return idct(sampler.descend(estimator, start.process, u, start.levels(sampler.grid), draws))

@@ -1,4 +1,4 @@
-"""Randomness that is a function of what it is for, never of when, where or in which batch it is drawn.
+"""Random numbers that depend on their purpose alone, and not on the batch, the device or the time of drawing.
 
 Training draws are keyed by (seed, images seen) and sampling draws by the image's seed.
 """
@@ -15,13 +15,13 @@ from warm_lightning.errors import UserError, check
 
 
 def key(seed: int, *names: int | str) -> int:
-    """A 63-bit generator seed for a purpose: stable over processes and versions, independent over arguments."""
+    """A 63-bit generator seed for a purpose, the same in all processes and versions, unrelated for other arguments."""
     text = ":".join(map(str, (seed, *names)))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
 class Draws(ABC):
-    """Random draws for the images of a batch, a row each. Always drawn in float32, whatever they are turned into."""
+    """Random draws for the images of a batch, a row for each; drawn in float32 and then converted."""
 
     @abstractmethod
     def normal(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -33,20 +33,20 @@ class Draws(ABC):
 
     @abstractmethod
     def chi_square(self, degrees: float) -> Tensor:
-        """Draws from the chi-square law of so many degrees of freedom, [B]."""
+        """Draws from the chi-square law with `degrees` degrees of freedom, [B]."""
 
 
 class BatchDraws(Draws):
     """Draws for one optimizer step, of which each device takes the rows of its own images.
 
-    Every device draws for the whole global batch, so what image k of step n gets does not depend on how
-    many devices there are or how often gradients are accumulated.
+    Every device draws for the whole global batch, so that the draws for image k of step n do not depend on the
+    number of devices or of accumulated batches.
 
     Args:
         seed: the training seed.
         images_seen: number of images trained on before this step.
         batch_size: global batch size.
-        rows: which images of the global batch are here, int64 [B] with values in [0, batch_size).
+        rows: the images of the global batch that are on this device, int64 [B] with values in [0, batch_size).
     """
 
     def __init__(self, seed: int, images_seen: int, batch_size: int, rows: Tensor) -> None:
@@ -55,30 +55,30 @@ class BatchDraws(Draws):
         self.rows = rows
 
     def normal(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return self._mine(torch.randn, shape).to(dtype)
+        return self._rows(torch.randn, shape).to(dtype)
 
     def uniform(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return self._mine(torch.rand, shape).to(dtype)
+        return self._rows(torch.rand, shape).to(dtype)
 
     def chi_square(self, degrees: float) -> Tensor:
         half = torch.full((self.batch_size,), degrees / 2, device=self.rows.device, dtype=torch.float32)
         return 2 * torch._standard_gamma(half, generator=self.generator)[self.rows]
 
     def common_order(self, length: int) -> Tensor:
-        """A random order of `length` things, the same for all images of the step, int64 [length]."""
+        """A random permutation of 0 … length - 1, the same on all devices, int64 [length]."""
         return torch.randperm(length, generator=self.generator, device=self.rows.device)
 
-    def _mine(self, law: Callable[..., Tensor], shape: tuple[int, ...]) -> Tensor:
+    def _rows(self, law: Callable[..., Tensor], shape: tuple[int, ...]) -> Tensor:
         size = (self.batch_size, *shape)
         return law(size, generator=self.generator, device=self.rows.device, dtype=torch.float32)[self.rows]
 
 
 class SeedStreams(Draws):
-    """One generator an image, so that its draws are the same bits in any batch on any device.
+    """Draws with one generator for each image, so that they are the same bits in any batch on any device.
 
     The order of draws from a stream is part of the contract for sampling: first `normal(C, H, W)` for the
-    initial noise, then a class where the model has classes, asked for or not, then what else the prior needs, then
-    what a stochastic sampler does.
+    initial noise, then a class if the model has classes, whether or not it is used, then the other draws of the
+    prior, then those of a stochastic sampler.
 
     Args:
         seeds: one an image; taken modulo 2³².
@@ -109,7 +109,7 @@ class SeedStreams(Draws):
 
 
 def parse_seeds(text: str) -> list[int]:
-    """ "0-3,7" → [0, 1, 2, 3, 7].
+    """The seeds that a text such as "0-3,7" lists, here [0, 1, 2, 3, 7].
 
     Raises:
         UserError: for anything but non-negative numbers and rising ranges, separated by commas.

@@ -22,9 +22,9 @@ def _basis(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
-    """Full float32 whatever precision the network has: no autocast, and no TF32 in matrix products and convolutions.
+    """Compute in full float32: no autocast, and no TF32 in matrix products and convolutions.
 
-    Blur and scores are not the network's business.
+    For blur and scores, which must not depend on the precision of the network.
     """
     products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("highest")
@@ -38,14 +38,14 @@ def full_precision(device: torch.device) -> Iterator[None]:
 
 
 def dct(x: Tensor) -> Tensor:
-    """u = Vᵀx: orthonormal DCT-II over the last two dimensions, [..., H, W] → [..., H, W]."""
+    """The orthonormal DCT-II u = Vᵀx over the last two dimensions, [..., H, W] → [..., H, W]."""
     rows, columns = (_basis(size, x.dtype, x.device) for size in x.shape[-2:])
     with full_precision(x.device):
         return rows @ x @ columns.T
 
 
 def idct(u: Tensor) -> Tensor:
-    """x = Vu: the inverse of `dct`."""
+    """The inverse x = Vu of `dct`, [..., H, W] → [..., H, W]."""
     rows, columns = (_basis(size, u.dtype, u.device) for size in u.shape[-2:])
     with full_precision(u.device):
         return rows.T @ u @ columns
@@ -61,15 +61,16 @@ def _frequencies(height: int, width: int, dtype: torch.dtype, device: torch.devi
 
 
 def frequencies(like: Tensor) -> Tensor:
-    """λ_ij = π²(i²/H² + j²/W²), the eigenvalues of the Laplacian in radians²/pixel², [H, W].
+    """The frequencies λ_ij = π²(i²/H² + j²/W²), eigenvalues of the Laplacian in radians²/pixel², [H, W].
 
-    Size, dtype and device are those of `like` [..., H, W].
+    Args:
+        like: any tensor [..., H, W] of the size, dtype and device wanted.
     """
     return _frequencies(*like.shape[-2:], like.dtype, like.device)
 
 
 def log_blur_mask(alpha: Tensor, like: Tensor) -> Tensor:
-    """ln M_α = -λα²/2, the logarithm of the gain of a Gaussian blur (Eq. 4), [B, 1, H, W].
+    """The logarithm of the gain of a Gaussian blur (Eq. 4), ln M_α = -λα²/2, [B, 1, H, W].
 
     Args:
         alpha: standard deviation of the blur in pixels, [B].
@@ -80,13 +81,13 @@ def log_blur_mask(alpha: Tensor, like: Tensor) -> Tensor:
 
 
 def log_blur(frequency: Tensor, alpha: Tensor) -> Tensor:
-    """ln M_α = -λα²/2 at any frequencies λ in radians²/pixel² and blur levels α in pixels, broadcast."""
+    """The logarithm ln M_α = -λα²/2 at frequencies λ in radians²/pixel² and blur levels α in pixels, broadcast."""
     return -frequency * alpha.square() / 2
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Count, mean and spread of DCT coefficients over blocks of images: blocks merge without the images at hand.
+    """Count, mean and squared deviation of DCT coefficients over blocks of images, which merge without the images.
 
     Attributes:
         count: number of images, or their weight, float64 [K].
@@ -100,36 +101,36 @@ class Moments:
 
     @classmethod
     def of(cls, images: Tensor) -> "Moments":
-        """One block: images in [-1, 1], [N, C, H, W]."""
+        """The moments of one block of images in [-1, 1], [N, C, H, W]."""
         u = dct(images.double())
         mean = u.mean(dim=0, keepdim=True)
         return cls(torch.tensor([float(len(u))]).to(u), mean, (u - mean).square().sum(dim=0, keepdim=True))
 
     @classmethod
     def cat(cls, parts: Sequence["Moments"]) -> "Moments":
-        """The blocks of several, in their order."""
+        """The blocks of several moments, in their order."""
         columns = zip(*((part.count, part.mean, part.squares) for part in parts), strict=True)
         return cls(*map(torch.cat, columns))
 
     def merged(self) -> "Moments":
-        """All blocks as one (Chan, Golub and LeVeque 1979): a large mean costs no accuracy, however many blocks."""
+        """All blocks merged into one (Chan, Golub and LeVeque 1979); a large mean costs no accuracy."""
         count, share = self.count.sum(dim=0, keepdim=True), (self.count / self.count.sum()).view(-1, 1, 1, 1)
         mean = (share * self.mean).sum(dim=0, keepdim=True)
         between = count * (share * (self.mean - mean).square()).sum(dim=0, keepdim=True)
         return Moments(count, mean, self.squares.sum(dim=0, keepdim=True) + between)
 
     def weighted(self, weights: Tensor) -> "Moments":
-        """The blocks as if each were there so many times, float64 [K]; for resampling."""
+        """The blocks with each counted as many times as its weight says, float64 [K]; for resampling."""
         return Moments(weights * self.count, self.mean, weights.view(-1, 1, 1, 1) * self.squares)
 
     def variance(self) -> Tensor:
-        """Of each coefficient over the images of all blocks, [C, H, W]."""
+        """The variance of each coefficient over the images of all blocks, [C, H, W]."""
         whole = self.merged()
         return (whole.squares / whole.count)[0]
 
 
 def power_spectrum(images: Tensor | Iterable[Tensor]) -> Tensor:
-    """S: variance over images of each DCT coefficient, float64 [C, H, W].
+    """The power spectrum S: the variance over images of each DCT coefficient, float64 [C, H, W].
 
     Args:
         images: in [-1, 1], [N, C, H, W]; or batches of such, of which one is in memory at a time.

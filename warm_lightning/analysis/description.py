@@ -52,7 +52,7 @@ def describe_trained(process: Process, clocks: Tensor) -> dict[str, list[float]]
     """The same, with the least and the largest blur that a model of the process knows there: alpha_low, alpha_high."""
     places = list(zip(clocks.split(1), process.level(clocks).beta.tolist(), strict=True))
     low, high = (
-        torch.cat([process.through(alpha, beta).level(clock).alpha for clock, beta in places])
+        torch.cat([process.nearest_path(alpha, beta).level(clock).alpha for clock, beta in places])
         for alpha in (0.0, MUCH_BLUR)
     )
     here = describe_levels(process, process.level(clocks))

@@ -1,4 +1,4 @@
-"""Forward processes: two gains, a prior and a last level each."""
+"""Forward processes, each with two gains, a prior and a last level."""
 
 from warm_lightning.processes.base import Process
 from warm_lightning.processes.blurring import BlurringDiffusion

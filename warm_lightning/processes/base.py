@@ -1,4 +1,4 @@
-"""What every forward process declares."""
+"""The base class of forward processes."""
 
 import math
 from abc import ABC, abstractmethod
@@ -14,22 +14,22 @@ from warm_lightning.types import Estimate, Gains, Level
 
 
 def per_image(values: Tensor, like: Tensor) -> Tensor:
-    """[B] → [B, 1, 1, 1] in the dtype and on the device of `like`."""
+    """Values [B], one for each image, as [B, 1, 1, 1] in the dtype and on the device of `like`."""
     return values.to(like).view(-1, 1, 1, 1)
 
 
 class Process(ABC):
     """A forward process that is diagonal in frequency (formula F of `types`).
 
-    A process has a clock t, by which noise laws and sampling grids speak of its levels; what t counts is its
-    own affair (the warm family's clock is the noise level β itself), but that it is 0 at the last level. To add
-    a process, say where on the blur-noise plane a clock reading lies. The rest is what most processes do, and is
-    there to be overridden by those that do not.
+    The levels of a process are numbered by a clock t, which training laws and sampling grids use. The clock is 0 at
+    the last level, where sampling ends; its unit is up to the process (the warm family's clock is the noise level β).
+    A subclass defines `level`, the point of the blur-noise plane at a clock reading. The other methods have defaults
+    that suit most processes.
 
     Attributes:
         last: the largest clock reading that the process knows.
         noise_variance: E z² of each coefficient of the noise z of formula F.
-        learned: what `learn` has made of the training images, kept in checkpoints; None where it has still to.
+        learned: the tensors that `learn` has made of the training images, kept in checkpoints; None before that.
     """
 
     last: float = math.inf
@@ -38,46 +38,50 @@ class Process(ABC):
 
     @abstractmethod
     def level(self, clock: Tensor) -> Level:
-        """The level at which sampling is when the clock reads `clock`, [B] → [B]."""
+        """The level of sampling at a clock reading, [B] → [B]."""
 
-    def through(self, alpha: float, beta: float) -> "Process":
-        """The process along the path nearest to a point of the plane, of those that a model of this one knows."""
+    def nearest_path(self, alpha: float, beta: float) -> "Process":
+        """The process along the path nearest to (α, β), among the paths that a model of this process was trained on."""
         return self
 
     def draw_level(self, clock: Tensor, draws: Draws) -> Level:
-        """The level at which training trains when the clock reads `clock`; random where a process is."""
+        """The level of training at a clock reading, [B] → [B]; it may be random."""
         return self.level(clock)
 
     def scale(self, level: Level) -> Tensor:
-        """By how much image and noise alike are scaled down at a level, 1 for not at all; [B]."""
+        """The factor on image and noise alike at a level, 1 for no scaling; [B]."""
         return torch.ones_like(level.clock)
 
     def gains(self, level: Level, like: Tensor) -> Gains:
-        """A and B at a level, in the dtype and on the device of `like` [B, C, H, W]: scaled blur, scaled noise."""
+        """The gains A and B at a level, scaled blur and noise, in the dtype and on the device of `like` [B, C, H, W]."""
         scale = per_image(self.scale(level), like)
         return Gains(scale.log() + log_blur_mask(level.alpha, like), scale * per_image(level.beta, like))
 
     def noise(self, normal: Tensor, draws: Draws) -> Tensor:
-        """The z of formula F as pixels, from standard normal pixels [B, C, H, W] and, if need be, further draws."""
+        """The noise z of formula F in pixels, made of standard normal pixels [B, C, H, W] and maybe further draws."""
         return normal
 
     def log_density(self, squares: Tensor, size: int) -> Tensor:
-        """ln p(z) but for a constant, of noise z of `size` numbers with ‖z‖² = squares."""
+        """The log density ln p(z) up to a constant, of noise z with `size` numbers and ‖z‖² = squares."""
         return -squares / 2
 
     def prior(self, normal: Tensor, level: Level, draws: Draws) -> Tensor:
-        """What sampling starts from at the first level: standard normal pixels [B, C, H, W] → u [B, C, H, W].
+        """The start of sampling at the first level: coefficients u made of standard normal pixels, both [B, C, H, W].
 
-        Here B∘z, next to nothing being left of the image (Algorithm 2, line 2).
+        The default is B∘z, since next to nothing is left of the image (Algorithm 2, line 2).
         """
         return self.gains(level, normal).noise * dct(self.noise(normal, draws))
 
     def learn(self, images: Iterable[Tensor]) -> dict[str, Tensor]:
-        """What the prior needs to know of the training images, given in batches [b, C, H, W] in [-1, 1]."""
+        """The tensors of the training images that the prior needs; images in batches [b, C, H, W] in [-1, 1]."""
         return {}
 
-    def what_was_learned(self) -> dict[str, Tensor]:
-        """`learned`, or a UserError where the process has not learned anything yet."""
+    def checked_learned(self) -> dict[str, Tensor]:
+        """The tensors that `learn` has made.
+
+        Raises:
+            UserError: it has not been called yet.
+        """
         if self.learned is None:
             raise UserError(
                 f"{type(self).__name__} starts sampling from what it has learned of the training images, and has seen "
@@ -86,9 +90,9 @@ class Process(ABC):
         return self.learned
 
     def ends(self, level: Level) -> bool:
-        """Whether this is the last level, where sampling returns what it has and no network is asked."""
+        """Whether this is the last level, at which sampling ends and no network is called."""
         return bool((level.clock == 0).all())
 
     def degrade(self, truth: Estimate, gains: Gains) -> Tensor:
-        """Formula F: clean coefficients and those of the noise → u_t, all [B, C, H, W]."""
+        """Formula F: the degraded u_t of clean coefficients and noise, all [B, C, H, W]."""
         return gains.signal * truth.clean + gains.noise * truth.noise

@@ -1,4 +1,4 @@
-"""Blurring Diffusion (Hoogeboom & Salimans 2022) as its authors define it; for its path in warm form, see `paths`."""
+"""Blurring Diffusion (Hoogeboom & Salimans 2022) as its authors define it; in warm form it is `BlurringSchedule`."""
 
 import math
 
@@ -13,7 +13,7 @@ from warm_lightning.types import Gains, Level
 
 
 class BlurringDiffusion(Process):
-    """A = a_t·d_t and B = σ_t with a cosine noise schedule (their Eqs. 25 to 27 and Appendix A.1), from pure noise.
+    """Blurring Diffusion: A = a_t·d_t, B = σ_t, a cosine noise schedule, from pure noise (Eqs. 25-27, Appendix A.1).
 
     The clock is t in [0, 1]. The logarithmic signal-to-noise ratio is -2 ln tan θ_t with θ_t linear in t, so that
     a_t = cos θ_t and σ_t = sin θ_t. At the last level, t = 0, some noise is left: σ_0 = 0.0067.
@@ -21,7 +21,7 @@ class BlurringDiffusion(Process):
     Args:
         blur_max: σ_{B,max}, the largest blur in pixels, ≥ 0; 20 in their paper, and 0 is their denoising baseline.
         power: of the blur schedule blur_max·sin(πt/2)^power, 2 as recommended, or 1.
-        d_min: what blur leaves of every frequency, so that undoing it does not amplify errors without bound.
+        d_min: the least gain of the blur, so that undoing it does not amplify errors without bound.
         log_snr_max: logarithmic signal-to-noise ratio at t = 0, and minus that at t = 1.
     """
 
@@ -40,7 +40,7 @@ class BlurringDiffusion(Process):
         self.first_angle, self.last_angle = (math.atan(math.exp(sign * log_snr_max / 2)) for sign in (-1, 1))
 
     def angle(self, clock: Tensor) -> Tensor:
-        """θ_t in (0, π/2)."""
+        """The angle θ_t in (0, π/2)."""
         return self.first_angle + (self.last_angle - self.first_angle) * clock
 
     def level(self, clock: Tensor) -> Level:
@@ -55,14 +55,14 @@ class BlurringDiffusion(Process):
         return Gains(angle.cos().log() + self.log_damping(level, like), angle.sin())
 
     def log_damping(self, level: Level, like: Tensor) -> Tensor:
-        """ln d_t = ln((1 - d_min)·M + d_min) (their Eq. 26), [B, 1, H, W]."""
+        """The log of the blur's gain, ln d_t = ln((1 - d_min)·M + d_min) (Eq. 26), [B, 1, H, W]."""
         log_mask = log_blur_mask(level.alpha, like)
         if self.d_min == 0:
             return log_mask
-        # Where blur takes little, 1 - d_t keeps its digits; where it takes nearly all, d_t does.
+        # For little blur this form keeps the digits of 1 - d_t, for much blur the other keeps those of d_t.
         little = torch.log1p((1 - self.d_min) * torch.expm1(log_mask))
         return torch.where(log_mask > -1, little, ((1 - self.d_min) * log_mask.exp() + self.d_min).log())
 
     def prior(self, normal: Tensor, level: Level, draws: Draws) -> Tensor:
-        """N(0, I)."""
+        """Standard normal noise, N(0, I)."""
         return dct(normal)

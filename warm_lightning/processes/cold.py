@@ -1,7 +1,7 @@
-"""Processes that are nearly all blur: inverse heat dissipation, Soft Diffusion, Cold Diffusion.
+"""Processes with much blur and little or no noise: inverse heat dissipation, Soft Diffusion, Cold Diffusion.
 
-Blur alone leaves no known law to start from, so they learn from the training images what remains of an image at
-the first level. That is in the checkpoint, and is next to nothing but a colour for the usual levels of blur.
+Blurred images follow no known law, so these processes learn their prior from the training images: the low frequencies
+that remain at the first level, little more than a colour for the usual levels of blur. It is kept in the checkpoint.
 """
 
 import math
@@ -17,16 +17,16 @@ from warm_lightning.spectral import dct
 from warm_lightning.types import Gains, Level
 
 GONE = 1e-6
-"""A gain below which nothing is left of a frequency."""
+"""The gain below which a frequency counts as erased."""
 
 
 def geometric(fraction: Tensor, low: float, high: float) -> Tensor:
-    """low·(high/low)^fraction: from low at 0 to high at 1, evenly spaced in the logarithm."""
+    """The value low·(high/low)^fraction, evenly spaced in the logarithm from low at 0 to high at 1."""
     return low * (high / low) ** fraction
 
 
 class Blur(Process):
-    """What the three have in common: the blur level rises geometrically over K steps, and the clock is the step k.
+    """A process whose blur level rises geometrically over K steps; the clock is the step k.
 
     α_k = blur_min·(blur_max/blur_min)^((k-1)/(K-1)) for k ≥ 1, and α_0 = 0.
 
@@ -46,13 +46,13 @@ class Blur(Process):
         self.blur_max = blur_max
 
     def blur(self, clock: Tensor) -> Tensor:
-        """α in pixels, linear below k = 1."""
+        """The blur level α in pixels, linear in the clock below k = 1."""
         fraction = (clock - 1).clamp(min=0) / (self.steps - 1)
         return geometric(fraction, self.blur_min, self.blur_max) * clock.clamp(max=1)
 
 
 class BlurredImages(Blur):
-    """Starts from training images, chosen at random, that are as blurred as the first level demands."""
+    """A process that starts sampling from random training images, blurred to the first level."""
 
     def learn(self, images: Iterable[Tensor]) -> dict[str, Tensor]:
         """The low frequencies of the images, beyond which the first level's gain is below 1e-6."""
@@ -60,11 +60,11 @@ class BlurredImages(Blur):
         for batch in images:
             u0 = dct(batch.float())
             height, width = (self._visible(size) for size in u0.shape[-2:])
-            kept.append(u0[..., :height, :width].clone())  # a view would keep the whole of it in memory
+            kept.append(u0[..., :height, :width].clone())  # a view would keep all of u0 in memory
         return {"low_frequencies": torch.cat(kept)}
 
     def _visible(self, size: int) -> int:
-        """How many frequencies of `size` along an axis the largest blur leaves: exp(-(πi/size)²α²/2) > 1e-6."""
+        """The number of frequencies that the largest blur leaves along an axis of `size`: exp(-(πi/size)²α²/2) > 1e-6."""
         return min(size, 1 + math.floor(math.sqrt(-2 * math.log(GONE)) * size / (math.pi * self.blur_max)))
 
     def prior(self, normal: Tensor, level: Level, draws: Draws) -> Tensor:
@@ -73,15 +73,15 @@ class BlurredImages(Blur):
                 f"sampling starts at step {level.clock.max():g}, but the images that it starts from are known at step "
                 f"{self.last} alone: set model.sampler.grid.first to {self.last}"
             )
-        known = self.what_was_learned()["low_frequencies"]
+        low = self.checked_learned()["low_frequencies"]
         check(
-            all(have >= self._visible(size) for have, size in zip(known.shape[-2:], normal.shape[-2:], strict=True)),
+            all(have >= self._visible(size) for have, size in zip(low.shape[-2:], normal.shape[-2:], strict=True)),
             f"what was learned of the training images is for more blur than blur_max {self.blur_max:g}: set it to what "
             "it was in training",
         )
-        index = (draws.uniform(dtype=torch.float64).cpu() * len(known)).long()
+        index = (draws.uniform(dtype=torch.float64).cpu() * len(low)).long()
         u0 = torch.zeros_like(normal)
-        u0[..., : known.shape[-2], : known.shape[-1]] = known[index].to(normal)
+        u0[..., : low.shape[-2], : low.shape[-1]] = low[index].to(normal)
         return self.gains(level, normal).signal * u0
 
 
@@ -109,15 +109,15 @@ class IHDM(BlurredImages):
 
     def gains(self, level: Level, like: Tensor) -> Gains:
         here = super().gains(level, like)
-        ahead = super().gains(self.level((level.clock - 1).clamp(min=0)), like)
-        return Gains(here.log_signal, here.noise, ahead)
+        next_gains = super().gains(self.level((level.clock - 1).clamp(min=0)), like)
+        return Gains(here.log_signal, here.noise, next_gains)
 
 
 class SoftDiffusion(BlurredImages):
     """Soft Diffusion with blur (Daras et al. 2022): A = M_{α_k}, B = σ_k, both growing geometrically.
 
-    Their schedule is fitted to a data set; this one, ours, has their range of noise, low throughout. It starts
-    from blurred images with noise.
+    The authors fit their schedule to a data set and do not print it; this one is our choice, with their range of noise.
+    Sampling starts from blurred images with noise.
 
     Args:
         steps: K.
@@ -159,7 +159,7 @@ class ColdDiffusion(Blur):
         steps: K.
         blur_min: α_1 in pixels.
         blur_max: α_K in pixels, so large that only the mean of each channel survives: the width of the image or more.
-        components: of the mixture.
+        components: number of normal laws in the mixture.
         prior_noise: standard deviation of the noise at the start.
     """
 
@@ -181,7 +181,7 @@ class ColdDiffusion(Blur):
         return Level(self.blur(clock), torch.zeros_like(clock), clock)
 
     def learn(self, images: Iterable[Tensor]) -> dict[str, Tensor]:
-        """Weights [K], means [K, C] and Cholesky factors [K, C, C] of the mixture.
+        """The weights [K], means [K, C] and Cholesky factors [K, C, C] of a Gaussian mixture over channel means.
 
         Raises:
             UserError: if the blur is too small for images of this size.
@@ -208,7 +208,7 @@ class ColdDiffusion(Blur):
         }
 
     def prior(self, normal: Tensor, level: Level, draws: Draws) -> Tensor:
-        mixture = self.what_was_learned()
+        mixture = self.checked_learned()
         chosen = torch.searchsorted(mixture["weights"].cumsum(0), draws.uniform(dtype=torch.float64).cpu())
         chosen = chosen.clamp(max=len(mixture["weights"]) - 1)
         spread = draws.normal(normal.shape[1], 1, dtype=torch.float64).cpu()

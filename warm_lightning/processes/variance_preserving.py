@@ -1,4 +1,4 @@
-"""Diffusion in discrete steps that keeps the variance: DDPM, and its blurring kin by Lee et al."""
+"""Diffusion in discrete steps that preserves the variance: DDPM, and the blur diffusion of Lee et al. (2022)."""
 
 import math
 from abc import ABC, abstractmethod
@@ -27,7 +27,7 @@ class Schedule(ABC):
 
     @abstractmethod
     def variances(self) -> Tensor:
-        """β_1 … β_T in (0, 1), float64 [T]."""
+        """The variances β_1 … β_T in (0, 1), float64 [T]."""
 
 
 class LinearSchedule(Schedule):
@@ -44,11 +44,13 @@ class LinearSchedule(Schedule):
 
 
 class CosineSchedule(Schedule):
-    """ᾱ_i = f(i)/f(0), f(i) = cos²((i/T + s)/(1 + s)·π/2), no variance above 0.999 (Nichol & Dhariwal 2021, Eq. 17).
+    """The cosine schedule ᾱ_i = f(i)/f(0), f(i) = cos²((i/T + s)/(1 + s)·π/2) (Nichol & Dhariwal 2021, Eq. 17).
+
+    No variance exceeds 0.999.
 
     Args:
         steps: T.
-        offset: s, which keeps the first variances from vanishing.
+        offset: s, which keeps the first variances above 0.
     """
 
     def __init__(self, steps: int = 1000, offset: float = 0.008) -> None:
@@ -63,15 +65,15 @@ class CosineSchedule(Schedule):
 
 
 class Table:
-    """A function of a clock, known at 0, 1, 2 …, and linear in between."""
+    """A function of a clock, given at 0, 1, 2 … and linear in between."""
 
     def __init__(self, values: Tensor) -> None:
         self.values = values
 
     def __call__(self, clock: Tensor) -> Tensor:
-        """Clock readings ≥ 0 → values, in float64 where the device has it."""
+        """The values at clock readings ≥ 0, in float64 where the device has it."""
         if self.values.device != clock.device:
-            # Apple's devices have no float64. Kept there: a copy a step would make a GPU wait.
+            # Apple's devices have no float64. The table stays on the device, since copies would make a GPU wait.
             with torch.inference_mode(False):  # or training after a validation could not use it
                 self.values = self.values.to(clock.device, torch.float32 if clock.device.type == "mps" else None)
         place = clock.to(self.values).clamp(0, len(self.values) - 1)
@@ -106,35 +108,35 @@ class VariancePreserving(Process):
         return Level(self.blur(clock), beta.to(clock), clock)
 
     def blur(self, clock: Tensor) -> Tensor:
-        """α in pixels; none."""
+        """The blur level α in pixels: none here."""
         return torch.zeros_like(clock)
 
     def scale(self, level: Level) -> Tensor:
         return (self.log_alpha_bar(level.clock) / 2).exp()
 
     def gains(self, level: Level, like: Tensor) -> Gains:
-        """A, blurred where there is blur, and the B = √(1 - A²) that preserves the variance, frequency by frequency."""
+        """The gains A, with blur if any, and B = √(1 - A²), which preserves the variance of each frequency."""
         log_signal = per_image(self.log_alpha_bar(level.clock) / 2, like) + log_blur_mask(level.alpha, like)
         return Gains(log_signal, (-torch.expm1(2 * log_signal)).sqrt())
 
     def prior(self, normal: Tensor, level: Level, draws: Draws) -> Tensor:
-        """N(0, I)."""
+        """Standard normal noise, N(0, I)."""
         return dct(normal)
 
 
 class BlurRate(ABC):
-    """f, how much each step of a chain blurs, in units of the blur kernel (Lee et al. 2022, Appendix B); f(0) is 0.
+    """The blur rate f: the blur of each step in units of the blur kernel (Lee et al. 2022, Appendix B); f(0) is 0.
 
-    The classes name their f(T) each in its own way, for one's is a hundred times too much for the other.
+    The subclasses have different names for f(T), since a good value for one is far too much for another.
     """
 
     @abstractmethod
     def __call__(self, steps: int) -> Tensor:
-        """f(1) … f(T), float64 [T]."""
+        """The rates f(1) … f(T), float64 [T]."""
 
 
 class QuarticRate(BlurRate):
-    """f(i) = f(T)·(i/T)⁴, the paper's choice.
+    """The quartic rate f(i) = f(T)·(i/T)⁴, the paper's choice.
 
     Args:
         last: f(T) ≥ 0; 0 blurs nowhere, which is DDPM.
@@ -149,7 +151,7 @@ class QuarticRate(BlurRate):
 
 
 class LogRate(BlurRate):
-    """f(i) = f(T)·ln i/ln T, which blurs too early (their Table 1).
+    """The logarithmic rate f(i) = f(T)·ln i/ln T, which blurs early (their Table 1).
 
     Args:
         final: f(T) ≥ 0.
@@ -166,8 +168,7 @@ class LogRate(BlurRate):
 class ProgressiveDeblurring(VariancePreserving):
     """Blur diffusion (Lee et al. 2022, Eqs. 3 and 5): A = √ᾱ_i·D^{Σ_{j≤i} f(j)}, B = √(1 - A²), a vector.
 
-    D = exp(-λσ²/2) are the eigenvalues of a Gaussian blur of σ pixels, so that the blur level is α = σ√Σf. With
-    f = 0 it is DDPM.
+    D = exp(-λσ²/2) is the gain of a Gaussian blur of σ pixels, so the blur level is α = σ√Σf. With f = 0 it is DDPM.
 
     Args:
         schedule: the variances β_i.

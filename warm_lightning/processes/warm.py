@@ -15,23 +15,23 @@ from warm_lightning.types import Level
 
 
 class Path(ABC):
-    """A curve β ↦ α, along which images are sampled and, unless `draw` says otherwise, trained."""
+    """A curve β ↦ α through the blur-noise plane, along which a model is sampled and, by default, trained."""
 
     @abstractmethod
     def __call__(self, beta: Tensor) -> Tensor:
-        """Blur level α ≥ 0 in pixels at noise level β ≥ 0, [B] → [B]."""
+        """The blur level α ≥ 0 in pixels at noise level β ≥ 0, [B] → [B]."""
 
     def draw(self, beta: Tensor, draws: Draws) -> Tensor:
-        """Blur level to train at; a path may draw it at random around the curve."""
+        """The blur level of training at a noise level; it may be random."""
         return self(beta)
 
-    def through(self, alpha: float, beta: float) -> "Path":
-        """The path nearest to a point of the plane, of those that a model trained on this one knows."""
+    def nearest_path(self, alpha: float, beta: float) -> "Path":
+        """The path nearest to (α, β), among the paths that a model of this one was trained on."""
         return self
 
 
 class ConstantBNR(Path):
-    """α = BNR·β, a ray from the origin (Eq. 10).
+    """A constant blur-to-noise ratio: the ray α = BNR·β (Eq. 10).
 
     Args:
         bnr: blur-to-noise ratio in pixels per unit of noise, ≥ 0; the paper's choice is 0.5, and 0 is EDM.
@@ -46,10 +46,10 @@ class ConstantBNR(Path):
 
 
 class PowerLaw(Path):
-    """α = bnr·β^exponent: the BNR becomes a function of the noise level, `bnr` being its value at β = 1.
+    """A power law α = bnr·β^exponent: the BNR depends on the noise level, and is `bnr` at β = 1.
 
-    For a spectrum S = c/λˢ the blur attenuates the signal equally wherever it meets the noise if the
-    exponent is 1/s (after Section 4.4, which has s = 1 in mind).
+    For a spectrum S = c/λˢ and an exponent of 1/s, the blur attenuates the signal equally at every level where the
+    signal meets the noise (an extension of Section 4.4, which assumes s = 1).
     """
 
     def __init__(self, bnr: float = 0.5, exponent: float = 1.0) -> None:
@@ -83,18 +83,18 @@ class BlurringSchedule(Path):
 
 
 class RandomBNR(Path):
-    """Trains on BNRs drawn uniformly from a range, one an image, so that one network knows the whole plane.
+    """Rays with a BNR drawn uniformly for each training image, so that one network serves a range of BNRs.
 
     Args:
         low: smallest BNR trained on, ≥ 0.
         high: largest.
-        bnr: the ray along which to sample; any in the range does, without training anew.
+        bnr: BNR of the ray for sampling; any in the range, without training again.
     """
 
     def __init__(self, low: float = 0.0, high: float = 2.0, bnr: float = 0.5) -> None:
         check(
             0 <= low <= bnr <= high,
-            f"bnr is {bnr}, its range {low} to {high}: need 0 <= low <= bnr <= high, since a network knows no more",
+            f"bnr is {bnr}, its range {low} to {high}: need 0 <= low <= bnr <= high, the range of training",
         )
         self.low = low
         self.high = high
@@ -103,7 +103,7 @@ class RandomBNR(Path):
     def __call__(self, beta: Tensor) -> Tensor:
         return self.bnr * beta
 
-    def through(self, alpha: float, beta: float) -> Path:
+    def nearest_path(self, alpha: float, beta: float) -> Path:
         bnr = alpha / beta if beta > 0 else self.high if alpha > 0 else self.bnr
         return RandomBNR(self.low, self.high, min(max(bnr, self.low), self.high))
 
@@ -113,10 +113,10 @@ class RandomBNR(Path):
 
 
 class Warm(Process):
-    """Blur-noise mixture diffusion: A = M_α, B = β (Eq. 4). The clock is the noise level β.
+    """Warm Diffusion, blur-noise mixture diffusion: A = M_α, B = β (Eq. 4). The clock is the noise level β.
 
     Args:
-        path: which α goes with a β; the paper's is a constant BNR of 0.5.
+        path: the blur level α at a noise level β; in the paper a constant BNR of 0.5.
     """
 
     def __init__(self, path: Path = default(ConstantBNR)) -> None:
@@ -125,9 +125,9 @@ class Warm(Process):
     def level(self, clock: Tensor) -> Level:
         return Level(self.path(clock), clock, clock)
 
-    def through(self, alpha: float, beta: float) -> "Warm":
+    def nearest_path(self, alpha: float, beta: float) -> "Warm":
         nearest = copy(self)
-        nearest.path = self.path.through(alpha, beta)
+        nearest.path = self.path.nearest_path(alpha, beta)
         return nearest
 
     def draw_level(self, clock: Tensor, draws: Draws) -> Level:
@@ -144,8 +144,8 @@ class Hot(Warm):
 class PFGMpp(Hot):
     """PFGM++ (Xu et al. 2023): EDM with heavier-tailed noise, β·z·√(D/χ²_D), one chi-square draw an image.
 
-    It is the noise that an electric field in D extra dimensions gives at a distance r = β√D from the data; its
-    norm follows the paper's Beta law. D → ∞ is EDM.
+    In D extra dimensions this is the noise of an electric field at a distance r = β√D from the data, with the norm
+    that the paper draws by a Beta law. The limit D → ∞ is EDM.
 
     Args:
         extra_dims: D ≥ 1; the paper uses 128 and 2048 for CIFAR-10, and 128 for FFHQ.
@@ -161,5 +161,5 @@ class PFGMpp(Hot):
         return normal * (self.extra_dims / per_image(draws.chi_square(self.extra_dims), normal)).sqrt()
 
     def log_density(self, squares: Tensor, size: int) -> Tensor:
-        """-(N+D)/2 · ln(1 + ‖z‖²/D), Student's law in N dimensions with D degrees of freedom."""
+        """The log density of Student's law in N dimensions with D degrees of freedom, -(N+D)/2 · ln(1 + ‖z‖²/D)."""
         return -(size + self.extra_dims) / 2 * torch.log1p(squares / self.extra_dims)

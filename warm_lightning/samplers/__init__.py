@@ -1,4 +1,4 @@
-"""Samplers: a grid of levels, a rule for a step, and the one loop."""
+"""Samplers: a grid of levels, a step rule, and the loop over them."""
 
 from warm_lightning.samplers.multistep import Multistep
 from warm_lightning.samplers.rules import (

@@ -11,23 +11,22 @@ from warm_lightning.types import Estimator, Gains
 class Multistep(StepRule):
     """DPM-Solver++ (Lu et al. 2022) frequency by frequency: each DCT coefficient has its own ℓ = ln(A/B).
 
-    Along the ODE, d(u/B) = x̂0·e^ℓ dℓ holds for every frequency by itself. So, with h = ℓ_s - ℓ_t,
+    Along the ODE, d(u/B) = x̂0·e^ℓ dℓ for each frequency. So, with h = ℓ_s - ℓ_t,
 
         u_s = B_s/B_t·u_t + B_s ∫ x̂0 e^ℓ dℓ   from ℓ_t to ℓ_s,
 
-    in which x̂0 is continued as a polynomial through its values at the last `order` levels. One network call a step:
+    where x̂0 is extrapolated by a polynomial through its values at the last `order` levels. One network call a step:
     NFE N, where Heun's rule takes 2N - 1.
 
-    It differs from the published 2M and 3M in the variable of the polynomial. There it is ℓ, here the number of the
-    step, in which levels are evenly spaced as they are in the parameter of a `Grid`. Blur makes the steps of a
-    frequency in ℓ as long as thousands, over which a polynomial in ℓ means little, while the number of the step is the
-    same for all frequencies. Nothing is divided by the length of a step, so that churn, or a frequency at which nothing
-    changes, does no harm; a step that is shorter than the grid's counts as a whole one, which costs accuracy only.
+    The published 2M and 3M use polynomials in ℓ. Here the variable is the number of the step, the same for all
+    frequencies: with blur, a step of a frequency may be thousands long in ℓ, where a polynomial in ℓ means little.
+    Nothing is divided by the length of a step, so churn, or a frequency at which nothing changes, is harmless; a step
+    that is shorter than the grid's counts as a whole one, which only costs accuracy.
 
-    The constant term of the polynomial is Euler's step, formula S with the beliefs as they are. What is continued is
-    x̂0 = D + R (`denoised_image`), which is bounded where blur has left nothing; (1-M)⁻¹R, a network's errors in which
-    grow, diverges. The last step, to ℓ = ∞, is Euler's, and so is the first, there being no history; order 3, which
-    an error of second order at the start would spoil, makes up for it in the second step.
+    The constant term of the polynomial is Euler's step, formula S. The extrapolated quantity is x̂0 = D + R
+    (`denoised_image`), which is bounded where blur has erased the image; (1-M)⁻¹R amplifies a network's errors there
+    and diverges. The last step, to ℓ = ∞, is Euler's, and so is the first, for lack of history; order 3 corrects the
+    second-order error of the first step in the second one.
 
     Args:
         order: 1 (Euler), 2 or 3.
@@ -40,20 +39,20 @@ class Multistep(StepRule):
         check(order in (1, 2, 3), f"order is {order}: it must be 1, 2 or 3")
         self.order = order
 
-    def __call__(self, ask: Estimator, u: Tensor, step: Step) -> Tensor:
+    def __call__(self, estimator: Estimator, u: Tensor, step: Step) -> Tensor:
         check(
             bool((step.t.beta > 0).all()),
             "model.sampler.rule Multistep needs noise at every level but the last, and this process has a level "
             "without: choose Euler, Heun or Direct",
         )
-        estimate = ask(u, step.t)
+        estimate = estimator(u, step.t)
         step.history.append((step.source, denoised_image(u, estimate, step.source)))
         del step.history[: -self.order]
         moved = move(u, estimate, step.source, step.target, kept=step.kept_noise)
         return moved if step.last or len(step.history) == 1 else moved + self.continuation(step.history, step.target)
 
     def continuation(self, history: list[tuple[Gains, Tensor]], target: Gains) -> Tensor:
-        """B_s ∫ (x̂0 - x̂0_t) e^ℓ dℓ for the polynomial through the values of a history, [B, C, H, W].
+        """The integral B_s ∫ (x̂0 - x̂0_t) e^ℓ dℓ for the polynomial through the values of a history, [B, C, H, W].
 
         With q from 0 at t to 1 at s, and backward differences ∇ and ∇², x̂0 - x̂0_t is q∇x̂0 + q(q+1)/2·∇²x̂0. The weight
         B_s e^ℓ dℓ has the mass A_s (1 - e^-h). Order 2 takes its mean q for 1/2, as Lu et al. do; order 3 takes it for
@@ -69,27 +68,26 @@ class Multistep(StepRule):
         if len(history) == 3:
             second = difference - (earlier - history[0][1])
             return weight * ((0.5 + slope(before, here, target) / 12) * difference + 5 / 12 * second)
-        if self.order == 3:  # the second step of all: what Euler left out of the first, carried on to s
+        if self.order == 3:  # second step of the run: add the error of the first, Euler's, carried on to s
             weight = weight + target.noise / here.noise * mass(before, here)
         return weight / 2 * difference
 
 
 def half_log_snr(gains: Gains) -> Tensor:
-    """ℓ = ln(A/B), half the logarithm of the signal-to-noise ratio, of each frequency."""
+    """Half the logarithm of the signal-to-noise ratio of each frequency, ℓ = ln(A/B)."""
     return gains.log_signal - gains.noise.log()
 
 
 def mass(source: Gains, target: Gains) -> Tensor:
-    """B_s ∫ e^ℓ dℓ = A_s (1 - e^-h), of a step from t to s."""
+    """The integral B_s ∫ e^ℓ dℓ = A_s (1 - e^-h) over a step from t to s."""
     return target.signal * -torch.expm1(half_log_snr(source) - half_log_snr(target))
 
 
 def slope(before: Gains, here: Gains, target: Gains) -> Tensor:
-    """κ, over a step: ℓ' + ℓ''/ℓ' of ln(e^ℓ ℓ'), by differences h + (h - h1)/h, h1 being the length of the last step.
+    """The slope κ of ln(e^ℓ ℓ') over a step, ℓ' + ℓ''/ℓ', by differences: h + (h - h1)/h, with h1 the previous step.
 
-    For steps too long for it to mean anything, each term is kept from exceeding 1: beyond, a polynomial is best
-    weighed evenly.
+    Each term is limited to 1, for steps so long that the differences mean nothing; the weight is then even.
     """
     h, h1 = half_log_snr(target) - half_log_snr(here), half_log_snr(here) - half_log_snr(before)
-    tiny = torch.finfo(h.dtype).tiny  # where nothing changes there is nothing to weigh
+    tiny = torch.finfo(h.dtype).tiny  # for frequencies at which nothing changes
     return h / (1 + h) + (1 - h1 / h.clamp(min=tiny)).clamp(-1, 1)

@@ -1,4 +1,4 @@
-"""Rules for a step from one level to the next."""
+"""Step rules: how a sampler gets from one level to the next."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
@@ -15,16 +15,16 @@ from warm_lightning.types import Estimate, Estimator, Gains, Level
 
 @dataclass(frozen=True)
 class Step:
-    """What a rule needs to know of a step from level t to level s.
+    """A step from level t to level s, as rules need it.
 
     Attributes:
         t: the level of u.
-        source: gains there.
+        source: gains at t.
         s: the next level.
-        target: gains there.
+        target: gains at s.
         last: whether sampling ends at s.
-        draws: where fresh noise comes from.
-        history: what the rule remembers of earlier steps of the run: empty at first, and its own to fill.
+        draws: the source of fresh noise.
+        history: gains and images of earlier steps of this run, which a multistep rule stores here itself.
     """
 
     t: Level
@@ -37,14 +37,14 @@ class Step:
 
     @property
     def kept_noise(self) -> Tensor:
-        """B_s, but none at the last level: it may have noise in its law, and the mean is returned there."""
+        """The noise gain B_s, but 0 at the last level, where samplers return the mean even if the process has B_0 > 0."""
         return torch.zeros_like(self.target.noise) if self.last else self.target.noise
 
     @classmethod
     def between(
         cls, process: Process, u: Tensor, t: Level, s: Level, draws: Draws, history: list | None = None
     ) -> "Step":
-        """The step of a process for u [B, C, H, W]."""
+        """The step between two levels of a process for u [B, C, H, W]."""
         history = [] if history is None else history
         return cls(t, process.gains(t, u), s, process.gains(s, u), process.ends(s), draws, history)
 
@@ -55,25 +55,25 @@ def fresh_noise(draws: Draws, like: Tensor) -> Tensor:
 
 
 def gain_difference(target: Gains, source: Gains) -> Tensor:
-    """A_s - A_t without cancellation for small blurs and without overflow for large ones."""
+    """The difference A_s - A_t, without cancellation for small blurs or overflow for large ones."""
     log_ratio = target.log_signal - source.log_signal
     larger = torch.maximum(target.log_signal, source.log_signal).exp()
     return torch.sign(log_ratio) * larger * -torch.expm1(-log_ratio.abs())
 
 
 def step_ratio(source: Gains, target: Gains) -> Tensor:
-    """A_t/A_s, of a step from t to s, as the exponential of a difference: both may underflow."""
+    """The ratio A_t/A_s of a step from t to s, as the exponential of a difference, since both may underflow."""
     return (source.log_signal - target.log_signal).exp()
 
 
 def over_noise(numerator: Tensor, gains: Gains) -> Tensor:
-    """numerator/B; 0 where there is no noise, about which nobody has a belief that could count."""
-    silent = gains.noise == 0
-    return torch.where(silent, 0.0, numerator / torch.where(silent, 1.0, gains.noise))
+    """The quotient numerator/B; 0 where B = 0, since there is no noise to estimate."""
+    noiseless = gains.noise == 0
+    return torch.where(noiseless, 0.0, numerator / torch.where(noiseless, 1.0, gains.noise))
 
 
 def split_noise(source: Gains, target: Gains, eta: float) -> tuple[Tensor, Tensor]:
-    """How the noise of level s divides into what is kept of the present noise and what is drawn afresh.
+    """The noise gain of level s, split into the part kept from u_t and the part drawn afresh.
 
     σ is η times that of the Markov posterior, per frequency: σ² = η² B_s²/B_t² (B_t² - (A_t/A_s)² B_s²).
 
@@ -83,44 +83,44 @@ def split_noise(source: Gains, target: Gains, eta: float) -> tuple[Tensor, Tenso
     ratio = step_ratio(source, target)
     shrink = over_noise(target.noise, source)
     fresh = shrink * (source.noise.square() - (ratio * target.noise).square()).clamp(min=0).sqrt()
-    # B_s² - η²σ² would cancel where the posterior keeps little; its own closed form for η = 1 does not.
+    # B_s² - η²σ² would cancel where the posterior keeps little noise; its closed form for η = 1 does not.
     kept = (1 - eta**2) * target.noise.square() + (eta * shrink * ratio * target.noise).square()
     return kept.clamp(min=0).sqrt(), torch.minimum(eta * fresh, target.noise)
 
 
 def move(u: Tensor, estimate: Estimate, source: Gains, target: Gains, kept: Tensor) -> Tensor:
-    """Formula S without its last term, which is the caller's fresh noise: u_t moved towards level s.
+    """Formula S without its last term, the fresh noise, which the caller adds: u_t moved to level s.
 
-    It moves u_t rather than rebuilding A_s∘clean + B_s∘noise, because the two beliefs of a network need not
-    agree with the u_t they were formed on (Eq. 7). `kept` is √(B_s² - σ²), with σ = 0 simply B_s.
+    It moves u_t rather than rebuilding A_s∘clean + B_s∘noise, because the two estimates of a network need not
+    agree with the u_t that they were made from (Eq. 7). `kept` is √(B_s² - σ²), which is B_s for σ = 0.
     """
     return u + gain_difference(target, source) * estimate.clean + (kept - source.noise) * estimate.noise
 
 
 class StepRule(ABC):
-    """How to get from level t to level s. All share one call shape."""
+    """A rule for one step of a sampler, from level t to level s."""
 
     @abstractmethod
-    def __call__(self, ask: Estimator, u: Tensor, step: Step) -> Tensor:
-        """One step u_t → u_s, [B, C, H, W].
+    def __call__(self, estimator: Estimator, u: Tensor, step: Step) -> Tensor:
+        """Take one step u_t → u_s, both [B, C, H, W].
 
         Args:
-            ask: the network or oracle.
+            estimator: the network or oracle.
             u: u_t.
-            step: from where to where.
+            step: the two levels and what belongs to them.
         """
 
     def evaluations(self, steps: int) -> int:
-        """NFE: network calls for a whole run of `steps` steps."""
+        """The NFE: network calls for a run of `steps` steps."""
         return steps
 
 
 class Interpolating(StepRule):
-    """Formula S, with fresh noise between none and that of the Markov posterior; a subclass says whose belief it is.
+    """Formula S, with a share η of the Markov posterior's fresh noise; a subclass chooses the estimate.
 
     Args:
-        eta: η, how much fresh noise a step draws: 0 is deterministic (Algorithm 2), 1 the Markov posterior
-            (ancestral sampling), and what lies between or beyond scales its σ (Song et al. 2021, Eq. 16).
+        eta: η, the factor on σ, the fresh noise of a step: 0 is deterministic (Algorithm 2), 1 the Markov posterior
+            (ancestral sampling; Song et al. 2021, Eq. 16).
     """
 
     def __init__(self, eta: float = 0.0) -> None:
@@ -128,11 +128,11 @@ class Interpolating(StepRule):
         self.eta = eta
 
     @abstractmethod
-    def estimate(self, ask: Estimator, u: Tensor, step: Step) -> Estimate:
-        """The belief to move by."""
+    def estimate(self, estimator: Estimator, u: Tensor, step: Step) -> Estimate:
+        """The estimate to move by."""
 
-    def __call__(self, ask: Estimator, u: Tensor, step: Step) -> Tensor:
-        estimate = self.estimate(ask, u, step)
+    def __call__(self, estimator: Estimator, u: Tensor, step: Step) -> Tensor:
+        estimate = self.estimate(estimator, u, step)
         if self.eta == 0:
             return move(u, estimate, step.source, step.target, kept=step.kept_noise)
         kept, fresh = split_noise(step.source, step.target, self.eta)
@@ -141,35 +141,35 @@ class Interpolating(StepRule):
 
 
 class Euler(Interpolating):
-    """First order: the belief at t. With η = 0 this is DDIM, with η = 1 ancestral sampling."""
+    """Euler's rule, of first order, with the estimate at t: DDIM for η = 0, ancestral sampling for η = 1."""
 
-    def estimate(self, ask: Estimator, u: Tensor, step: Step) -> Estimate:
-        return ask(u, step.t)
+    def estimate(self, estimator: Estimator, u: Tensor, step: Step) -> Estimate:
+        return estimator(u, step.t)
 
 
 class Heun(Interpolating):
-    """Second order: the mean of the beliefs at t and at where Euler would land at s (Algorithm 2).
+    """Heun's rule, of second order: the mean of the estimates at t and after a trial Euler step to s (Algorithm 2).
 
-    The step into the last level is Euler's, at which there is nothing to ask. The trial step is
-    deterministic whatever η, so that the second belief knows nothing of the noise still to be drawn.
+    The step to the last level is Euler's, since no network is called there. The trial step is deterministic for any η,
+    so that the second estimate does not depend on the fresh noise.
     """
 
-    def estimate(self, ask: Estimator, u: Tensor, step: Step) -> Estimate:
-        first = ask(u, step.t)
+    def estimate(self, estimator: Estimator, u: Tensor, step: Step) -> Estimate:
+        first = estimator(u, step.t)
         if step.last:
             return first
         trial = move(u, first, step.source, step.target, kept=step.target.noise)
-        return first.mean(ask(trial, step.s))
+        return first.mean(estimator(trial, step.s))
 
     def evaluations(self, steps: int) -> int:
         return 2 * steps - 1
 
 
 class Direct(StepRule):
-    """u_s = A_s∘clean + δz: the image it believes in, degraded anew, instead of a move.
+    """The estimated image, degraded again to the next level: u_s = A_s∘clean + δz.
 
-    Cold Diffusion's Algorithm 1 with δ = 0 (Bansal et al. 2022); with LessBlurred beliefs and δ > 0, inverse heat
-    dissipation (Rissanen et al. 2023, Eq. 8), whose chain must then be taken whole.
+    With δ = 0 this is Cold Diffusion's Algorithm 1 (Bansal et al. 2022); with δ > 0 and `LessBlurred` it is inverse
+    heat dissipation (Rissanen et al. 2023, Eq. 8), which needs every step of the chain.
 
     Args:
         delta: δ, standard deviation of the fresh noise, none on the last step.
@@ -179,38 +179,38 @@ class Direct(StepRule):
         check(delta >= 0, f"delta is {delta}: it must be 0 (no noise) or more")
         self.delta = delta
 
-    def __call__(self, ask: Estimator, u: Tensor, step: Step) -> Tensor:
-        image = step.target.signal * ask(u, step.t).clean
+    def __call__(self, estimator: Estimator, u: Tensor, step: Step) -> Tensor:
+        image = step.target.signal * estimator(u, step.t).clean
         return image if self.delta == 0 or step.last else image + self.delta * fresh_noise(step.draws, u)
 
 
 class Momentum(StepRule):
-    """Soft Diffusion's momentum sampler (Daras et al. 2022): the blur is transported, the noise walks back at random.
+    """Soft Diffusion's momentum sampler (Daras et al. 2022): deterministic in the blur, stochastic in the noise.
 
     u_s = u_t + (A_s - A_t)∘clean - (B_t² - B_s²)/B_t∘noise + √(B_t² - B_s²) z, without z on the last step.
     """
 
-    def __call__(self, ask: Estimator, u: Tensor, step: Step) -> Tensor:
+    def __call__(self, estimator: Estimator, u: Tensor, step: Step) -> Tensor:
         variance = step.source.noise.square() - step.target.noise.square()
         kept = step.source.noise - over_noise(variance, step.source)
-        moved = move(u, ask(u, step.t), step.source, step.target, kept)
+        moved = move(u, estimator(u, step.t), step.source, step.target, kept)
         return moved if step.last else moved + variance.sqrt() * fresh_noise(step.draws, u)
 
 
 class ReverseDiffusion(StepRule):
     """A step of the reverse-time SDE (Song et al. 2021b, Algorithm 2; Lee et al. 2022, Eq. 12, with its missing root).
 
-    u_s = (2 - √a)∘u_t - b/B_t∘noise + √b z per frequency, where √a = A_t/A_s and b = B_t² - a B_s² are those of the
+    u_s = (2 - √a)∘u_t - b/B_t∘noise + √b z for each frequency, with √a = A_t/A_s and b = B_t² - a B_s² of the
     forward step; without z on the last step. It differs from ancestral sampling at second order in b.
     """
 
-    def __call__(self, ask: Estimator, u: Tensor, step: Step) -> Tensor:
+    def __call__(self, estimator: Estimator, u: Tensor, step: Step) -> Tensor:
         ratio = step_ratio(step.source, step.target)
         added = (step.source.noise.square() - (ratio * step.target.noise).square()).clamp(min=0)
-        moved = (2 - ratio) * u - over_noise(added, step.source) * ask(u, step.t).noise
+        moved = (2 - ratio) * u - over_noise(added, step.source) * estimator(u, step.t).noise
         return moved if step.last else moved + added.sqrt() * fresh_noise(step.draws, u)
 
 
 def denoised_image(u: Tensor, estimate: Estimate, gains: Gains) -> Tensor:
-    """x̂0 = u - B∘noise + (1-A)∘clean: the picture to show on the way, D + R for Table 5d."""
+    """The estimated clean image x̂0 = u - B∘noise + (1-A)∘clean as DCT coefficients: D + R for Table 5d."""
     return u - gains.noise * estimate.noise + gains.lost * estimate.clean

@@ -1,4 +1,4 @@
-"""The one loop of every sampler, and what may be done to it."""
+"""Samplers: grids of levels, changes of the estimates, churn, and the loop that every sampler shares."""
 
 import math
 from abc import ABC, abstractmethod
@@ -20,25 +20,25 @@ from warm_lightning.types import Estimate, Estimator, Gains, Level
 
 
 class Grid(ABC):
-    """The clock readings at which a sampler stops."""
+    """The clock readings of a sampler's levels."""
 
     @abstractmethod
     def clocks(self) -> Tensor:
-        """Readings from the noisiest to the last, float64 [N + 1]."""
+        """The clock readings from the noisiest level to the last, float64 [N + 1]."""
 
     def levels(self, process: Process) -> list[Level]:
-        """The same as levels of a process, [1] each."""
+        """The levels of a process at these clock readings, each with entries [1]."""
         return [process.level(clock) for clock in self.clocks().split(1)]
 
 
 class PowerGrid(Grid):
-    """Eq. 21: β_i evenly spaced in β^(1/ρ) from beta_max to beta_min in N levels, then β_0 = 0.
+    """The grid of Eq. 21: N levels evenly spaced in β^(1/ρ) from beta_max to beta_min, then β_0 = 0.
 
     Args:
         steps: N; NFE is 2N - 1 with Heun's rule (18 → 35, 40 → 79, 256 → 511) and N with Euler's.
         beta_min: smallest noise level before 0.
         beta_max: noise level to start from.
-        rho: ρ, how much the steps crowd towards low noise; warm models like more than EDM's 7 (Fig. 8).
+        rho: ρ, the concentration of levels at low noise; warm models prefer more than EDM's 7 (Fig. 8).
     """
 
     def __init__(self, steps: int = 18, beta_min: float = 0.002, beta_max: float = 80.0, rho: float = 7.0) -> None:
@@ -60,12 +60,12 @@ class PowerGrid(Grid):
 
 
 class EvenGrid(Grid):
-    """Clock readings evenly spaced from `first` to 0: the whole chain of a process in steps, or fewer of its levels.
+    """A grid with evenly spaced clock readings from `first` to 0: every step of a discrete process, or fewer.
 
     Args:
-        steps: N; a process of `first` steps is respaced if it is less.
+        steps: N; less than `first` leaves out levels of a discrete process.
         first: clock reading to start from.
-        whole: whether readings are rounded to whole numbers, for processes in steps.
+        whole: whether readings are rounded to whole numbers, for discrete processes.
     """
 
     def __init__(self, steps: int = 1000, first: float = 1000, whole: bool = True) -> None:
@@ -86,17 +86,17 @@ Watch = Callable[[Tensor, Level], None]
 
 
 class Churn:
-    """EDM's stochastic sampling (Karras et al. 2022, Algorithm 2): before a step, the image is degraded a little more.
+    """EDM's stochastic sampling (Karras et al. 2022, Algorithm 2): the image is degraded a little before each step.
 
-    The clock is turned back from t to t + γt, γ = min(churn/N, √2 - 1), and what the process does in between is done:
-    u ← (A_t̂/A_t)∘u + √(B_t̂² - (A_t̂/A_t)²B_t²) z with normal z. On the hot axis this is EDM's added noise; where the
-    clock is not the noise level, as in DDPM, a share of it may be much noise, so use less churn.
+    The clock goes back from t to t̂ = t + γt, γ = min(churn/N, √2 - 1), and u is degraded to that level:
+    u ← (A_t̂/A_t)∘u + √(B_t̂² - (A_t̂/A_t)²B_t²) z with normal z. On the hot axis this is EDM's added noise. Where the
+    clock is not the noise level, as in DDPM, the same γ may add much more noise: use less churn.
 
     Args:
         churn: S_churn ≥ 0.
         beta_min: S_min, the noise level below which there is no churn.
         beta_max: S_max, above which there is none.
-        noise: S_noise, by which the added noise is scaled, slightly more than 1 against loss of detail.
+        noise: S_noise, the factor on the added noise, slightly above 1 against loss of detail.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class Churn:
         self.noise = noise
 
     def __call__(self, process: Process, u: Tensor, t: Level, steps: int, draws: Draws) -> tuple[Tensor, Level]:
-        """u and its level, a little further from the data."""
+        """Degrade u a little more, and return it with its new level."""
         gamma = min(self.churn / steps, math.sqrt(2) - 1)
         if gamma == 0 or not self.beta_min <= t.beta.item() <= self.beta_max:
             return u, t
@@ -123,19 +123,20 @@ class Churn:
 
 
 class EstimateTransform(ABC):
-    """What is done to what the network believes before a rule moves by it."""
+    """A change of the network's estimates before a rule uses them."""
 
     @abstractmethod
-    def __call__(self, ask: Estimator, process: Process) -> Estimator:
-        """Somebody who is asked in the network's place."""
+    def __call__(self, estimator: Estimator, process: Process) -> Estimator:
+        """The estimator with the change applied."""
 
 
 class EpsilonScaling(EstimateTransform):
-    """Epsilon scaling (Ning et al. 2024): ε̂ is divided by κ(t) = b + k·t, against the drift of a sampler that meets
-    other noise than the network was trained on. b = 1 with k = 0 changes nothing.
+    """Epsilon scaling (Ning et al. 2024): ε̂ is divided by κ(t) = b + k·t, against the exposure bias of sampling.
+
+    With b = 1 and k = 0 nothing changes.
 
     Args:
-        b: κ at the last level; the best is within a per cent above 1, and less for more steps.
+        b: κ at the last level; the best value is less than a per cent above 1, and smaller for more steps.
         k: slope in the clock; 0 as the paper recommends.
     """
 
@@ -144,24 +145,24 @@ class EpsilonScaling(EstimateTransform):
         self.b = b
         self.k = k
 
-    def __call__(self, ask: Estimator, process: Process) -> Estimator:
+    def __call__(self, estimator: Estimator, process: Process) -> Estimator:
         def scaled(u: Tensor, level: Level) -> Estimate:
-            estimate = ask(u, level)
+            estimate = estimator(u, level)
             return replace(estimate, noise=estimate.noise / (self.b + self.k * level.clock.to(u).view(-1, 1, 1, 1)))
 
         return scaled
 
 
 class ClippedImage(EstimateTransform):
-    """x̂0 has the range of an image, [-1, 1], and ε̂ is what is then left of u: as implementations of DDPM sample.
+    """Clipping of x̂0 to the range of an image, [-1, 1], with ε̂ recomputed from u, as implementations of DDPM do.
 
-    For ε-prediction without blur, whose x̂0 at the first levels is the network's error many times over. Where blur has
-    taken high frequencies, clipping puts others there (Hoogeboom & Salimans 2022, Appendix A.1).
+    It is for ε-prediction without blur, where x̂0 at the first levels is the network's error, much amplified. With blur,
+    clipping would add false high frequencies (Hoogeboom & Salimans 2022, Appendix A.1).
     """
 
-    def __call__(self, ask: Estimator, process: Process) -> Estimator:
+    def __call__(self, estimator: Estimator, process: Process) -> Estimator:
         def clipped(u: Tensor, level: Level) -> Estimate:
-            clean = dct(idct(ask(u, level).clean).clamp(-1, 1))
+            clean = dct(idct(estimator(u, level).clean).clamp(-1, 1))
             return consistent(clean, u, process.gains(level, u))
 
         return clipped
@@ -169,13 +170,13 @@ class ClippedImage(EstimateTransform):
 
 @dataclass(frozen=True)
 class Sampler:
-    """A grid and a rule: what turns noise into images.
+    """A grid of levels and a step rule, which turn noise into images.
 
     Attributes:
-        grid: the levels to stop at.
+        grid: the levels.
         rule: how to step between them.
-        churn: noise added on the way, if any.
-        estimate_transform: what is done to the network's beliefs, if anything.
+        churn: noise added before steps, if any.
+        estimate_transform: a change of the network's estimates, if any.
     """
 
     grid: Grid = default(PowerGrid)
@@ -185,40 +186,40 @@ class Sampler:
 
     @property
     def nfe(self) -> int:
-        """Network calls an image."""
+        """Network calls for an image, without guidance."""
         return self.rule.evaluations(len(self.grid.clocks()) - 1)
 
     def __call__(
-        self, ask: Estimator, process: Process, start: Tensor, draws: Draws, watch: Watch | None = None
+        self, estimator: Estimator, process: Process, start: Tensor, draws: Draws, watch: Watch | None = None
     ) -> Tensor:
         """Sample from the process's prior.
 
         Args:
-            ask: the network or oracle.
-            process: the process that it knows.
+            estimator: the network or oracle.
+            process: the process of the network or oracle.
             start: standard normal pixels [B, C, H, W]; their dtype (float64 by choice) is the state's.
-            draws: where the prior and a stochastic rule get what they need beside.
-            watch: for trajectories and progress.
+            draws: random numbers for the prior and stochastic rules.
+            watch: called with u and its level at every level.
 
         Returns:
             DCT coefficients [B, C, H, W] at the last level.
         """
         levels = self.grid.levels(process)
-        return self.descend(ask, process, process.prior(start, levels[0], draws), levels, draws, watch)
+        return self.descend(estimator, process, process.prior(start, levels[0], draws), levels, draws, watch)
 
     @torch.no_grad()
     def descend(
         self,
-        ask: Estimator,
+        estimator: Estimator,
         process: Process,
         u: Tensor,
         levels: Sequence[Level],
         draws: Draws,
         watch: Watch | None = None,
     ) -> Tensor:
-        """The loop: from u at the first of some levels to the last."""
+        """The loop of every sampler: from u at the first of some levels to the last."""
         if self.estimate_transform:
-            ask = self.estimate_transform(ask, process)
+            estimator = self.estimate_transform(estimator, process)
         history: list[tuple[Gains, Tensor]] = []
         for t, s in pairwise(levels):
             if watch:
@@ -226,7 +227,7 @@ class Sampler:
             here = t
             if self.churn:
                 u, here = self.churn(process, u, t, len(levels) - 1, draws)
-            u = self.rule(ask, u, Step.between(process, u, here, s, draws, history))
+            u = self.rule(estimator, u, Step.between(process, u, here, s, draws, history))
         if watch:
             watch(u, levels[-1])
         return u
