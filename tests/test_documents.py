@@ -28,7 +28,7 @@ CODE = [README, REPOSITORY / "CONTRIBUTING.md", *sorted((DOCS / "how-to").glob("
 TEXT = [README, REPOSITORY / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
 SETTINGS = [option for option in SMALL if not option.startswith(("--config", "--data"))]
 NETWORK = [option for option in SETTINGS if option.startswith("--model.network")]
-SHORT = ["--data.batch_size=8", "--model.duration=8", "--trainer.limit_val_batches=1"]
+SHORT = ["--data.batch_size=8", "--model.duration=8", "--trainer.limit_val_batches=0"]
 ELSEWHERE = ("cifar10", "ffhq64", "lsun")
 """Configurations of data that are not here: commands with them are parsed only, unless the page has made the data."""
 
