@@ -9,7 +9,7 @@ from threading import Lock
 from typing import Any
 
 from warm_lightning.config import resolve
-from warm_lightning.data.sources import expand, known_as
+from warm_lightning.data.sources import expand, source_name
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PAPERS = REPOSITORY / "experiments" / "papers"
@@ -73,7 +73,7 @@ def around(config: Mapping[str, Any]) -> dict[str, Any]:
     """Data, wherever they are, and how the Trainer computes."""
     data = config["data"]
     images = {name: value for name, value in data["init_args"].items() if name not in SPEED}
-    images |= {name: known_as(REPOSITORY / images[name]) for name in PLACES if images.get(name)}
+    images |= {name: source_name(REPOSITORY / images[name]) for name in PLACES if images.get(name)}
     trainer = {name: value for name, value in config["trainer"].items() if name in TRAINER}
     return {"data": data | {"init_args": images}, "trainer": trainer}
 

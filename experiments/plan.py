@@ -140,7 +140,7 @@ def prepare(cells: "Iterable[Cell]", scored: "Iterable[Cell]") -> None:
     """
     data = {json.dumps(resolved(cell.sampling)["data"], sort_keys=True) for cell in cells}
     scored = list(scored)
-    named = [one for cell in scored for one in resolved(cell.sampling)["scores"]["extractors"]]
+    named = [one for cell in scored for one in resolved(cell.sampling)["scores"]["extractors"] or []]
     extractors = {json.dumps(one, sort_keys=True) for one in named}
     statistics = {resolved(cell.sampling)["scores"]["reference_stats"] for cell in scored} - {None}
     with chdir(REPOSITORY):  # where jobs run, whose paths may be relative

@@ -41,7 +41,8 @@ def altered(checkpoint: Path, folder: Path, **section: Any) -> Path:
 
 
 def samples(module: DiffusionModule, weights: Any = "ema") -> torch.Tensor:
-    return module.model(weights).sample(module.model().sampler, [0, 1])
+    model = module.model(weights)
+    return model.sample(model.sampler, [0, 1])
 
 
 # ---------------------------------------------------------------------- format
@@ -224,4 +225,8 @@ def test_weights_alone_cannot_be_resumed(hot: Path, tmp_path: Path, capsys: pyte
 
 def test_raw_and_averaged_weights_stand_under_their_names(hot: Path) -> None:
     state = read(last(hot))["state_dict"]
-    assert part(state, RAW).keys() == part(state, EMA).keys() == load_checkpoint(last(hot)).network.state_dict().keys()
+    assert (
+        part(state, RAW).keys()
+        == part(state, EMA).keys()
+        == load_checkpoint(last(hot)).model().network.state_dict().keys()
+    )

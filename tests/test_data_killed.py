@@ -16,7 +16,7 @@ from small import command, environment, here
 from torch.utils.data import Dataset
 
 from warm_lightning.cli import main
-from warm_lightning.commands.dataset import living, whole_file
+from warm_lightning.commands.dataset import atomic_file, items_of_workers
 from warm_lightning.data import ImageFolder
 from warm_lightning.data.stream import Loader
 from warm_lightning.errors import UserError
@@ -89,13 +89,13 @@ def test_what_appears_meanwhile_is_not_replaced(tmp_path, monkeypatch, links):
     if not links:
         monkeypatch.setattr(os, "link", link)
     target = tmp_path / "set.zip"
-    with pytest.raises(UserError, match="exists by now"), whole_file(target, overwrite=False):
+    with pytest.raises(UserError, match="exists by now"), atomic_file(target, overwrite=False):
         target.write_bytes(b"mine")
     assert target.read_bytes() == b"mine"
-    with whole_file(target, overwrite=True) as file:
+    with atomic_file(target, overwrite=True) as file:
         file.write(b"ours")
     assert target.read_bytes() == b"ours"
-    with whole_file(tmp_path / "new.zip", overwrite=False) as file:
+    with atomic_file(tmp_path / "new.zip", overwrite=False) as file:
         file.write(b"ours")
     assert (tmp_path / "new.zip").read_bytes() == b"ours"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["new.zip", "set.zip"]
@@ -120,10 +120,13 @@ class Fails(Dataset[list[bytes]]):
 
 def test_dead_workers_and_bugs_and_full_disks_are_told_apart(tmp_path):
     with pytest.raises(UserError, match=r"^a worker has died .* Use fewer --workers$"):
-        list(living(Loader(Fails(False), sampler=[range(1)], num_workers=1)))
+        list(items_of_workers(Loader(Fails(False), sampler=[range(1)], num_workers=1)))
     with pytest.raises(RuntimeError, match="a bug"):
-        list(living(Loader(Fails(True), sampler=[range(1)], num_workers=1)))
+        list(items_of_workers(Loader(Fails(True), sampler=[range(1)], num_workers=1)))
     target = tmp_path / "set.zip"
-    with pytest.raises(UserError, match=r"set\.zip: cannot be written \(No space"), whole_file(target, overwrite=False):
+    with (
+        pytest.raises(UserError, match=r"set\.zip: cannot be written \(No space"),
+        atomic_file(target, overwrite=False),
+    ):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert not list(tmp_path.iterdir())

@@ -133,7 +133,7 @@ def test_lack_of_memory_in_a_worker_is_one_line(tmp_path, capsys, monkeypatch):
         raise MemoryError
 
     source = store(tmp_path, {"1.png": encode(pixels())}, "zip")
-    monkeypatch.setattr(decode.Framing, "__call__", full)
+    monkeypatch.setattr(decode.CropResize, "__call__", full)
     for workers in (0, 1):
         assert main(["dataset", source, str(tmp_path / "set.zip"), f"--workers={workers}"]) == 2
         assert "the memory is full" in capsys.readouterr().err

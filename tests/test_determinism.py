@@ -126,7 +126,7 @@ def test_two_processes_with_accumulation_train_as_one(tmp_path: Path, precision:
     beta = torch.logspace(-2, 1, 8)
     with torch.no_grad():
         for weights in ("raw", "ema"):
-            a, b = (m.model(weights).outputs(x, m.process.level(beta)) for m in modules)
+            a, b = (m.model(weights).outputs(x, m.model().process.level(beta)) for m in modules)
             torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
 
 

@@ -15,7 +15,7 @@ from truths import digits, noise
 
 from warm_lightning import load_checkpoint
 from warm_lightning.analysis import figures
-from warm_lightning.analysis.drift import POWER, QUANTITIES, Bands, Meter, compare, second_moment, summarise
+from warm_lightning.analysis.drift import POWER, QUANTITIES, Bands, DriftMeasurement, compare, second_moment, summarise
 from warm_lightning.cli import main
 from warm_lightning.data import Digits
 from warm_lightning.errors import UserError
@@ -43,7 +43,7 @@ LIKE = torch.zeros(1, 1, 8, 8, dtype=torch.float64)
 SPECTRUM = 0.25 / frequencies(LIKE)[None].clamp(min=0.05)  # about that of photographs
 BANDS = Bands(3, LIKE)
 WARM = Warm(ConstantBNR(2))
-meter = partial(Meter, bands=BANDS, like=LIKE)
+measurement = partial(DriftMeasurement, bands=BANDS, like=LIKE)
 
 
 def gaussian(count: int, seed: int = 0) -> Tensor:
@@ -76,10 +76,10 @@ def test_bands_are_rings_of_equal_width() -> None:
     ],
 )
 def test_truly_degraded_images(process: Process, grid: EvenGrid) -> None:
-    seen_by, oracle = meter(process), GaussianOracle(SPECTRUM, process)
+    seen_by, oracle = measurement(process), GaussianOracle(SPECTRUM, process)
     levels = seen_by.levels(Sampler(grid))
     assert len(levels) == grid.steps  # all but the last
-    seen = seen_by.truth(oracle, levels, gaussian(600), SeedStreams(range(600)))
+    seen = seen_by.of_degraded(oracle, levels, gaussian(600), SeedStreams(range(600)))
     closed = []
     for level in levels:
         gains = process.gains(level, LIKE)
@@ -94,9 +94,9 @@ def test_truly_degraded_images(process: Process, grid: EvenGrid) -> None:
 
 
 def test_scaling_alone_is_no_residual() -> None:
-    process, seen_by = VariancePreserving(), meter(VariancePreserving())
+    process, seen_by = VariancePreserving(), measurement(VariancePreserving())
     levels = seen_by.levels(Sampler(EvenGrid(5)))
-    seen = seen_by.truth(GaussianOracle(SPECTRUM, process), levels, gaussian(8), SeedStreams(range(8)))
+    seen = seen_by.of_degraded(GaussianOracle(SPECTRUM, process), levels, gaussian(8), SeedStreams(range(8)))
     rows = compare(seen, seen, seen_by.expected_power(levels, SPECTRUM), levels, BANDS)
     assert {row["quantity"] for row in rows} == {"noise", "power"}
 
@@ -111,7 +111,7 @@ def wrong_by(factor: float, oracle: Estimator) -> Estimator:
 
 def along(process: Process, ask: Estimator, sampler: Sampler, start: Tensor) -> Tensor:
     draws = SeedStreams(range(len(start)))
-    return meter(process).along(lambda watch: sampler(ask, process, start, draws, watch), ask)
+    return measurement(process).of_trajectories(lambda watch: sampler(ask, process, start, draws, watch), ask)
 
 
 @pytest.mark.parametrize("process", [Hot(), WARM], ids=["hot", "warm"])
@@ -149,11 +149,12 @@ def test_few_steps_and_a_wrong_network(process: Process, factor: float) -> None:
 
 def test_a_wrong_network_on_true_images() -> None:
     oracle = GaussianOracle(SPECTRUM, WARM)
-    levels = meter(WARM).levels(Sampler(PowerGrid(4)))
+    levels = measurement(WARM).levels(Sampler(PowerGrid(4)))
     right, wrong = (
-        meter(WARM).truth(ask, levels, gaussian(5), SeedStreams(range(5))) for ask in (oracle, wrong_by(1.1, oracle))
+        measurement(WARM).of_degraded(ask, levels, gaussian(5), SeedStreams(range(5)))
+        for ask in (oracle, wrong_by(1.1, oracle))
     )
-    expected = meter(WARM).expected_power(levels, SPECTRUM)
+    expected = measurement(WARM).expected_power(levels, SPECTRUM)
     rows = [row for row in compare(wrong, right, expected, levels, BANDS) if row["quantity"] == "noise"]
     assert [row["drift"] for row in rows] == pytest.approx([math.log(1.1)] * len(rows))
     assert all(row["trajectory_error"] == pytest.approx(row["truth_error"]) for row in rows)
@@ -162,11 +163,11 @@ def test_a_wrong_network_on_true_images() -> None:
 def drifts(u0: Tensor, oracle: Estimator, steps: int) -> list[dict]:
     """Summary of Heun's trajectories, as many as u0, against u0."""
     sampler, count = Sampler(PowerGrid(steps), Heun()), len(u0)
-    levels = meter(WARM).levels(sampler)
+    levels = measurement(WARM).levels(sampler)
     start = SeedStreams(range(count)).normal(1, 8, 8, dtype=torch.float64)
     ours = along(WARM, oracle, sampler, start)
-    theirs = meter(WARM).truth(oracle, levels, u0, SeedStreams(range(count, 2 * count)))
-    expected = meter(WARM).expected_power(levels, second_moment([idct(u0)]))
+    theirs = measurement(WARM).of_degraded(oracle, levels, u0, SeedStreams(range(count, 2 * count)))
+    expected = measurement(WARM).expected_power(levels, second_moment([idct(u0)]))
     return summarise(compare(ours, theirs, expected, levels, BANDS))
 
 
@@ -191,9 +192,11 @@ def test_a_perfect_network_drifts_with_few_steps_only(name: str) -> None:
 def test_power_of_heavy_tailed_noise() -> None:
     # With D = 20, E z² = 20/18: its logarithm of 0.105 is some 15 standard errors.
     process = PFGMpp(20)
-    levels = meter(process).levels(Sampler(PowerGrid(2)))
-    seen = meter(process).truth(GaussianOracle(SPECTRUM, process), levels, gaussian(4000), SeedStreams(range(4000)))
-    rows = compare(seen, seen, meter(process).expected_power(levels, SPECTRUM), levels, BANDS)
+    levels = measurement(process).levels(Sampler(PowerGrid(2)))
+    seen = measurement(process).of_degraded(
+        GaussianOracle(SPECTRUM, process), levels, gaussian(4000), SeedStreams(range(4000))
+    )
+    rows = compare(seen, seen, measurement(process).expected_power(levels, SPECTRUM), levels, BANDS)
     row = next(row for row in rows if (row["clock"], row["band"], row["quantity"]) == (80, "all", POWER))
     assert row["truth_error"] < 0.01
     assert abs(row["truth"]) < 4 * row["truth_error"]
@@ -216,9 +219,9 @@ def test_summary() -> None:
 
 def test_refusals() -> None:
     with pytest.raises(UserError, match="ColdDiffusion has no noise"):
-        meter(ColdDiffusion()).levels(Sampler(EvenGrid(50, 50)))
+        measurement(ColdDiffusion()).levels(Sampler(EvenGrid(50, 50)))
     with pytest.raises(UserError, match="no finite variance"):
-        meter(PFGMpp(2)).levels(Sampler(PowerGrid(2)))
+        measurement(PFGMpp(2)).levels(Sampler(PowerGrid(2)))
     with pytest.raises(UserError, match="bands is 40"):
         Bands(40, LIKE)
 

@@ -64,8 +64,8 @@ def test_both_families_heads_and_every_protocol(name: str, protocol: int, refere
     source = write(tmp_path / "s.pkl", tree(reference_state(reference_dir / f"{name}.npz"), per_head), protocol)
     module = load_checkpoint(convert(source, tmp_path))
     torch.testing.assert_close(denoised(module, arrays), torch.from_numpy(arrays["denoised"]), rtol=0, atol=1e-5)
-    assert module.network.dropout == 0.13
-    assert module.network.channels_per_head == per_head
+    assert module.model().network.dropout == 0.13
+    assert module.model().network.channels_per_head == per_head
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,7 @@ def test_what_is_there_is_left_alone(run: Path, exported: Path, capsys: pytest.C
 def test_card_says_what_there_is_to_know(run: Path, exported: Path) -> None:
     card = (exported / "README.md").read_text()
     scores = json.loads((run / "scores.json").read_text())
-    parameters = sum(p.numel() for p in load_checkpoint(exported).network.parameters())
+    parameters = sum(p.numel() for p in load_checkpoint(exported).model().network.parameters())
     for word in ("Digits", "Images seen: 320", "DDPMpp", f"{parameters:,}", "Warm", "batch_size: 32", "Licence", "nfe"):
         assert word in card
     for name in scores:

@@ -1,7 +1,8 @@
-"""Feature extractors: what they see, how scores on them are named, and how they fail."""
+"""Feature extractors: their features, the names of scores on them, and their errors."""
 
 import os
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,19 @@ from torch import Tensor, nn
 
 from warm_lightning.data import Digits
 from warm_lightning.errors import UserError
-from warm_lightning.metrics import DigitsFeatures, ImportedFeatures, InceptionFeatures, Pixels, TorchScriptFeatures
+from warm_lightning.metrics import (
+    DigitsFeatures,
+    FrechetDistance,
+    ImportedFeatures,
+    InceptionFeatures,
+    Pixels,
+    Reference,
+    TorchScriptFeatures,
+    default_extractor,
+)
 from warm_lightning.metrics import digits as digits_module
 from warm_lightning.metrics.digits import cache_path, load_classifier, train_classifier
+from warm_lightning.metrics.distances import Normal
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +68,8 @@ class OneNumber(nn.Module):
         return images.float().mean()
 
 
+FRECHET = FrechetDistance()
+UNKNOWN = Reference(Normal(torch.zeros(1).double(), torch.eye(1).double()), "data of unknown size")
 INSTANCE = MeanAndSpread()
 NOT_A_MODULE = 3
 
@@ -73,15 +86,15 @@ def make() -> nn.Module:
 )
 def test_scores_are_named_by_extractor_and_number_of_images(count, short):
     imported = ImportedFeatures(f"{__name__}:INSTANCE", "cifar10_features")
-    assert imported.score_name("frechet", count) == f"fd{short}_cifar10_features"
+    assert FRECHET.full_name(imported, count, UNKNOWN) == f"fd{short}_cifar10_features"
     assert imported.score_name("precision", count) == f"precision{short}_cifar10_features"
     for extractor, name in ((DigitsFeatures(), "digits"), (Pixels(), "pixel")):
-        assert extractor.score_name("frechet", count, count) == f"fd_{name}"
+        assert FRECHET.full_name(extractor, count, replace(UNKNOWN, count=count)) == f"fd_{name}"
         for reference in (None, count + 1):
             assert extractor.score_name("is", count, reference) == f"is{short}_{name}"
-    assert imported.score_name("frechet", count, count) == f"fd{short}_cifar10_features"
+    assert FRECHET.full_name(imported, count, replace(UNKNOWN, count=count)) == f"fd{short}_cifar10_features"
     inception = InceptionFeatures.__new__(InceptionFeatures)  # without its weights
-    assert inception.score_name("frechet", count, count) == f"fid{short}"
+    assert FRECHET.full_name(inception, count, replace(UNKNOWN, count=count)) == f"fid{short}"
     assert inception.score_name("is", count) == f"is{short}"
 
 
@@ -98,6 +111,11 @@ def test_pixels_are_those_of_the_images_between_minus_1_and_1():
 def test_pixels_of_large_images_are_refused():
     with pytest.raises(UserError, match="3×128×128 have 49152 features"):
         Pixels()(torch.zeros(1, 3, 128, 128, dtype=torch.uint8))
+
+
+def test_pixels_are_the_default_up_to_32_pixels_and_inception_above():
+    assert [type(default_extractor(size)) for size in (8, 32)] == [Pixels, Pixels]
+    assert [type(default_extractor(size)) for size in (33, 256)] == [InceptionFeatures, InceptionFeatures]
 
 
 # ------------------------------------------------------------------ digits
@@ -229,7 +247,8 @@ def test_torchscript_is_called_with_the_keywords_given(tmp_path):
     features, logits = extractor(images)
     assert torch.equal(features, images.flatten(1).float())
     assert logits is None
-    assert [extractor.score_name(score, 50_000) for score in ("frechet", "kid")] == ["fid50k", "kid50k"]
+    assert FRECHET.full_name(extractor, 50_000, UNKNOWN) == "fid50k"
+    assert extractor.score_name("kid", 50_000) == "kid50k"
     # With other keywords it is another extractor; under another file's name the same.
     identity = extractor.identity()
     assert identity != TorchScriptFeatures(path).identity()

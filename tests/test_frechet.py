@@ -12,8 +12,10 @@ from scipy.linalg import sqrtm
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from warm_lightning.distributed import total
-from warm_lightning.metrics.distances import Moments, Normal, frechet_distance
+from warm_lightning.distributed import gather, total
+from warm_lightning.metrics import Pixels
+from warm_lightning.metrics.distances import Normal, frechet_distance, moment_sums
+from warm_lightning.metrics.reference import Summariser
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -21,10 +23,8 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
 
 
 def normal(features: Tensor, parts: int = 1) -> Normal:
-    moments = Moments(features.shape[1])
-    for part in features.chunk(parts):
-        moments.update(part)
-    return Normal(*moments.compute()[:2])
+    sums = [moment_sums(part) for part in features.chunk(parts)]
+    return Normal.from_sums({name: sum(part[name] for part in sums) for name in sums[0]})
 
 
 def by_scipy(a: Normal, b: Normal) -> float:
@@ -106,20 +106,25 @@ def test_of_near_sets_without_full_rank_is_that_of_sixty_digits():
 def in_process(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
-    moments = Moments(30)
-    for part in (draw(501, 30).abs() + 3)[rank::2].split(64):
-        moments.update(part)
-    assert total(rank + 1, torch.device("cpu")) == 3
-    torch.save(moments.compute(), folder / f"{rank}.pt")
+    features = draw(501, 30).abs() + 3
+    summariser = Summariser([], Pixels(), features, None, limit=400, over_processes=True)
+    for part in features[rank::2].split(64):
+        summariser.update(part, None)
+    assert total(torch.tensor(rank + 1)) == 3
+    assert [part.tolist() for part in gather(torch.arange(3 * rank).view(-1, 3))] == [[], [[0, 1, 2]]]
+    summary = summariser.compute()
+    torch.save((summary.normal.mean, summary.normal.covariance, summary.count, summary.features), folder / f"{rank}.pt")
     dist.destroy_process_group()
 
 
 def test_two_processes_have_the_moments_of_one(tmp_path):
     spawn(in_process, tmp_path)
-    expected = normal(draw(501, 30).abs() + 3)
+    features = draw(501, 30).abs() + 3
+    expected = normal(features)
     for rank in range(2):
-        mean, covariance, count = torch.load(tmp_path / f"{rank}.pt")
+        mean, covariance, count, first = torch.load(tmp_path / f"{rank}.pt")
         assert count == 501
+        assert torch.equal(first, features[:400])
         # Only the order of 501 float64 additions differs.
         torch.testing.assert_close(mean, expected.mean, rtol=1e-12, atol=0)
         torch.testing.assert_close(covariance, expected.covariance, rtol=0, atol=1e-12 * expected.covariance.max())

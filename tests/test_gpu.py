@@ -21,7 +21,7 @@ from warm_lightning.data import ImageSet
 from warm_lightning.data.image_set import all_images
 from warm_lightning.data.stream import TrainingStream
 from warm_lightning.images import quantise
-from warm_lightning.metrics import Observer, Pixels, Scores, measure
+from warm_lightning.metrics import Extraction, Pixels, Scores, measure
 from warm_lightning.module import DiffusionModule
 from warm_lightning.networks import DDPMpp
 from warm_lightning.rng import BatchDraws, SeedStreams
@@ -261,10 +261,10 @@ def test_scores_are_those_of_the_cpu() -> None:
     images = torch.randint(0, 256, (400, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     values = []
     for device in ("cpu", DEVICE):
-        observer = Observer(Pixels(), 64, device)
+        extraction = Extraction(Pixels(), 64, device)
         scores = Scores(
-            observer,
-            measure(observer, *map(ImageSet.without_classes, (images[:300], images[300:350]))),
+            extraction,
+            measure(extraction, *map(ImageSet.without_classes, (images[:300], images[300:350]))),
             (3, 8, 8),
         )
         scores.update(images[350:].to(device))

@@ -20,7 +20,7 @@ FILES = ["edm_ddpmpp_uncond", "edm_ddpmpp_cond", "edm_ncsnpp_uncond", "edm_ddpmp
 
 
 def hot_model(network: Network, sigma_data: float = 0.5) -> DiffusionModel:
-    return DiffusionModel(network.eval(), Hot(), Denoiser(), EDMPreconditioning(sigma_data))
+    return DiffusionModel(lambda _: network.eval(), Hot(), Denoiser(), EDMPreconditioning(sigma_data))
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -62,7 +62,7 @@ def test_warm_at_bnr_0_is_hot(reference_dir: Path, name: str, dtype: torch.dtype
     path = reference_dir / f"{name}.npz"
     hot = hot_model(network_from_arrays(path).to(dtype))
     warm = DiffusionModel(
-        with_residual_branch(path).to(dtype).eval(),
+        lambda _: with_residual_branch(path).to(dtype).eval(),
         Warm(ConstantBNR(0)),
         DenoiseDeblur(),
         EDMPreconditioning(),
@@ -81,7 +81,7 @@ def test_warm_at_bnr_0_is_hot(reference_dir: Path, name: str, dtype: torch.dtype
 def test_trained_with_blur_the_network_is_told(reference_dir: Path, name: str) -> None:
     # The same weights at BNR 0.5 answer differently: the second conditioning signal arrives.
     model = DiffusionModel(
-        with_residual_branch(reference_dir / f"{name}.npz").eval(),
+        lambda _: with_residual_branch(reference_dir / f"{name}.npz").eval(),
         Warm(),
         DenoiseDeblur(),
         EDMPreconditioning(),

@@ -1,4 +1,4 @@
-"""What scores are made of, against closed forms, brute force and torchmetrics; Fréchet: `test_frechet.py`."""
+"""The mathematics of scores, against closed forms, brute force and torchmetrics; Fréchet: `test_frechet.py`."""
 
 import json
 import math
@@ -11,14 +11,13 @@ from torchmetrics.image.kid import KernelInceptionDistance
 
 from warm_lightning.data import Digits, ImageSet
 from warm_lightning.images import quantise
-from warm_lightning.metrics import distances as kernel_distance_module
-from warm_lightning.metrics import distances as neighbours
-from warm_lightning.metrics import reference as gaussian
+from warm_lightning.metrics import distances, reference
 from warm_lightning.metrics.distances import (
-    InceptionScore,
+    class_score,
+    class_sums,
+    coverage,
     kernel_distance,
     memorisation,
-    precision_recall,
     unseen_distance,
 )
 from warm_lightning.metrics.reference import moment_matched
@@ -42,23 +41,22 @@ def noise_images(*shape: int, seed: int = 0) -> Tensor:
 @pytest.mark.parametrize("splits", [1, 10])
 def test_inception_score_is_torchmetrics(splits, monkeypatch):
     logits = 3 * draw(200, 10)
-    ours, theirs = InceptionScore(10, splits), TorchmetricsInceptionScore(feature=nn.Identity(), splits=splits)
-    for index in torch.arange(200).split(60):
-        ours.update(logits[index], index)
+    theirs = TorchmetricsInceptionScore(feature=nn.Identity(), splits=splits)
     theirs.update(logits)
+    parts = [class_sums(logits[index], index, splits) for index in torch.arange(200).split(60)]
+    sums = {name: sum(part[name] for part in parts) for name in parts[0]}
     # It cuts a random order into splits; we take turns.
     monkeypatch.setattr(torch, "randperm", lambda n: torch.arange(n).view(-1, splits).T.flatten())
-    mean, spread = ours.compute()
+    mean, spread = class_score(sums)
     expected = theirs.compute()
     assert mean == pytest.approx(expected[0].item(), rel=1e-12)
-    assert spread is None if splits == 1 else spread == pytest.approx(expected[1].item(), rel=1e-12)
+    assert math.isnan(spread) if splits == 1 else spread == pytest.approx(expected[1].item(), rel=1e-12)
 
 
 @pytest.mark.parametrize(("certainty", "expected"), [(0.0, 1.0), (1e4, 5.0)])
 def test_inception_score_of_ignorance_is_1_and_of_certain_balanced_classes_their_number(certainty, expected):
-    score = InceptionScore(5)
-    score.update(certainty * torch.eye(5).repeat(8, 1), torch.arange(40))
-    assert score.compute() == (pytest.approx(expected, rel=1e-12), None)
+    sums = class_sums(certainty * torch.eye(5).repeat(8, 1), torch.arange(40), splits=1)
+    assert class_score(sums)[0] == pytest.approx(expected, rel=1e-12)
 
 
 # ------------------------------------------------------------------ kernel distance
@@ -67,15 +65,15 @@ def test_inception_score_of_ignorance_is_1_and_of_certain_balanced_classes_their
 @pytest.mark.filterwarnings("ignore")  # torchmetrics warns that it keeps features
 @pytest.mark.parametrize(("subsets", "size"), [(1, 90), (7, 40)])
 def test_kernel_distance_is_torchmetrics_on_the_same_subsets(subsets, size, monkeypatch):
-    reference, samples = draw(90, 12), draw(90, 12, seed=1) + 0.3
-    monkeypatch.setattr(kernel_distance_module, "SUBSETS", subsets)
-    monkeypatch.setattr(kernel_distance_module, "SUBSET_SIZE", size)
-    ours = kernel_distance(samples, reference, seed=4)
+    data, samples = draw(90, 12), draw(90, 12, seed=1) + 0.3
+    monkeypatch.setattr(distances, "SUBSETS", subsets)
+    monkeypatch.setattr(distances, "SUBSET_SIZE", size)
+    ours = kernel_distance(samples, data, seed=4)
 
     identity = nn.Identity()
     identity.num_features = 12
     theirs = KernelInceptionDistance(identity, subsets=subsets, subset_size=size)
-    theirs.update(reference, real=True)
+    theirs.update(data, real=True)
     theirs.update(samples, real=False)
     generator, randperm = torch.Generator().manual_seed(key(4, "kernel distance")), torch.randperm
     monkeypatch.setattr(torch, "randperm", lambda n: randperm(n, generator=generator))
@@ -103,13 +101,17 @@ def brute_force_coverage(queries: Tensor, points: Tensor, k: int) -> float:
     return sum(inside) / len(queries)
 
 
+def precision_recall(samples: Tensor, data: Tensor) -> tuple[float, float]:
+    return coverage(samples, data), coverage(data, samples)
+
+
 def test_precision_and_recall_are_those_of_brute_force_in_any_blocks(monkeypatch):
-    samples, reference = draw(30, 3) + 1.5, draw(45, 3, seed=1)
-    expected = brute_force_coverage(samples, reference, 3), brute_force_coverage(reference, samples, 3)
+    samples, data = draw(30, 3) + 1.5, draw(45, 3, seed=1)
+    expected = brute_force_coverage(samples, data, 3), brute_force_coverage(data, samples, 3)
     assert 0.2 < min(expected) < max(expected) < 1  # or the comparison would say little
     for block in (1, 200, 10**6):
-        monkeypatch.setattr(neighbours, "BLOCK", block)
-        assert precision_recall(samples.float(), reference.float()) == expected
+        monkeypatch.setattr(distances, "BLOCK", block)
+        assert precision_recall(samples.float(), data.float()) == expected
 
 
 def test_precision_and_recall_of_a_set_and_itself_are_1_even_with_repeated_images():
@@ -123,15 +125,15 @@ def test_precision_and_recall_of_distant_sets_are_0():
 
 
 def test_memorisation_of_copies_is_0_and_of_held_out_images_1(monkeypatch):
-    monkeypatch.setattr(neighbours, "BLOCK", 1000)
+    monkeypatch.setattr(distances, "BLOCK", 1000)
     training, held_out = draw(300, 5).float() + 10, draw(80, 5, seed=1).float() + 10
     unseen = unseen_distance(training, held_out, 1000)
-    distances = (held_out[:, None] - training).norm(dim=-1).min(dim=1).values
-    assert unseen == pytest.approx(distances.mean().item(), rel=1e-6)
+    nearest = (held_out[:, None] - training).norm(dim=-1).min(dim=1).values
+    assert unseen == pytest.approx(nearest.mean().item(), rel=1e-6)
     assert memorisation(held_out, training, unseen) == 1
     assert memorisation(training[5:50], training, unseen) == 0
     assert math.isnan(memorisation(held_out, training, unseen_distance(training, training[:9], 1000)))
-    assert unseen_distance(training, held_out, 7) == pytest.approx(distances[:7].mean().item(), rel=1e-6)
+    assert unseen_distance(training, held_out, 7) == pytest.approx(nearest[:7].mean().item(), rel=1e-6)
 
 
 def test_memorisation_without_held_out_images_is_1_for_new_images_and_a_half_where_half_are_copies():
@@ -187,8 +189,8 @@ def test_gaussian_of_few_images_stays_in_their_span_and_depends_on_the_seed_alon
     assert (centred - centred @ basis @ basis.T).norm(dim=1).max() < 192**0.5 / 2
     torch.rand(1)
     sizes = []
-    monkeypatch.setattr(gaussian, "quantise", lambda x: sizes.append(len(x)) or quantise(x))
-    moment_matched(ImageSet.without_classes(images), gaussian.CHUNK + 5)
-    assert sizes == [gaussian.CHUNK, 5]  # never a second copy of all draws in float32
+    monkeypatch.setattr(reference, "quantise", lambda x: sizes.append(len(x)) or quantise(x))
+    moment_matched(ImageSet.without_classes(images), reference.DRAWN_AT_ONCE + 5)
+    assert sizes == [reference.DRAWN_AT_ONCE, 5]  # never a second copy of all draws in float32
     assert torch.equal(draws, moment_matched(ImageSet.without_classes(images), 20, seed=3))
     assert not torch.equal(draws, moment_matched(ImageSet.without_classes(images), 20, seed=4))

@@ -11,7 +11,7 @@ from small import DIGITS, here
 from torch import Tensor
 from truths import digits, final_variance, gains_at
 
-from warm_lightning.analysis.oracle_error import FinerGrid, dataset_error, gaussian_error, spread
+from warm_lightning.analysis.oracle_error import FinerGrid, dataset_error, gaussian_error, sample_law
 from warm_lightning.cli import main
 from warm_lightning.data import Digits
 from warm_lightning.data.image_set import random_order
@@ -84,7 +84,7 @@ def test_variance_is_that_of_steps_taken_apart(
     process: Process, grid: Grid, rule: StepRule, noisy: bool | None
 ) -> None:
     start = None if noisy is None else learned_variance(process, noisy)
-    found = spread(SPECTRUM, process, Sampler(grid, rule))
+    found = sample_law(SPECTRUM, process, Sampler(grid, rule))
     expected = final_variance(rule, GaussianOracle(SPECTRUM, process), process, LIKE, grid.clocks(), start)
     # What is learned is kept in float32: 1e-7.
     torch.testing.assert_close(found.end, expected[0], rtol=1e-6, atol=0)
@@ -105,7 +105,7 @@ def test_variance_is_that_of_samples(sampler: Sampler) -> None:
     draws = SeedStreams(range(count))
     start = draws.normal(1, 4, 4, dtype=torch.float64)
     samples = sampler(GaussianOracle(spectrum, Warm()), Warm(), start, draws)
-    found = spread(spectrum, Warm(), sampler)
+    found = sample_law(spectrum, Warm(), sampler)
     ratio = samples.square().mean(0) / found.end
     # The mean of n squares of normal numbers has the relative standard deviation √(2/n) = 0.022; 16 of them.
     assert ratio.sub(1).abs().max() < 4 * (2 / count) ** 0.5
@@ -160,7 +160,7 @@ class Mixed(EstimateTransform):
 )
 def test_what_has_no_exact_law_is_refused(process: Process, sampler: Sampler, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        spread(SPECTRUM, process, sampler)
+        sample_law(SPECTRUM, process, sampler)
 
 
 def test_finer_grid_keeps_the_levels() -> None:

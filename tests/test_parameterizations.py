@@ -135,6 +135,6 @@ def test_epsilon_is_the_noise_in_pixels(process: Process) -> None:
 
 
 def test_less_blurred_needs_a_process_in_steps() -> None:
-    with pytest.raises(UserError, match="LessBlurred needs a process in steps") as error:
+    with pytest.raises(UserError, match="LessBlurred needs a process in discrete steps") as error:
         LessBlurred().targets(TRUTH, gains_at(Warm(), 1.0, X0))
     assert "\n" not in str(error.value)

@@ -9,7 +9,7 @@ from torch import Tensor
 from warm_lightning.data import Digits
 from warm_lightning.errors import UserError
 from warm_lightning.images import dequantise
-from warm_lightning.metrics.inception import fidelity, ssim_window
+from warm_lightning.metrics.fidelity import fidelity, ssim_window
 from warm_lightning.oracles import DatasetOracle, GaussianOracle
 from warm_lightning.processes import (
     IHDM,
@@ -85,13 +85,13 @@ def test_what_is_beside_the_path_is_not_found() -> None:
 
 
 REFUSED = [
-    (Warm(), POWER, 0.7, 1.0, False, ["at noise 1 it knows a blur of 0.5 pixels", "0.7 pixels, noise 1.4; with --add"]),
-    (Warm(), POWER, 0.2, 1.0, True, ["at noise 1 it knows a blur of 0.5 pixels", "0.2 pixels, noise 0.4; restore"]),
-    (Warm(), POWER, 0.0, 1.0, True, ["at noise 1 it knows a blur of 0.5 pixels"]),
+    (Warm(), POWER, 0.7, 1.0, False, ["the model has a blur of 0.5 pixels", "0.7 pixels, noise 1.4; with --add"]),
+    (Warm(), POWER, 0.2, 1.0, True, ["the model has a blur of 0.5 pixels", "0.2 pixels, noise 0.4; restore"]),
+    (Warm(), POWER, 0.0, 1.0, True, ["the model has a blur of 0.5 pixels"]),
     (Warm(), POWER, 50.0, 100.0, True, ["its blur is 0 to 40 pixels and its noise 0 to 80"]),
     (Warm(RandomBNR()), POWER, 3.0, 1.0, False, ["a blur of 0 to 2 pixels", "noise 1.5 or more", "--add_noise"]),
     (Warm(RandomBNR(0.2, 1)), POWER, 0.1, 1.0, True, ["a blur of 0.2 to 1 pixels", "noise 0.1 to 0.5"]),
-    (Hot(), POWER, 0.5, 1.0, True, ["at noise 1 it knows a blur of 0 pixels"]),
+    (Hot(), POWER, 0.5, 1.0, True, ["the model has a blur of 0 pixels"]),
     (DDPM, STEPS, 0.0, 200.0, True, ["its noise 0 to 157.4"]),
     (IHDM(), EvenGrid(200, 200), 2.0, 0.01, False, ["at a blur of 2 pixels, noise 0.02", "--add_noise"]),
     (IHDM(), EvenGrid(200, 200), 2.0, 0.1, True, ["at a blur of 2 pixels, noise 0.02"]),

@@ -16,7 +16,7 @@ from torch import Tensor
 from warm_lightning.checkpoints import EMA, part, read
 from warm_lightning.data import Digits
 from warm_lightning.images import dequantise, quantise, read_png, write_png
-from warm_lightning.metrics.inception import fidelity
+from warm_lightning.metrics.fidelity import fidelity
 from warm_lightning.records import tensors_hash
 from warm_lightning.restoration import observe
 from warm_lightning.rng import SeedStreams, key

@@ -8,7 +8,7 @@ from PIL import Image
 from small import REPOSITORY, SMALL, here
 
 from warm_lightning.cli import main
-from warm_lightning.commands.degraded_images import open_pictures
+from warm_lightning.commands.degraded_images import open_input_images
 from warm_lightning.commands.restore import check_places
 from warm_lightning.data import Digits
 from warm_lightning.errors import UserError
@@ -31,7 +31,7 @@ def test_arrays_in_every_layout(place, axes, channels, tmp_path) -> None:
     np.save(tmp_path / "half.npy", (stored / 127.5 - 1).astype(">f2"))
     for name, tolerance in (("uint8.npy", 1e-15), ("half.npy", 1e-3)):  # half precision rounds to 2⁻¹² in [-1, 1]
         for model in {channels, 3}:
-            found = open_pictures(str(tmp_path / name), (model, 8, 8), 0.0).take([1, 0])
+            found = open_input_images(str(tmp_path / name), (model, 8, 8), 0.0).take([1, 0])
             expected = images[::-1].repeat(model // channels, axis=1) / 127.5 - 1
             np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance)
 
@@ -39,7 +39,7 @@ def test_arrays_in_every_layout(place, axes, channels, tmp_path) -> None:
 def test_an_array_that_is_one_image_or_three_is_refused(tmp_path) -> None:
     np.save(tmp_path / "one.npy", np.zeros((3, 8, 8)))
     with pytest.raises(UserError, match="one image or 3 grey ones"):
-        open_pictures(str(tmp_path / "one.npy"), (3, 8, 8), 0.0)
+        open_input_images(str(tmp_path / "one.npy"), (3, 8, 8), 0.0)
 
 
 BAD = [

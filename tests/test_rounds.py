@@ -93,7 +93,7 @@ def test_only_the_same_is_taken_over_and_what_differs_is_said(double_ckpt, tmp_p
     ):
         here(*options(double_ckpt, tmp_path, change))
         assert f"is of other {name}: all rounds are sampled" in capsys.readouterr().out
-    monkeypatch.setattr(rounds_module, "__version__", "0")
+    monkeypatch.setattr(rounds_module, "PACKAGE_VERSION", "0")
     here(*options(double_ckpt, tmp_path))
     assert "is of other package_version: all rounds are sampled" in capsys.readouterr().out
     monkeypatch.undo()
@@ -133,11 +133,13 @@ class Mean(torch.nn.Module):
 
 
 def test_two_tests_in_one_folder_keep_each_others_rounds(tmp_path) -> None:
-    first, second, other = (Rounds(tmp_path / FILE, {"a": a}, ["x", "memorisation"]) for a in (1, 1, 2))
+    first, second, other = (
+        Rounds(tmp_path / FILE, {"a": a}, ["x", "memorisation"], ["memorisation"]) for a in (1, 1, 2)
+    )
     first.add("0-9", {"x": 1.0, "memorisation": math.nan})
     second.add("10-19", {"x": 2.0, "memorisation": 1.0})
     other.add("0-9", {"x": 3.0, "memorisation": 1.0})
-    again = Rounds(tmp_path / FILE, {"a": 1}, ["x", "memorisation"])
+    again = Rounds(tmp_path / FILE, {"a": 1}, ["x", "memorisation"], ["memorisation"])
     assert again.resume() == ""
     assert {seeds: values["x"] for seeds, values in again.finished.items()} == {"0-9": 1, "10-19": 2}
     assert math.isnan(again.finished["0-9"]["memorisation"])

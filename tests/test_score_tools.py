@@ -10,11 +10,10 @@ import pytest
 import torch
 from small import DIGITS
 
-from warm_lightning import metrics
 from warm_lightning.cli import main
 from warm_lightning.data import Digits, ImageSet
 from warm_lightning.images import write_png
-from warm_lightning.metrics import DigitsFeatures, Observer, Pixels, Scores, measure
+from warm_lightning.metrics import DigitsFeatures, Extraction, Pixels, Scores, measure
 from warm_lightning.metrics.distances import Normal, frechet_distance
 
 PIXELS = ["--extractor=Pixels", "--device=cpu"]
@@ -53,8 +52,8 @@ def warm(folders: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 def test_score_of_a_zip_against_a_folder(warm, folders, digits, capsys) -> None:
     warm("score", "noisy.zip", "data", *PIXELS, "--batch_size=7", "--out=score.json")
     scores = json.loads((folders / "score.json").read_text())
-    observer = Observer(Pixels())
-    direct = Scores(observer, measure(observer, ImageSet.without_classes(digits[:300]), source="data"), (1, 8, 8))
+    extraction = Extraction(Pixels())
+    direct = Scores(extraction, measure(extraction, ImageSet.without_classes(digits[:300]), source="data"), (1, 8, 8))
     noise = torch.randint(-40, 41, (60, 1, 8, 8), generator=torch.Generator().manual_seed(0))
     direct.update((digits[400:460] + noise).clamp(0, 255).to(torch.uint8))
     count, values = direct.compute()
@@ -181,7 +180,7 @@ def refusals() -> list[tuple[list[str], str]]:
 def test_what_cannot_be_done_is_said_on_one_line(folders, monkeypatch, capsys, arguments, message) -> None:
     """And before any work: no image passes an extractor."""
     monkeypatch.chdir(folders)
-    monkeypatch.setattr(Observer, "all", None)
+    monkeypatch.setattr(Extraction, "extract", None)
     write_scores(folders / "one.json", [], seeds="0-9")
     write_scores(folders / "other.json", [], seeds="10-19")
     write_scores(folders / "short.json", [1, 2])
@@ -207,15 +206,15 @@ def test_large_sets_are_seen_in_parts(digits: torch.Tensor, monkeypatch: pytest.
     """LSUN's millions of features fit no memory at once; only copies cannot be told without them."""
 
     def scored() -> dict[str, float]:
-        observer = Observer(DigitsFeatures(), 500)
-        scores = Scores(observer, measure(observer, ImageSet.without_classes(digits[:301])), (1, 8, 8))
+        extraction = Extraction(DigitsFeatures(), 500)
+        scores = Scores(extraction, measure(extraction, ImageSet.without_classes(digits[:301])), (1, 8, 8))
         scores.update(digits[400:500])
         count, values = scores.compute()
         return values | scores.companions(count)
 
     whole = scored()
-    monkeypatch.setattr(metrics.reference, "AT_ONCE", 70)
-    monkeypatch.setattr(metrics.reference, "LARGE", 300)
+    monkeypatch.setattr("warm_lightning.metrics.reference.AT_ONCE", 70)
+    monkeypatch.setattr("warm_lightning.metrics.reference.LARGE", 300)
     parts = scored()
     lost = {name for name in whole if "memorisation" in name}
     assert lost

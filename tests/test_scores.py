@@ -1,4 +1,4 @@
-"""`Scores`: what it says of digits, copies and noise, and that neither processes nor contexts change it."""
+"""`Scores` of digits, copies and noise, which depend neither on the number of processes nor on contexts."""
 
 import math
 import os
@@ -15,9 +15,9 @@ from warm_lightning.data import CIFAR10, Digits, ImageSet
 from warm_lightning.errors import UserError
 from warm_lightning.metrics import (
     DigitsFeatures,
+    Extraction,
     FeatureExtractor,
     ImportedFeatures,
-    Observer,
     Pixels,
     ScoreProtocol,
     Scores,
@@ -26,7 +26,7 @@ from warm_lightning.metrics import (
     summarise_rounds,
 )
 from warm_lightning.metrics.digits import cache_path
-from warm_lightning.metrics.distances import precision_recall
+from warm_lightning.metrics.distances import coverage
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -46,11 +46,11 @@ def against(
     extractor: FeatureExtractor, data: Tensor, held_out: Tensor | None = None, batch_size: int = 500, **protocol: int
 ) -> Scores:
     """Scores against some images."""
-    observer = Observer(extractor, batch_size)
+    extraction = Extraction(extractor, batch_size)
     unseen = None if held_out is None else ImageSet.without_classes(held_out)
     protocol = {"max_neighbours": 500, **protocol}
-    reference = measure(observer, ImageSet.without_classes(data), unseen, protocol=ScoreProtocol(**protocol))
-    return Scores(observer, reference, ImageSet.without_classes(data).shape)
+    reference = measure(extraction, ImageSet.without_classes(data), unseen, protocol=ScoreProtocol(**protocol))
+    return Scores(extraction, reference, ImageSet.without_classes(data).shape)
 
 
 @pytest.fixture(scope="module")
@@ -169,15 +169,17 @@ def test_precision_and_recall_are_of_as_many_images_of_either_set(digits):
     pixels = Pixels()
     scores = against(pixels, many, max_neighbours=1000)
     values, features = score(scores, few), scores.reference.features
+    of_few = pixels(few)[0]
     found = values["precision100_pixel"], values["recall100_pixel"]
-    assert found == precision_recall(pixels(few)[0], features[:100])
-    assert found != precision_recall(pixels(few)[0], features)
+    assert found == (coverage(of_few, features[:100]), coverage(features[:100], of_few))
+    assert found != (coverage(of_few, features), coverage(features, of_few))
     assert scores.describe(100)["precision_recall"]["images_of_each"] == 100
     # With fewer images of data than samples it is the samples that are cut, and the names say so: 100 of all 100.
     scores = against(pixels, few, max_neighbours=1000)
     values, features = score(scores, many), scores.reference.features
     assert {"kid1k_pixel", "fd1k_pixel"} <= set(values)
-    assert (values["precision_pixel"], values["recall_pixel"]) == precision_recall(pixels(many[:100])[0], features)
+    first = pixels(many[:100])[0]
+    assert (values["precision_pixel"], values["recall_pixel"]) == (coverage(first, features), coverage(features, first))
 
 
 def test_names_say_how_many_samples_but_for_as_many_as_images_of_data(digits):
@@ -189,10 +191,10 @@ def test_names_say_how_many_samples_but_for_as_many_as_images_of_data(digits):
 
 
 def test_images_of_another_size_than_the_references_are_refused(digits):
-    observer = Observer(ImportedFeatures(f"{__name__}:Mean", "mean"))
-    reference = measure(observer, ImageSet.without_classes(digits[:50]))
+    extraction = Extraction(ImportedFeatures(f"{__name__}:Mean", "mean"))
+    reference = measure(extraction, ImageSet.without_classes(digits[:50]))
     with pytest.raises(UserError, match=r"images of \(1, 16, 4\) cannot be scored against data of \(1, 8, 8\)"):
-        Scores(observer, reference, (1, 16, 4))
+        Scores(extraction, reference, (1, 16, 4))
 
 
 class Mean(torch.nn.Module):
@@ -255,9 +257,9 @@ def test_rounds_are_summarised_with_the_best_named_by_its_direction():
         {"fid2k": 3.0, "is2k": 7.0, "is2k_split_std": 0.1, "memorisation2k": 1.2},
         {"fid2k": 1.0, "is2k": 9.0, "is2k_split_std": 0.3, "memorisation2k": math.nan},
     ]
-    names = ["fid2k", "is2k", "memorisation2k"]
-    assert summarise_rounds(rounds[:1], names) == rounds[0]
-    values = summarise_rounds(rounds, names)
+    better = {"fid2k": "lower", "is2k": "higher", "memorisation2k": "near 1"}
+    assert summarise_rounds(rounds[:1], better) == rounds[0]
+    values = summarise_rounds(rounds, better)
     assert math.isnan(values.pop("memorisation2k_mean"))
     assert math.isnan(values.pop("memorisation2k_std"))
     assert math.isnan(values.pop("memorisation2k_round2"))

@@ -119,14 +119,14 @@ def assert_equal(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_what_was_learned_goes_where_the_weights_go(trained: tuple[str, Path], tmp_path: Path) -> None:
+def test_learned_tensors_go_where_the_weights_go(trained: tuple[str, Path], tmp_path: Path) -> None:
     """Checkpoint, exported folder, post-hoc average: the same start of sampling, and the same samples."""
     name, folder = trained
     learned = read(last(folder))[SECTION]["learned"]
     _, data = load_config([DIGITS, METHODS / f"{name}.yaml"])
     fresh = load_checkpoint(last(folder))
-    assert_equal(fresh.process.checked_learned(), learned)
-    expected = fresh.process.learn(all_images(data.train_images(), "Learning"))
+    assert_equal(fresh.model().process.checked_learned(), learned)
+    expected = fresh.model().process.learn(all_images(data.train_images(), "Learning"))
     for part_name, tensor in expected.items():
         torch.testing.assert_close(learned[part_name], tensor)
     here("export", str(last(folder)), str(tmp_path / "exported"))
@@ -134,7 +134,7 @@ def test_what_was_learned_goes_where_the_weights_go(trained: tuple[str, Path], t
     assert_equal(read(tmp_path / "average.ckpt")[SECTION]["learned"], learned)
     tensors, _ = read_folder(tmp_path / "exported")
     assert_equal(part(tensors, LEARNED), learned)
-    assert part(read(tmp_path / "exported")["state_dict"], EMA).keys() == fresh.network.state_dict().keys()
+    assert part(read(tmp_path / "exported")["state_dict"], EMA).keys() == fresh.model().network.state_dict().keys()
     for path in (last(folder), tmp_path / "exported"):
         module = load_checkpoint(path)
         assert torch.equal(module.model().sample(module.model().sampler, [1]), fresh.model().sample(fresh.sampler, [1]))
@@ -167,7 +167,7 @@ def test_format_2_is_migrated(tmp_path: Path) -> None:
     assert old[SECTION].pop("learned") == {}
     old[SECTION]["format_version"] = 2
     torch.save(old, last(tmp_path))
-    assert (read(last(tmp_path))[SECTION]["format_version"], FORMAT_VERSION) == (3, 3)
+    assert (read(last(tmp_path))[SECTION]["format_version"], FORMAT_VERSION) == (4, 4)
     assert read(last(tmp_path))[SECTION]["learned"] == {}
     module = load_checkpoint(last(tmp_path))
     assert module.model().sample(module.model().sampler, [0]).isfinite().all()

@@ -12,10 +12,10 @@ from warm_lightning.analysis import power_law
 from warm_lightning.analysis import spectrum as analysis
 from warm_lightning.analysis.power_law import attenuation_rows, crossings, fit_row, measured_rows
 from warm_lightning.analysis.spectrum import (
-    Measured,
+    MeasuredSpectrum,
     compare_rows,
     differing_bands,
-    measure,
+    measure_spectrum,
     ring_means,
     spectrum_rows,
     target_pictures,
@@ -39,8 +39,8 @@ def photographs() -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def measured(photographs: torch.Tensor) -> Measured:
-    return measure(ImageSet.without_classes(photographs))
+def measured(photographs: torch.Tensor) -> MeasuredSpectrum:
+    return measure_spectrum(ImageSet.without_classes(photographs))
 
 
 def law(c: float, s: float, size: int = 32) -> torch.Tensor:
@@ -50,16 +50,16 @@ def law(c: float, s: float, size: int = 32) -> torch.Tensor:
 
 
 def test_streamed_spectrum_is_the_variance_at_one_go(photographs, monkeypatch) -> None:
-    monkeypatch.setattr(analysis, "NUMBERS", 4 * photographs[0].numel())  # four images at a time
+    monkeypatch.setattr(analysis, "VALUES_AT_ONCE", 4 * photographs[0].numel())  # four images at a time
     truth = dctn(dequantise(photographs[:230], torch.float64).numpy(), norm="ortho", axes=(2, 3)).var(axis=0)
-    streamed = measure(ImageSet.without_classes(photographs[:230])).power
+    streamed = measure_spectrum(ImageSet.without_classes(photographs[:230])).power
     batches = power_spectrum(dequantise(part) for part in photographs[:230].split([100, 1, 129]))
     for power in (streamed, batches):
         # The second is of float32 images, whose pixels are rounded to 6e-8.
         np.testing.assert_allclose(power.numpy(), truth, rtol=1e-5 if power is batches else 1e-11)
 
 
-def test_known_law_is_found_within_its_standard_errors(measured: Measured) -> None:
+def test_known_law_is_found_within_its_standard_errors(measured: MeasuredSpectrum) -> None:
     for row in [*power_law.fit_rows(measured, 2.0), fit_row(measured, 3.0)]:
         for name, truth in (("c", TRUE_C), ("s", TRUE_S)):
             # Four standard errors, of which sampling is the most: rounding adds at most 1 % to S, at the corner.
@@ -71,7 +71,7 @@ def test_known_law_is_found_within_its_standard_errors(measured: Measured) -> No
     assert with_s_1["c_at_s1"] == pytest.approx(TRUE_C * (chosen.log() * (1 - TRUE_S)).mean().exp().item(), rel=0.01)
 
 
-def test_standard_errors_are_those_of_least_squares(measured: Measured) -> None:
+def test_standard_errors_are_those_of_least_squares(measured: MeasuredSpectrum) -> None:
     """Of independent coefficients of Gaussian images they are known: var ln S = 2/N a channel."""
     rates = frequencies(measured.power)
     x = rates[(rates > 0) & (rates < 5)].log()
@@ -92,7 +92,7 @@ def test_standard_errors_are_those_of_least_squares(measured: Measured) -> None:
 @pytest.mark.parametrize("size", [4, 8, 15, 32])
 def test_rings_are_a_partition_by_radius(size: int) -> None:
     power = torch.rand(1, size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 0.1
-    rows = spectrum_rows(Measured(1, None, power, power.repeat(2, 1, 1)))  # type: ignore[arg-type]
+    rows = spectrum_rows(MeasuredSpectrum(1, None, power, power.repeat(2, 1, 1)))  # type: ignore[arg-type]
     by_hand: dict[int, list[float]] = {}
     for (i, j), value in np.ndenumerate(power[0].numpy()):
         by_hand.setdefault(round(math.hypot(i, j)), []).append(value)
@@ -150,7 +150,7 @@ def test_noise_meets_a_bumpy_spectrum_where_it_stays_above() -> None:
 
 
 def test_halves_of_a_set_have_the_same_spectrum(photographs) -> None:
-    a, b = (measure(ImageSet.without_classes(half), what="half") for half in photographs.split(750))
+    a, b = (measure_spectrum(ImageSet.without_classes(half), name="half") for half in photographs.split(750))
     rows = compare_rows(a, b)
     scores = [(row["ratio"] - 1) / row["ratio_se"] for row in rows]
     # 22 normal scores: their mean square is 1 ± 0.3.
@@ -165,10 +165,10 @@ def test_halves_of_a_set_have_the_same_spectrum(photographs) -> None:
 
 def test_few_images_of_the_same_law_do_not_differ(photographs) -> None:
     """A spectrum of 20 images is a twentieth too small, and its errors are known from 20 numbers."""
-    data = measure(ImageSet.without_classes(photographs[500:]))
+    data = measure_spectrum(ImageSet.without_classes(photographs[500:]))
     ratios, differing = [], 0
     for start in range(0, 500, 20):
-        rows = compare_rows(data, measure(ImageSet.without_classes(photographs[start : start + 20])))[4:]
+        rows = compare_rows(data, measure_spectrum(ImageSet.without_classes(photographs[start : start + 20])))[4:]
         weights = [row["coefficients"] for row in rows]
         ratios.append(np.average([row["ratio"] for row in rows], weights=weights))
         differing += any(row["differs"] for row in rows)
@@ -180,7 +180,7 @@ def test_few_images_of_the_same_law_do_not_differ(photographs) -> None:
 def test_blurred_images_lack_power_by_the_square_of_the_mask(photographs, measured) -> None:
     u = dct(dequantise(photographs, torch.float64))
     mask = log_blur_mask(torch.tensor([0.4]), u).exp()
-    rows = compare_rows(measured, measure(ImageSet.without_classes(quantise(idct(mask * u))), what="blurred"))
+    rows = compare_rows(measured, measure_spectrum(ImageSet.without_classes(quantise(idct(mask * u))), name="blurred"))
     blurred = ring_means(mask[0, 0].square() * measured.mean_power) + ROUNDING
     expected = (blurred / ring_means(measured.mean_power)).tolist()
     # Rounding adds its variance to within a few per cent of itself, at most a tenth of what is left.

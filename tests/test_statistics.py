@@ -1,4 +1,4 @@
-"""Reference statistics as files: what is injected scores as what is computed, and what is no such file is named."""
+"""Reference statistics as files: they score as computed ones do, and other files are refused in one line."""
 
 import io
 import json
@@ -14,8 +14,8 @@ from torch import Tensor
 from warm_lightning.data import Digits, ImageSet
 from warm_lightning.errors import UserError
 from warm_lightning.metrics import (
+    Extraction,
     ImportedFeatures,
-    Observer,
     Pixels,
     Reference,
     Scores,
@@ -36,18 +36,18 @@ class Halves(torch.nn.Module):
 
 
 @pytest.fixture(scope="module")
-def observer() -> Observer:
-    return Observer(ImportedFeatures(f"{__name__}:Halves", "halves"))
+def extraction() -> Extraction:
+    return Extraction(ImportedFeatures(f"{__name__}:Halves", "halves"))
 
 
 @pytest.fixture(scope="module")
-def measured(observer) -> Reference:
+def measured(extraction) -> Reference:
     digits = Digits().train_images().all()
-    return measure(observer, plain(digits[:300]), plain(digits[300:400]), source="digits")
+    return measure(extraction, plain(digits[:300]), plain(digits[300:400]), source="digits")
 
 
-def score(observer: Observer, reference: Reference) -> tuple[dict[str, float], dict[str, float]]:
-    scores = Scores(observer, reference, (1, 8, 8))
+def score(extraction: Extraction, reference: Reference) -> tuple[dict[str, float], dict[str, float]]:
+    scores = Scores(extraction, reference, (1, 8, 8))
     scores.update(Digits().train_images().all()[400:500])
     count, values = scores.compute()
     return values, scores.companions(count)
@@ -58,14 +58,14 @@ def write(path: Path, content: bytes) -> Path:
     return path
 
 
-def test_injected_statistics_score_as_computed_ones(observer, measured, tmp_path):
+def test_injected_statistics_score_as_computed_ones(extraction, measured, tmp_path):
     """To the bit: all that a file of ours holds is what was computed."""
-    expected = score(observer, measured)
+    expected = score(extraction, measured)
     assert len(expected[0]) == 7
-    whole = read_statistics(write(tmp_path / "a.npz", to_bytes(measured, observer, memorisation=True)), observer)
-    assert score(observer, whole) == expected
-    small = read_statistics(write(tmp_path / "b.npz", to_bytes(measured, observer)), observer)
-    values, companions = score(observer, small)
+    whole = read_statistics(write(tmp_path / "a.npz", to_bytes(measured, extraction, memorisation=True)), extraction)
+    assert score(extraction, whole) == expected
+    small = read_statistics(write(tmp_path / "b.npz", to_bytes(measured, extraction)), extraction)
+    values, companions = score(extraction, small)
     missing = {name for name in expected[0] if name.startswith("memorisation")}
     assert values == {name: value for name, value in expected[0].items() if name not in missing}
     assert companions == {n: v for n, v in expected[1].items() if not n.startswith("memorisation")}
@@ -75,48 +75,48 @@ def test_injected_statistics_score_as_computed_ones(observer, measured, tmp_path
         assert described == {name: value for name, value in measured.describe().items() if name != "reference"}
 
 
-def test_a_file_has_what_other_programs_read(observer, measured, tmp_path):
-    path = write(tmp_path / "stats.npz", to_bytes(measured, observer))
-    features = observer(Digits().train_images().all()[:300])[0].double().numpy()
+def test_a_file_has_what_other_programs_read(extraction, measured, tmp_path):
+    path = write(tmp_path / "stats.npz", to_bytes(measured, extraction))
+    features = extraction(Digits().train_images().all()[:300])[0].double().numpy()
     with np.load(path, allow_pickle=False) as file:
         assert {file["mu"].dtype, file["sigma"].dtype} == {np.dtype("float64")}
         np.testing.assert_allclose(file["mu"], features.mean(0), rtol=1e-12)
         np.testing.assert_allclose(file["sigma"], np.cov(features.T), rtol=1e-9, atol=1e-9)
 
 
-def test_only_what_is_known_is_read_and_companions_only_if_wanted(observer, measured, tmp_path):
-    path = write(tmp_path / "stats.npz", to_bytes(measured, observer))
+def test_only_what_is_known_is_read_and_companions_only_if_wanted(extraction, measured, tmp_path):
+    path = write(tmp_path / "stats.npz", to_bytes(measured, extraction))
     with np.load(path) as file:
         arrays = dict(file)
     np.savez(path, **arrays, other=np.array([Trap()], dtype=object))  # as large and as hostile as it likes
-    found = read_statistics(path, observer, companions=False)
+    found = read_statistics(path, extraction, companions=False)
     assert found.shape == (1, 8, 8)
-    assert score(observer, found)[1] == {}
-    assert score(observer, read_statistics(path, observer))[1]
+    assert score(extraction, found)[1] == {}
+    assert score(extraction, read_statistics(path, extraction))[1]
 
 
-def test_a_memorisation_that_is_no_number_survives_as_null(observer, measured, tmp_path):
+def test_a_memorisation_that_is_no_number_survives_as_null(extraction, measured, tmp_path):
     measured = replace(measured, companions={"halves": {"memorisation": math.nan, "frechet": 1.0}})
-    path = write(tmp_path / "stats.npz", to_bytes(measured, observer, memorisation=True))
+    path = write(tmp_path / "stats.npz", to_bytes(measured, extraction, memorisation=True))
     with np.load(path) as file:
         assert json.loads(file["facts"].item(), parse_constant=pytest.fail)["companions"]["halves"]["frechet"] == 1
-    assert math.isnan(read_statistics(path, observer).companions["halves"]["memorisation"])
+    assert math.isnan(read_statistics(path, extraction).companions["halves"]["memorisation"])
 
 
-def test_a_file_of_another_program_gives_the_frechet_distance_alone(observer, measured, tmp_path):
+def test_a_file_of_another_program_gives_the_frechet_distance_alone(extraction, measured, tmp_path):
     path = tmp_path / "stats.npz"
     np.savez(path, mu=measured.normal.mean.numpy(), sigma=measured.normal.covariance.numpy())
-    values, companions = score(observer, read_statistics(path, observer))
-    expected = score(observer, measured)[0]
+    values, companions = score(extraction, read_statistics(path, extraction))
+    expected = score(extraction, measured)[0]
     assert values == {name: expected[name] for name in ("fd100_halves", "is100_halves")}
     assert companions == {}
 
 
-def test_moments_may_come_from_elsewhere_than_the_rest(observer, measured):
+def test_moments_may_come_from_elsewhere_than_the_rest(extraction, measured):
     digits = Digits().train_images().all()
-    other = measure(observer, plain(digits[700:1000]), companions=False).normal
-    mixed = measure(observer, plain(digits[:300]), plain(digits[300:400]), normal=other)
-    (values, companions), expected = score(observer, mixed), score(observer, measured)
+    other = measure(extraction, plain(digits[700:1000]), companions=False).normal
+    mixed = measure(extraction, plain(digits[:300]), plain(digits[300:400]), normal=other)
+    (values, companions), expected = score(extraction, mixed), score(extraction, measured)
     different = [name for name, value in values.items() if value != expected[0][name]]
     assert different == ["fd100_halves"]
     assert [n for n, v in companions.items() if v != expected[1][n]] == ["fd100_halves_gaussian"]
@@ -153,7 +153,7 @@ def good(**changes: object) -> dict[str, object]:
         (good(facts=np.array(json.dumps([2]))), "facts that are not ours"),
     ],
 )
-def test_what_is_no_file_of_statistics_is_named_on_one_line(observer, tmp_path, content, message):
+def test_what_is_no_file_of_statistics_is_named_on_one_line(extraction, tmp_path, content, message):
     path = tmp_path / "stats.npz"
     if isinstance(content, dict):
         buffer = io.BytesIO()
@@ -166,15 +166,15 @@ def test_what_is_no_file_of_statistics_is_named_on_one_line(observer, tmp_path, 
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(UserError, match=message) as caught:
-        Scores(observer, read_statistics(path, observer), (1, 8, 8))
+        Scores(extraction, read_statistics(path, extraction), (1, 8, 8))
     assert "stats.npz" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_statistics_of_another_extractor_or_with_damaged_features_are_refused(observer, measured, tmp_path):
-    path = write(tmp_path / "stats.npz", to_bytes(measured, observer))
+def test_statistics_of_another_extractor_or_with_damaged_features_are_refused(extraction, measured, tmp_path):
+    path = write(tmp_path / "stats.npz", to_bytes(measured, extraction))
     with pytest.raises(UserError, match="made with another extractor: class, features, module"):
-        read_statistics(path, Observer(Pixels()))
+        read_statistics(path, Extraction(Pixels()))
     with np.load(path) as file:
         arrays = dict(file)
     facts = json.loads(arrays["facts"].item())
@@ -182,7 +182,7 @@ def test_statistics_of_another_extractor_or_with_damaged_features_are_refused(ob
         less = json.dumps({key: value for key, value in facts.items() if key != name})
         np.savez(path, **{**arrays, "facts": np.array(less)})
         with pytest.raises(UserError, match="facts that are not ours"):
-            read_statistics(path, observer)
+            read_statistics(path, extraction)
     np.savez(path, **{**arrays, "features": arrays["features"][:, :3]})
     with pytest.raises(UserError, match="features is damaged"):
-        read_statistics(path, observer)
+        read_statistics(path, extraction)

@@ -209,7 +209,7 @@ def test_without_blur_it_is_ddpm_in_gains_prior_and_loss() -> None:
     lee, _ = load_config(
         [DIGITS, overlays["progressive_deblurring"]], {**network, "model.process.rate.init_args.last": 0}
     )
-    assert (type(ddpm.process), type(lee.process)) == (VariancePreserving, ProgressiveDeblurring)
+    assert (type(ddpm.model().process), type(lee.model().process)) == (VariancePreserving, ProgressiveDeblurring)
     where = torch.arange(32)
     batch = Batch(data.train_images().take(where), where, where)
     losses = []

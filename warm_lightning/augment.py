@@ -1,4 +1,4 @@
-"""Augmentation that the network is told of, so that it does not leak into samples."""
+"""Non-leaking augmentation: the network is conditioned on it, so that it does not appear in samples."""
 
 import math
 from abc import ABC, abstractmethod
@@ -15,34 +15,34 @@ from warm_lightning.spectral import full_precision
 
 
 class Augmentation(ABC):
-    """A random change of images, and the vector that describes it.
+    """A random transformation of images, with a vector that describes it for the network.
 
     Attributes:
-        dim: length of the vector; zeros in it mean an image that was left as it is.
+        dim: length of the vector; all zeros mean an unchanged image.
     """
 
     dim: int
 
     @abstractmethod
     def __call__(self, images: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
-        """Images [B, C, H, W] in [-1, 1] → changed images of that shape and dtype, and labels [B, dim]."""
+        """Transform images [B, C, H, W] in [-1, 1]; returns images of equal shape and dtype, and labels [B, dim]."""
 
 
 class NonLeaky(Augmentation):
-    """Flips, scaling, rotation, stretching and translation (Karras et al. 2022, Appendix F.2, Table 6).
+    """EDM's augmentation (Karras et al. 2022, Appendix F.2, Table 6): flips, scaling, rotation, stretch, translation.
 
-    Every image is mirrored left to right with probability ½; each other transformation happens with
+    Every image is mirrored left to right with probability ½. Each other transformation happens with
     probability `p`, in the order of `Transforms`. Images are resampled as in Karras et al. 2020 ("Training GANs
-    with limited data", Appendix B), each but once, and continue beyond their edges as in a mirror. Images that
+    with limited data", Appendix B), only once for all transformations, and are mirrored at their edges. Images that
     are only flipped or turned by right angles are not resampled: their pixels keep their bits.
 
-    An image takes the same draws whatever `p` is and whatever becomes of the others.
+    The draws for an image depend neither on `p` nor on the other images.
 
     Args:
         p: probability in [0, 1]; 0.12 for CIFAR-10 and 0.15 for FFHQ (EDM's recipe).
 
     Raises:
-        UserError: for another p; when called, for images that are not square.
+        UserError: p is not a probability; or, in a call, the images are not square.
     """
 
     dim = 9
@@ -52,19 +52,22 @@ class NonLeaky(Augmentation):
         self.p = p
 
     def __call__(self, images: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
-        """Images [B, C, H, H], float32 or float64 in [-1, 1] → changed images, which may leave that range, and
-        labels [B, 9]; see `Transforms.labels`."""
+        """Transform images [B, C, H, H], float32 or float64 in [-1, 1].
+
+        Returns:
+            The images, which may exceed the range, and labels [B, 9]; see `Transforms.labels`.
+        """
         height, width = images.shape[-2:]
         check(height == width > 1, f"augmentation turns images, which must be square, not {height}×{width}")
         transforms = self.draw(draws, images.dtype)
         turned, angle = transforms.flip_and_turn(images)
         with full_precision(images.device):
-            moved = resample(turned, *transforms.inverse(angle))
-        changed = torch.where(transforms.moves(angle)[:, None, None, None], moved, turned)
-        return changed, transforms.labels()
+            resampled = resample(turned, *transforms.inverse(angle))
+        images = torch.where(transforms.needs_resampling(angle)[:, None, None, None], resampled, turned)
+        return images, transforms.labels()
 
     def draw(self, draws: Draws, dtype: torch.dtype) -> "Transforms":
-        """What is to happen to each image."""
+        """Draw the transformation of each image."""
         x_coin, y_coin, turn, axis, axis_coin, *chances = draws.uniform(10, dtype=dtype).unbind(1)
         y_flip, scale, rotation, stretch, translation = ((chance < self.p).to(dtype) for chance in chances)
         w = draws.normal(4, dtype=dtype)
@@ -82,19 +85,19 @@ class NonLeaky(Augmentation):
 
 @dataclass(frozen=True)
 class Transforms:
-    """What happens to each image of a batch, in this order and about the image's centre; all [B], 0 for nothing.
+    """The transformation of each image of a batch, about the image's centre, in the order of the attributes.
 
-    x runs to the right and y down, as columns and rows do.
+    All attributes are [B], and 0 means no change. The x axis points to the right and y down, as columns and rows do.
 
     Attributes:
         x_flip: 1 to mirror left to right.
         y_flip: 1 to mirror top to bottom.
-        scale: w of an enlargement by 2^(0.2 w).
+        scale: w; the image is enlarged by 2^(0.2 w).
         turn: fraction of a full turn, counter-clockwise as displayed, in [-½, ½); θ = 2π turn.
-        stretch: w of a stretch by 2^(0.2 w) along one axis and by its inverse across it.
-        axis: r, angle of that axis in radians, from the x axis towards y.
-        shift_x: w of a shift to the right by 0.125 w of the width.
-        shift_y: w of a shift downwards by 0.125 w of the height.
+        stretch: w; the image is stretched by 2^(0.2 w) along an axis and by the inverse across it.
+        axis: r, angle of this axis in radians, from the x axis towards y.
+        shift_x: w; the image is shifted to the right by 0.125 w of its width.
+        shift_y: w; the image is shifted down by 0.125 w of its height.
     """
 
     x_flip: Tensor
@@ -107,10 +110,10 @@ class Transforms:
     shift_y: Tensor
 
     def labels(self) -> Tensor:
-        """[B, 9]: x-flip, y-flip, scale w, cos θ - 1, sin θ, stretch w cos r, w sin r, shift w in x and in y.
+        """The labels [B, 9]: x-flip, y-flip, scale w, cos θ - 1, sin θ, stretch w cos r, w sin r, shifts w in x and y.
 
-        They are the published ones, which leave one thing unsaid: (w, r) and (-w, r + π), of opposite effect,
-        have the same w cos r and w sin r.
+        These are the published labels. They are ambiguous in one point: (w, r) and (-w, r + π) have opposite effects
+        but equal w cos r and w sin r.
         """
         angle = 2 * math.pi * self.turn
         along, across = self.stretch * self.axis.cos(), self.stretch * self.axis.sin()
@@ -119,15 +122,15 @@ class Transforms:
         return torch.stack(labels, dim=1)
 
     def flip_and_turn(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Flips, and the right angles nearest to the rotation, which move pixels and leave their values alone.
+        """Flip images and turn them by the multiple of a right angle nearest to the rotation; no pixel value changes.
 
         Returns:
-            images [B, C, H, H], and the angle by which they remain to be turned, [B] in [-π/4, π/4].
+            The images [B, C, H, H], and the remaining angle of the rotation, [B] in [-π/4, π/4].
         """
         quarters = (4 * self.turn).round()
         angle = 2 * math.pi * (self.turn - quarters / 4)
         quarters = quarters.remainder(4)
-        # A quarter turn swaps rows and columns and then mirrors top to bottom; flips before it are swapped too.
+        # A quarter turn swaps rows and columns and then mirrors top to bottom; it also swaps the flips before it.
         swap = quarters.remainder(2) == 1
         columns = torch.where(swap, self.y_flip, self.x_flip) + (quarters >= 2)
         rows = torch.where(swap, self.x_flip, self.y_flip) + ((quarters == 1) | (quarters == 2))
@@ -135,30 +138,34 @@ class Transforms:
         images = torch.where(columns[:, None, None, None] == 1, images.flip(3), images)
         return torch.where(rows[:, None, None, None] == 1, images.flip(2), images), angle
 
-    def moves(self, angle: Tensor) -> Tensor:
-        """Whether anything is left to do after `flip_and_turn`, which returned `angle`; bool [B]."""
-        left = torch.stack([self.scale, angle, self.stretch, self.shift_x, self.shift_y])
-        return (left != 0).any(dim=0)
+    def needs_resampling(self, angle: Tensor) -> Tensor:
+        """Whether an image must be resampled after `flip_and_turn`, which returned `angle`; bool [B]."""
+        rest = torch.stack([self.scale, angle, self.stretch, self.shift_x, self.shift_y])
+        return (rest != 0).any(dim=0)
 
     def inverse(self, angle: Tensor) -> tuple[Tensor, Tensor]:
-        """Where what is left after `flip_and_turn` takes pixels from.
+        """The inverse of the transformations that remain after `flip_and_turn`, as an affine map of positions.
+
+        Args:
+            angle: the remaining angle, from `flip_and_turn`.
 
         Returns:
-            linear [B, 2, 2] and shift [B, 2], the latter as a fraction of the size, such that what ends at
-            (x, y) from the centre comes from linear @ ((x, y) - shift).
+            linear [B, 2, 2] and shift [B, 2], the latter as a fraction of the size: the pixel at (x, y) from the
+            centre is taken from linear @ ((x, y) - shift).
         """
         smaller = 2 ** (-0.2 * self.scale)
         cos, sin = smaller * angle.cos(), smaller * angle.sin()
-        back = torch.stack([cos, -sin, sin, cos], dim=1).unflatten(1, (2, 2))
+        turn_back = torch.stack([cos, -sin, sin, cos], dim=1).unflatten(1, (2, 2))
         along, across = 2 ** (-0.2 * self.stretch), 2 ** (0.2 * self.stretch)
         cos, sin = self.axis.cos(), self.axis.sin()
         mixed = (along - across) * cos * sin
-        pressed = [along * cos**2 + across * sin**2, mixed, mixed, along * sin**2 + across * cos**2]
-        linear = back @ torch.stack(pressed, dim=1).unflatten(1, (2, 2))
+        unstretch = [along * cos**2 + across * sin**2, mixed, mixed, along * sin**2 + across * cos**2]
+        linear = turn_back @ torch.stack(unstretch, dim=1).unflatten(1, (2, 2))
         return linear, 0.125 * torch.stack([self.shift_x, self.shift_y], dim=1)
 
 
-# ---------------------------------------------------------------------- resampling
+# ---- resampling
+
 SYM6 = (
     *(0.015404109327027373, 0.0034907120842174702, -0.11799011114819057, -0.048311742585633),
     *(0.4910559419267466, 0.787641141030194, 0.3379294217276218, -0.07263752278646252),
@@ -172,10 +179,10 @@ DELAY = sum(n * h for n, h in enumerate(SYM6)) / sum(SYM6)
 
 @lru_cache(maxsize=16)
 def _upsampling(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Upsampling by two of a row that goes on as in a mirror: [4 size - 3, size].
+    """The matrix [4 size - 3, size] that upsamples by two a row of pixels which is mirrored at its ends.
 
-    Such a row has a period of 2 (size - 1) pixels, and so has what comes of it: a whole period and one more
-    value stand for a row without end.
+    Such a row has a period of 2 (size - 1) pixels, and the result has the same period: one whole period and one more
+    value represent the infinite row.
     """
     matrix = torch.zeros(4 * size - 3, size, dtype=torch.float64)
     for n in range(len(matrix)):
@@ -188,7 +195,7 @@ def _upsampling(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 @lru_cache(maxsize=16)
 def _downsampling(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The transposed filter, which undoes upsampling: [size, 2 size + 10]."""
+    """The matrix [size, 2 size + 10] of the transposed filter, which inverts the upsampling."""
     matrix = torch.zeros(size, 2 * size + len(SYM6) - 2, dtype=torch.float64)
     for pixel in range(size):
         matrix[pixel, 2 * pixel : 2 * pixel + len(SYM6)] = torch.tensor(SYM6, dtype=torch.float64) / 2**0.5
@@ -196,10 +203,10 @@ def _downsampling(size: int, dtype: torch.dtype, device: torch.device) -> Tensor
 
 
 def resample(images: Tensor, linear: Tensor, shift: Tensor) -> Tensor:
-    """An affine map of images, band-limited: upsampled by two, interpolated bilinearly, downsampled by two.
+    """Apply an affine map to images: upsample by two, interpolate bilinearly, downsample by two.
 
-    Both filters are matrices here, a few rows more than the image has: faster than convolutions, and the
-    mirrored continuation costs no margin that would have to be guessed.
+    Both filters are applied as matrices, which is faster than convolutions, and with the exact mirrored continuation
+    it needs no margin of a chosen width.
 
     Args:
         images: [B, C, H, H].
@@ -207,13 +214,13 @@ def resample(images: Tensor, linear: Tensor, shift: Tensor) -> Tensor:
         shift: translation in units of H, [B, 2].
 
     Returns:
-        [B, C, H, H]; the image itself, to rounding, for the identity and for shifts by whole pixels.
+        [B, C, H, H]; for the identity and for shifts by whole pixels, these are the pixels of the image up to rounding.
     """
     size = images.shape[-1]
     up, down = (make(size, images.dtype, images.device) for make in (_upsampling, _downsampling))
     centre = (size - 1) + DELAY  # among upsampled positions, which are half a pixel apart
-    ends = torch.arange(down.shape[1], dtype=images.dtype, device=images.device) - centre
-    x, y = ends - 2 * size * shift[:, :1], ends - 2 * size * shift[:, 1:]
+    targets = torch.arange(down.shape[1], dtype=images.dtype, device=images.device) - centre
+    x, y = targets - 2 * size * shift[:, :1], targets - 2 * size * shift[:, 1:]
     period = up.shape[0] - 1
     upsampled = up @ images @ up.T
     # [B, row, column, (x, y)]

@@ -1,32 +1,51 @@
-"""Where this process stands among those that score together."""
+"""The processes that work together: rank, sums and tensors of all of them, and progress on the first."""
 
 from collections.abc import Iterable
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from tqdm import tqdm
+
+Item = TypeVar("Item")
 
 
 def place() -> tuple[int, int]:
-    """Rank and number of processes; (0, 1) where there is one."""
+    """Rank of this process and number of processes; (0, 1) where there is one."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
 
 
-def total(count: int, device: torch.device) -> int:
-    """The sum of a number over all processes, which must all call this; `device` is one they communicate from."""
-    if place()[1] == 1:
-        return count
-    everywhere = torch.tensor(count, device=device)
-    dist.all_reduce(everywhere)
-    return int(everywhere)
+def gather(tensor: Tensor) -> list[Tensor]:
+    """The tensors of all processes by rank; all processes must call this.
+
+    Args:
+        tensor: [N, …] on a device that the processes communicate from; only N may differ between them.
+    """
+    world_size = place()[1]
+    if world_size == 1:
+        return [tensor]
+    length = torch.tensor([len(tensor)], device=tensor.device)
+    lengths = [torch.empty_like(length) for _ in range(world_size)]
+    dist.all_gather(lengths, length)
+    padded = tensor.new_zeros(int(torch.cat(lengths).max()), *tensor.shape[1:])
+    padded[: len(tensor)] = tensor
+    parts = [torch.empty_like(padded) for _ in range(world_size)]
+    dist.all_gather(parts, padded)
+    return [part[: int(n)] for part, n in zip(parts, lengths, strict=True)]
 
 
-Item = TypeVar("Item")
+def total(tensor: Tensor) -> Tensor:
+    """The sum of a tensor over all processes, which must all call this and get the same bits.
+
+    Args:
+        tensor: of one shape on all processes, on a device that they communicate from.
+    """
+    return torch.stack(gather(tensor[None])).sum(dim=0)[0]
 
 
-def progress(items: Iterable[Item], what: str) -> Iterable[Item]:
-    """The items, with a progress bar on the first of the processes once a second has passed."""
-    return tqdm(items, what, delay=1, leave=False, disable=place()[0] > 0)
+def progress(items: Iterable[Item], title: str) -> Iterable[Item]:
+    """The items, with a progress bar on the first process once a second has passed."""
+    return tqdm(items, title, delay=1, leave=False, disable=place()[0] > 0)

@@ -7,7 +7,7 @@ import os
 import platform
 import subprocess
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -158,3 +158,19 @@ def check_out(path: str | None) -> None:
     if path:
         check(not Path(path).is_dir(), f"{path}: is a folder: name a file")
         writable_folder(Path(path).parent)
+
+
+# ---------------------------------------------------------------------- text tables
+
+
+def text_table(rows: Iterable[Sequence[str]], align: str) -> str:
+    """Lay out rows of cells as plain text in columns that are two spaces apart.
+
+    Args:
+        rows: the cells; the header is the first row.
+        align: "<" for left or ">" for right, one character for each column.
+    """
+    cells = list(rows)
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ("  ".join(f"{c:{a}{w}}" for c, a, w in zip(row, align, widths, strict=True)) for row in cells)
+    return "\n".join(line.rstrip() for line in lines)

@@ -82,7 +82,7 @@ def known_nearby(process: Process, first: Tensor, alpha: float, beta: float) -> 
     words = []
     least, most = (_partner(process.nearest_path(a, beta), first, "beta", beta) for a in (0.0, 1e9))
     if least is not None and most is not None:
-        words.append(f"at noise {beta:g} the model's blur is {_span(least, most)} pixels")
+        words.append(f"at noise {beta:g} the model has a blur of {_span(least, most)} pixels")
     least, most = (_partner(process.nearest_path(alpha, b), first, "alpha", alpha) for b in (0.0, 1e9))
     if least is not None and alpha > 0:
         words.append(

@@ -190,7 +190,7 @@ def table(results: Mapping[str, Any]) -> str:
     where, matmul, sampling = results["machine"], results["matmul"], results["sampling"]
     lines = [
         f"{where.get('gpu', where['cpu'])}: {where['threads']} threads of {where['cores']} cores, "
-        f"{where['cpu_capability']}, torch {where['torch']}",
+        f"{where['cpu_capability']}, torch {where['torch_version']}",
         "",
         f"{'float32 matmul peak':<30}{matmul['flops'] / 1e9:10.1f} GFLOP/s at size {matmul['size']}",
         f"{'sampling, NFE ' + str(sampling['nfe']):<30}{sampling['images_per_second']:10.2f} images/s "

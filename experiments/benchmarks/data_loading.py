@@ -100,7 +100,7 @@ def measure_reading(count: int = 512, seconds: float = 1.0) -> dict[str, dict[st
     for resolution in (32, 64, 128):
         with tempfile.TemporaryDirectory() as folder:
             formats = write_formats(Path(folder), resolution, count)
-            if resolution == LSUNChurch.lmdb_framing.resolution:
+            if resolution == LSUNChurch.lmdb_resize.resolution:
                 formats |= write_lmdb(Path(folder), count // 4)
             found[f"{resolution}x{resolution}"] = {n: images_per_second(make(), seconds) for n, make in formats.items()}
     return found

@@ -19,7 +19,7 @@ from warm_lightning.data.image_set import ImageSet
 from warm_lightning.data.stream import Loader, StreamSampler, TrainingStream
 from warm_lightning.errors import check
 from warm_lightning.metrics import InceptionFeatures
-from warm_lightning.metrics.features import Observer
+from warm_lightning.metrics.features import Extraction
 from warm_lightning.types import Batch
 
 
@@ -195,7 +195,7 @@ def measure_inception(device: str, limit: float, batch_size: int = 256, size: in
         known = extractor.path.is_file()
         if not known:
             extractor = InceptionFeatures(str(random_inception(Path(folder))))
-        observe = Observer(extractor, batch_size, device)
+        observe = Extraction(extractor, batch_size, device)
         times = rounds({"features": lambda: observe(images)}, "Inception", limit)["features"]
     rate = batch_size / statistics.median(times)
     weights = ("published" if extractor.describe()["published_weights"] else "other") if known else "random"

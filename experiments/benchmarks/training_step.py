@@ -67,7 +67,7 @@ class TrainingStep:
 
     def augment(self) -> None:
         """Augmentation alone, if the configuration has one."""
-        augment = self.module.model().augment
+        augment = self.module.model("raw").augment
         if augment is not None:
             augment(dequantise(self.batch.images), self.draws())
 

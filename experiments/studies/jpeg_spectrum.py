@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 from warm_lightning.analysis.power_law import fit_rows, measured_rows, suggested_bnr
-from warm_lightning.analysis.spectrum import BLOCKS, RESAMPLES, Measured, measure, ring_means
+from warm_lightning.analysis.spectrum import BLOCKS, RESAMPLES, MeasuredSpectrum, measure_spectrum, ring_means
 from warm_lightning.data import ImageFolder, ImageSet
 from warm_lightning.data.image_set import random_order
 from warm_lightning.errors import UserError, check
@@ -65,15 +65,17 @@ def compress(images: Tensor, quality: int, subsampling: int) -> Tensor:
 
 def rows_of(source: str, images: Tensor, seed: int) -> Iterator[dict[str, Any]]:
     """Of images and each of their compressions, a row a range of the fit."""
-    plain = measure(ImageSet.without_classes(images), seed, what=source)
+    plain = measure_spectrum(ImageSet.without_classes(images), seed, name=source)
     yield from fitted({"source": source, "quality": None, "subsampling": None}, plain, plain)
     for quality in QUALITIES:
         for name, number in SUBSAMPLING.items():
-            compressed = measure(ImageSet.without_classes(compress(images, quality, number)), seed, what=source)
+            compressed = measure_spectrum(
+                ImageSet.without_classes(compress(images, quality, number)), seed, name=source
+            )
             yield from fitted({"source": source, "quality": quality, "subsampling": name}, compressed, plain)
 
 
-def fitted(about: dict[str, Any], measured: Measured, plain: Measured) -> Iterator[dict[str, Any]]:
+def fitted(about: dict[str, Any], measured: MeasuredSpectrum, plain: MeasuredSpectrum) -> Iterator[dict[str, Any]]:
     """`fit_row` and bnr at the tolerance; and, of all ranges alike, bnr_measured and what is left of the power."""
     lawless = next(row["bnr"] for row in measured_rows(measured.mean_power, TOLERANCE) if row["tolerance"] == TOLERANCE)
     kept = ring_means(measured.mean_power) / ring_means(plain.mean_power)

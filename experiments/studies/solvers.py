@@ -31,7 +31,7 @@ from warm_lightning.config import load_checkpoint
 from warm_lightning.data import Digits, ImageFolder
 from warm_lightning.errors import UserError, check
 from warm_lightning.images import dequantise, quantise
-from warm_lightning.metrics import BATCH_SIZE, DigitsFeatures, Observer, Pixels, Scores, measure
+from warm_lightning.metrics import BATCH_SIZE, DigitsFeatures, Extraction, Pixels, Scores, measure
 from warm_lightning.model import DiffusionModel
 from warm_lightning.processes import ConstantBNR, Warm
 from warm_lightning.records import check_out, machine, write_file
@@ -138,8 +138,8 @@ def score_solvers(
             f"{path}: is sampled on {type(grid).__name__}, but the solvers on noise levels from 80 to 0.002: give a "
             "model whose clock is the noise level, hot or warm for instance",
         )
-    observers = [Observer(extractor, BATCH_SIZE, "cpu") for extractor in (DigitsFeatures(), Pixels())]
-    references = [measure(observer, data, source="Digits: all images") for observer in observers]
+    extractions = [Extraction(extractor, BATCH_SIZE, "cpu") for extractor in (DigitsFeatures(), Pixels())]
+    references = [measure(extraction, data, source="Digits: all images") for extraction in extractions]
     rows = []
     beside: dict[str, dict[str, Any]] = {}
     bar = tqdm([(label, *entry) for label in models for entry in samplers], desc="Solvers", unit=" settings")
@@ -149,8 +149,8 @@ def score_solvers(
         images = sample(models[label], sampler, SEEDS if scored else SEEDS[:PATHS])
         rms = (images[:PATHS] - exact[label]).square().mean().sqrt().item()
         row = {"model": label, "solver": name, "nfe": sampler.nfe, "rms": rms}
-        for observer, reference in zip(observers, references, strict=True) if scored else ():
-            scores = Scores(observer, reference, data.shape)
+        for extraction, reference in zip(extractions, references, strict=True) if scored else ():
+            scores = Scores(extraction, reference, data.shape)
             scores.update(quantise(images))
             count, values = scores.compute()
             fd = scores.names(count)[0]
@@ -165,7 +165,7 @@ def score_solvers(
         f"{len(data)} images",
         "rms": f"to the same seeds' samples by Heun at NFE {EXACT.nfe}, per pixel of [-1, 1], seeds 0 to {PATHS - 1}",
         "checkpoints": ", ".join(f"{label} after {count:,} images" for label, count in seen.items()),
-        "extractors": [observer.extractor.describe() for observer in observers],
+        "extractors": [extraction.extractor.describe() for extraction in extractions],
     }
     return {"trained": rows, "beside": list(beside.values())}
 

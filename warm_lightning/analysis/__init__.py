@@ -1,1 +1,1 @@
-"""What can be found out about data, processes and models besides scoring samples."""
+"""Analyses of data, processes and models beside the scores of samples."""

@@ -1,4 +1,4 @@
-"""A configuration in numbers: its network (Table 6), and its process's path through the blur-noise plane (Fig. 6)."""
+"""Numbers that describe a configuration: its network (Table 6) and its path through the blur-noise plane (Fig. 6)."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,21 +16,18 @@ from warm_lightning.processes import Process
 from warm_lightning.samplers import Grid
 from warm_lightning.types import Level
 
-QUANTILES = (0.001, 0.5, 0.999)
-"""Of the training levels: nearly the lowest, the median, nearly the highest."""
-FINE = 200  # clock readings of a path, in each of two spacings
-MUCH_BLUR = 1e9  # pixels; more than any model knows
+# ---- network
 
 
 def parameter_count(network: Network) -> int:
-    """Trainable parameters."""
+    """Number of trainable parameters."""
     return sum(p.numel() for p in network.parameters() if p.requires_grad)
 
 
 def forward_flops(network: Network) -> int:
-    """FLOPs of convolutions and matrix products in a call for one image, a multiplication and an addition being two.
+    """FLOPs of convolutions and matrix products in a call for one image, where a multiply-add counts as two.
 
-    Nothing is computed: the tensors have shapes only.
+    Nothing is computed: the tensors are on the meta device and have only shapes.
     """
     size = network.resolution
     x = torch.empty(1, network.image_channels, size, size, device="meta")
@@ -41,47 +38,68 @@ def forward_flops(network: Network) -> int:
     return counter.get_total_flops()
 
 
+# ---- path
+
+QUANTILES = (0.001, 0.5, 0.999)
+"""Quantiles of the training levels that are described: nearly the lowest, the median, nearly the highest."""
+PATH_LEVELS = 200  # clock readings of a path, in each of two spacings
+MUCH_BLUR = 1e9  # pixels; more than any model is trained on
+
+
 def describe_levels(process: Process, level: Level) -> dict[str, list[float]]:
-    """Levels as lists of clock, alpha, beta, bnr = α/β (not finite where there is no noise) and scale."""
+    """Levels as lists of clock, alpha, beta, bnr = α/β (not finite if β = 0) and scale, the factor of the process."""
     columns = {"clock": level.clock, "alpha": level.alpha, "beta": level.beta, "bnr": level.alpha / level.beta}
-    # Adding 0 makes 0 of the -0 that a logarithm of 1 leaves.
+    # Adding 0 turns -0, which the logarithm of 1 gives, into 0.
     return {name: (values + 0.0).tolist() for name, values in {**columns, "scale": process.scale(level)}.items()}
 
 
 def describe_trained(process: Process, clocks: Tensor) -> dict[str, list[float]]:
-    """The same, with the least and the largest blur that a model of the process knows there: alpha_low, alpha_high."""
-    places = list(zip(clocks.split(1), process.level(clocks).beta.tolist(), strict=True))
+    """Levels at clock readings [N] as `describe_levels` gives them, and the range of blur trained on at each level.
+
+    Returns:
+        The lists of `describe_levels`, and alpha_low and alpha_high, the smallest and the largest blur at which a model
+        of this process is trained at that noise level.
+    """
+    noise_levels = list(zip(clocks.split(1), process.level(clocks).beta.tolist(), strict=True))
     low, high = (
-        torch.cat([process.nearest_path(alpha, beta).level(clock).alpha for clock, beta in places])
+        torch.cat([process.nearest_path(alpha, beta).level(clock).alpha for clock, beta in noise_levels])
         for alpha in (0.0, MUCH_BLUR)
     )
-    here = describe_levels(process, process.level(clocks))
-    return {**here, "alpha_low": low.tolist(), "alpha_high": high.tolist()}
+    levels = describe_levels(process, process.level(clocks))
+    return {**levels, "alpha_low": low.tolist(), "alpha_high": high.tolist()}
 
 
 def describe_path(process: Process, law: ClockLaw, grid: Grid) -> dict[str, dict[str, list[float]]]:
-    """A process's path: `sampling`, the levels of the grid; `trained`, the QUANTILES of the training law; and `path`,
-    many levels from the last up to the first of either, evenly spaced in the clock and in its logarithm.
+    """The path of a process through the blur-noise plane, as lists of equal length.
 
-    Each has equally long lists; see `describe_trained`, and for `sampling` `describe_levels`.
+    Returns:
+        `sampling`, the levels of the grid, see `describe_levels`; `trained`, the levels at the `QUANTILES` of the
+        training law; and `path`, many levels from the last one up to the first of sampling or training, evenly
+        spaced in the clock and in its logarithm; see `describe_trained` for both.
     """
-    stops = grid.clocks()
+    clocks = grid.clocks()
     quantiles = law.quantile(torch.tensor(QUANTILES, dtype=torch.float64))
-    both = torch.cat([stops, quantiles])
+    both = torch.cat([clocks, quantiles])
     low, high = both[both > 0].min().item(), both.max().item()
-    even = torch.linspace(0, high, FINE, dtype=torch.float64)
-    spread = torch.logspace(0, 1, FINE, base=high / low, dtype=torch.float64) * low
-    fine = torch.cat([even, spread.clamp(max=high)]).unique()
+    linear = torch.linspace(0, high, PATH_LEVELS, dtype=torch.float64)
+    logarithmic = torch.logspace(0, 1, PATH_LEVELS, base=high / low, dtype=torch.float64) * low
+    fine = torch.cat([linear, logarithmic.clamp(max=high)]).unique()
     return {
-        "sampling": describe_levels(process, process.level(stops)),
+        "sampling": describe_levels(process, process.level(clocks)),
         "trained": {"quantile": list(QUANTILES), **describe_trained(process, quantiles)},
         "path": describe_trained(process, fine),
     }
 
 
-def plot(described: dict[str, Any], title: str, out: Path) -> None:
-    """The path in the blur-noise plane: a line, the sampling levels as dots, and what was trained on shaded."""
-    path, sampling, trained = (described[name] for name in ("path", "sampling", "trained"))
+def plot(description: dict[str, Any], title: str, out: Path) -> None:
+    """Draw a path in the blur-noise plane: a line, the sampling levels as dots, and the training levels shaded.
+
+    Args:
+        description: of `describe_path`.
+        title: of the figure.
+        out: PNG file.
+    """
+    path, sampling, trained = (description[name] for name in ("path", "sampling", "trained"))
     figure = new_figure(6.5, 5)
     axes = figure.subplots()
     first, last = min(trained["clock"]), max(trained["clock"])
@@ -103,12 +121,12 @@ def plot(described: dict[str, Any], title: str, out: Path) -> None:
 
 
 def _rescale(
-    set_scale: Callable[..., Any], set_limits: Callable[..., Any], stops: list[float], all_: list[float]
+    set_scale: Callable[..., Any], set_limits: Callable[..., Any], sampling: list[float], path: list[float]
 ) -> None:
-    """A logarithmic axis; below the smallest positive level of the sampler, linear to 0 where a path goes there."""
-    smallest = min((value for value in stops if value > 0), default=1.0)
-    if min(all_) > 0:
+    """Make an axis logarithmic; if the path reaches 0, linear below the smallest positive sampling level."""
+    smallest = min((value for value in sampling if value > 0), default=1.0)
+    if min(path) > 0:
         set_scale("log")
     else:
         set_scale("symlog", linthresh=smallest, linscale=0.6)
-        set_limits(-smallest / 2, max(2 * max(all_), smallest))
+        set_limits(-smallest / 2, max(2 * max(path), smallest))

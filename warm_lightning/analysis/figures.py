@@ -1,4 +1,4 @@
-"""Figures as files. They need matplotlib, which not every installation has."""
+"""Figures as PNG files, by matplotlib, which is an optional dependency."""
 
 import importlib.util
 import io
@@ -13,20 +13,24 @@ if TYPE_CHECKING:
 
 
 def check_matplotlib() -> None:
-    """Raise UserError where matplotlib is not installed; to be asked before any work."""
-    found = importlib.util.find_spec("matplotlib") is not None
-    check(found, "the pictures need matplotlib: pip install 'warm-lightning[plots]'")
+    """Check that matplotlib is installed; commands call this before any work.
+
+    Raises:
+        UserError: it is not.
+    """
+    installed = importlib.util.find_spec("matplotlib") is not None
+    check(installed, "the pictures need matplotlib: pip install 'warm-lightning[plots]'")
 
 
 def new_figure(width: float, height: float) -> "Figure":
-    """An empty figure of so many inches."""
+    """Make an empty figure of this width and height in inches."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
 def save_figure(figure: "Figure", path: Path) -> None:
-    """Write a figure as a PNG file at 100 dots an inch; raises as `write_file` does."""
+    """Write a figure as a PNG file with 100 dots per inch; raises as `write_file` does."""
     content = io.BytesIO()
     figure.savefig(content, dpi=100)
     write_file(path, content.getvalue())

@@ -1,4 +1,4 @@
-"""Draws that are prescribed instead of random: where sampling is linear in its draws, they say all of its law."""
+"""Prescribed draws in place of random ones, which give the exact law of samples if sampling is linear in its draws."""
 
 from collections.abc import Callable, Sequence
 
@@ -12,19 +12,23 @@ from warm_lightning.spectral import idct
 from warm_lightning.types import Level
 
 CHOICES = 3
-"""Images for a process to learn of, one of which a uniform draw of amplitude 0, 1 or 2 chooses."""
+"""Number of images that a process learns from in this analysis; a uniform draw of amplitude 0, 1 or 2 chooses one."""
 
 
 class Impulses(Draws):
-    """A draw of amplitude a is, as DCT coefficients, a times a pattern.
+    """Draws with prescribed values: a normal draw of amplitude a is, in DCT coefficients, a times a fixed pattern.
 
-    A uniform draw is one that chooses among `CHOICES` images, the a-th of them; a chi-square draw is 1 + a times its
-    mean.
+    A uniform draw of amplitude a has the value that chooses the a-th of `CHOICES` images; a chi-square draw is 1 + a
+    times its mean.
 
     Args:
-        amplitude: number of the draw, from 0 → a of each row, 0 … 2, float64 [B]; [1] where it is the same in all, so
-            that broadcasting makes rows when they first differ, and nothing is computed for them before.
+        amplitude: gives the amplitudes a in 0 … 2 for the number of a draw, counted from 0; float64 [B] with one for
+            each row, or [1] if it is equal in all rows. With [1], broadcasting makes the rows only at the first draw
+            in which they differ, which saves computation.
         pattern: float64 [C, H, W].
+
+    Attributes:
+        drawn: number of draws so far.
     """
 
     def __init__(self, amplitude: Callable[[int], Tensor], pattern: Tensor) -> None:
@@ -52,20 +56,28 @@ class Impulses(Draws):
         return degrees * (1 + self._next())
 
 
-def among(mine: Tensor, number: int) -> Tensor:
-    """Amplitudes of rows that have their impulse in the draws `mine`: [B], or [1] where none has it in this one."""
-    hit = (mine == number).double()
-    return hit if number in mine else hit[:1]
+def unit_impulses(numbers: Tensor, number: int) -> Tensor:
+    """Amplitudes of draw `number` for rows of which row k has a unit impulse in draw `numbers[k]` and 0 in the others.
+
+    Returns:
+        float64 [B], or [1] if no row has its impulse in this draw.
+    """
+    amplitude = (numbers == number).double()
+    return amplitude if number in numbers else amplitude[:1]
 
 
 def constant(amplitude: float, pattern: Tensor) -> Impulses:
-    """A row whose draws are all alike."""
+    """Draws of one row that all have the same amplitude."""
     row = torch.full((1,), amplitude, dtype=torch.float64, device=pattern.device)
     return Impulses(lambda _: row, pattern.double())
 
 
 def check_noise(process: Process, levels: Sequence[Level], like: Tensor) -> None:
-    """Raise UserError unless there is noise at every level but the last."""
+    """Check that a process has noise at every level but the last.
+
+    Raises:
+        UserError: there is a level without noise.
+    """
     for level in levels:
         check(
             process.ends(level) or bool((process.gains(level, like).noise > 0).all()),

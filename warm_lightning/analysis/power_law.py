@@ -1,8 +1,8 @@
-"""S = c/λˢ: fitted to a spectrum, and the blur-to-noise ratio that it suggests (Section 4.4, and beyond it).
+"""The power law S = c/λˢ: its fit to a spectrum, and the blur-to-noise ratio that it suggests (Section 4.4, and more).
 
-Noise β meets the signal at λ* with S(λ*) = β². There the blur α has the gain M_α(λ*) = exp(-λ*α²/2), and attenuates
-the signal by 1 - M. For s = 1 and α = BNR·β that is exp(-c·BNR²/2) at every β. Which attenuation is tolerable is a
-choice: a BNR follows from it, and from nothing else.
+Noise β and signal are equal at the frequency λ* with S(λ*) = β². At λ*, the blur α has the gain
+M_α(λ*) = exp(-λ*α²/2) and attenuates the signal by 1 - M. For s = 1 and α = BNR·β the gain is exp(-c·BNR²/2) at every
+β. The tolerable attenuation is a choice; the suggested BNR follows from this choice alone.
 """
 
 import math
@@ -13,32 +13,37 @@ import torch
 from scipy.optimize import brentq
 from torch import Tensor
 
-from warm_lightning.analysis.spectrum import Measured, ring_means
+from warm_lightning.analysis.spectrum import MeasuredSpectrum, ring_means
 from warm_lightning.errors import check
 from warm_lightning.spectral import frequencies, log_blur
 
+# ---- fit of the law
+
 RANGES = (0.5, 1.0, 2.0, 5.0, math.inf)
-"""λ below which the law is fitted, beside the one asked for; photographs give other c and s in each."""
-TOLERANCES = (0.01, 0.02, 0.03, 0.05, 0.1, 0.2)
-"""Attenuations for which a BNR is given, beside the one asked for."""
-LEVELS = 200  # of noise, evenly spaced in ln β
+"""Values of λ below which the law is fitted, beside the requested one; in photographs, c and s depend on the range."""
 
 
-class Law(NamedTuple):
-    """S = c/λˢ: c and s, and the root mean square of ln S - ln(c/λˢ) over the frequencies fitted; each [...]."""
+class PowerLawFit(NamedTuple):
+    """A fitted law S = c/λˢ.
+
+    Attributes:
+        c: the factor, [...].
+        s: the exponent, [...].
+        residual: root mean square of ln S - ln(c/λˢ) over the fitted frequencies, [...].
+    """
 
     c: Tensor
     s: Tensor
     residual: Tensor
 
 
-def fit(power: Tensor, below: float, s: float | None = None) -> Law:
-    """Ordinary least squares of ln S = ln c - s·ln λ over the frequencies 0 < λ < below, each counting once.
+def fit(power: Tensor, below: float, s: float | None = None) -> PowerLawFit:
+    """Fit ln S = ln c - s·ln λ by ordinary least squares over the frequencies 0 < λ < below, with equal weights.
 
     Args:
-        power: S, [..., H, W], positive there.
-        below: in radians²/pixel².
-        s: the exponent, if it is not to be fitted.
+        power: S, [..., H, W], positive at these frequencies.
+        below: the upper limit of λ in radians²/pixel².
+        s: a fixed exponent; None fits it.
     """
     rates = frequencies(power)
     chosen = (rates > 0) & (rates < below)
@@ -47,15 +52,15 @@ def fit(power: Tensor, below: float, s: float | None = None) -> Law:
     slope = -(y * centred).sum(dim=-1) / centred.square().sum() if s is None else y.new_full(y.shape[:-1], s)
     c = (y.mean(dim=-1) + slope * x.mean()).exp()
     residual = y - (c.log().unsqueeze(-1) - slope.unsqueeze(-1) * x)
-    return Law(c, slope, residual.square().mean(dim=-1).sqrt())
+    return PowerLawFit(c, slope, residual.square().mean(dim=-1).sqrt())
 
 
-def fit_row(measured: Measured, below: float) -> dict[str, Any]:
-    """The law fitted to the mean over channels, with s free and with s = 1.
+def fit_row(measured: MeasuredSpectrum, below: float) -> dict[str, Any]:
+    """Fit the law to the mean over channels, with s free and with s = 1.
 
     Returns:
         below (None: all frequencies), coefficients, c, c_se, s, s_se, residual; c_at_s1, c_at_s1_se, residual_at_s1.
-        Standard errors are of the bootstrap over images: they do not say how far S is from any power law.
+        Standard errors are of the bootstrap over images: they do not include the deviation of S from a power law.
     """
     rates = frequencies(measured.power)
     free, resampled = (fit(power, below) for power in (measured.mean_power, measured.resampled))
@@ -74,11 +79,11 @@ def fit_row(measured: Measured, below: float) -> dict[str, Any]:
     }
 
 
-def fit_rows(measured: Measured, below: float) -> list[dict[str, Any]]:
-    """`fit_row` for the range asked for and for `RANGES`, as far as the images have frequencies there.
+def fit_rows(measured: MeasuredSpectrum, below: float) -> list[dict[str, Any]]:
+    """The rows of `fit_row` for the range λ < below and for `RANGES`, where the images have enough frequencies.
 
     Raises:
-        UserError: no line can be fitted in the range asked for, or S does not fall there.
+        UserError: no line can be fitted in the range λ < below, or S does not fall with λ there.
     """
     rates = frequencies(measured.power).flatten()[1:].sort().values
     check(
@@ -97,7 +102,7 @@ def fit_rows(measured: Measured, below: float) -> list[dict[str, Any]]:
 
 
 def chosen_row(rows: list[dict[str, Any]], below: float) -> dict[str, Any]:
-    """The row of one range."""
+    """The row of the range λ < below."""
     return next(row for row in rows if (row["below"] or math.inf) == below)
 
 
@@ -106,38 +111,44 @@ def _has_a_slope(rates: Tensor, below: float) -> bool:
     return len(chosen) > 2 and bool(chosen[-1] > 1.01 * chosen[0])
 
 
+# ---- blur-to-noise ratios by the law
+
+TOLERANCES = (0.01, 0.02, 0.03, 0.05, 0.1, 0.2)
+"""Attenuations for which a BNR is given, beside the requested one."""
+
+
 def formula(c: float, bnr: float) -> float:
-    """M_α(λ*) = exp(-c·BNR²/2), the gain of the blur where the noise meets a signal S = c/λ; the same at every β."""
+    """The gain of the blur where noise equals a signal S = c/λ, M_α(λ*) = exp(-c·BNR²/2), the same at every β."""
     return math.exp(-c * bnr**2 / 2)
 
 
 def suggested_bnr(c: float, tolerance: float) -> float:
-    """The BNR whose blur attenuates S = c/λ by the tolerance where SNR = 1: `formula` solved for it."""
+    """The BNR at which `formula` gives an attenuation 1 - M equal to the tolerance, for S = c/λ."""
     return math.sqrt(-2 * math.log1p(-tolerance) / c)
 
 
 def suggested_path(c: float, s: float, tolerance: float) -> dict[str, float]:
-    """The same for S = c/λˢ, s > 0: bnr and exponent of `processes.PowerLaw`, α = bnr·β^exponent."""
+    """The path with this attenuation for S = c/λˢ, s > 0: bnr and exponent of `PowerLaw`, α = bnr·β^exponent."""
     return {"bnr": math.sqrt(-2 * math.log1p(-tolerance) * c ** (-1 / s)), "exponent": 1 / s}
 
 
 def suggestion_rows(fits: list[dict[str, Any]], tolerance: float) -> list[dict[str, Any]]:
-    """A row a range of the fit and tolerance, the one asked for among them.
+    """The suggested BNRs, a row for each range of the fit and each tolerance, including the given one.
 
     Returns:
         below, tolerance; bnr and its standard error bnr_se, for s = 1; path_bnr and path_exponent, None if s ≤ 0.
     """
     rows = []
     for row in fits:
-        for allowed in sorted({tolerance, *TOLERANCES}):
-            bnr = suggested_bnr(row["c_at_s1"], allowed)
-            path = suggested_path(row["c"], row["s"], allowed) if row["s"] > 0 else {"bnr": None, "exponent": None}
+        for attenuation in sorted({tolerance, *TOLERANCES}):
+            bnr = suggested_bnr(row["c_at_s1"], attenuation)
+            path = suggested_path(row["c"], row["s"], attenuation) if row["s"] > 0 else {"bnr": None, "exponent": None}
             rows.append(
                 {
                     "below": row["below"],
-                    "tolerance": allowed,
+                    "tolerance": attenuation,
                     "bnr": bnr,
-                    "bnr_se": bnr * row["c_at_s1_se"] / row["c_at_s1"] / 2,  # bnr goes with c^(-1/2)
+                    "bnr_se": bnr * row["c_at_s1_se"] / row["c_at_s1"] / 2,  # bnr is proportional to c^(-1/2)
                     "path_bnr": path["bnr"],
                     "path_exponent": path["exponent"],
                 }
@@ -145,18 +156,23 @@ def suggestion_rows(fits: list[dict[str, Any]], tolerance: float) -> list[dict[s
     return rows
 
 
-def crossings(power: Tensor) -> tuple[Tensor, Tensor]:
-    """Noise levels, and the frequency where each meets the signal.
+# ---- blur-to-noise ratios without a law
 
-    S is taken as the geometric mean of every ring but the first, and as straight between rings in ln S against ln λ,
-    which is exact for every power law. λ* is where S falls below β² for good, above which noise exceeds the signal.
+LEVELS = 200  # noise levels, evenly spaced in ln β
+
+
+def crossings(power: Tensor) -> tuple[Tensor, Tensor]:
+    """Noise levels β, and for each the frequency λ* where noise and signal are equal.
+
+    S is the geometric mean of each ring except for the first, and ln S is interpolated linearly in ln λ between rings,
+    which is exact for every power law. λ* is the frequency above which S stays below β².
 
     Args:
         power: S, [H, W].
 
     Returns:
-        β, [200], evenly spaced in ln β between where λ* is the highest and where it is the lowest frequency or that
-        of the highest S; and λ* in radians²/pixel², [200].
+        β, [200], evenly spaced in ln β: from the level at which λ* is the highest frequency to the level at which it
+        is the lowest one or that of the highest S; and λ* in radians²/pixel², [200].
 
     Raises:
         UserError: S is highest at the highest frequency.
@@ -170,15 +186,15 @@ def crossings(power: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def attenuation_rows(power: Tensor, c: float, bnrs: Sequence[float]) -> list[dict[str, float]]:
-    """The gain M of the blur where SNR = 1, against the BNR.
+    """The gain M of the blur where noise and signal are equal, a row for each BNR.
 
     Args:
         power: S, [H, W].
         c: of the law fitted with s = 1.
-        bnrs: to look at.
+        bnrs: the BNRs.
 
     Returns:
-        Rows of bnr, formula, and of M at λ* of `crossings`: measured (its mean over ln β), lowest and highest.
+        Rows of bnr, formula, and of M at the λ* of `crossings`: measured (the mean over ln β), lowest and highest.
     """
     beta, rate = crossings(power)
     rows = []
@@ -190,24 +206,24 @@ def attenuation_rows(power: Tensor, c: float, bnrs: Sequence[float]) -> list[dic
 
 
 def measured_rows(power: Tensor, tolerance: float) -> list[dict[str, float]]:
-    """BNRs that need no power law, a row a tolerance, the one asked for among them.
+    """The suggested BNRs without a power law, a row for each tolerance, including the given one.
 
     Args:
         power: S, [H, W].
-        tolerance: that was asked for.
+        tolerance: the requested attenuation.
 
     Returns:
-        Rows of tolerance; bnr, at which the attenuation at λ* of `crossings` is that in the mean over ln β; and
-        bnr_strict, at which it is nowhere more.
+        Rows of tolerance; bnr, at which the mean over ln β of the attenuation at the λ* of `crossings` equals the
+        tolerance; and bnr_strict, the largest BNR at which the attenuation exceeds it at no β.
     """
     beta, rate = crossings(power)
-    steepness = rate * beta.square()  # c, where S = c/λ
+    local_c = rate * beta.square()  # the c of a law c/λ through S at λ*
     rows = []
-    for allowed in sorted({tolerance, *TOLERANCES}):
+    for attenuation in sorted({tolerance, *TOLERANCES}):
 
-        def spare(bnr: float, allowed: float = allowed) -> float:
-            return log_blur(rate, bnr * beta).exp().mean().item() - (1 - allowed)
+        def excess_gain(bnr: float, attenuation: float = attenuation) -> float:
+            return log_blur(rate, bnr * beta).exp().mean().item() - (1 - attenuation)
 
-        strict, lax = (suggested_bnr(extreme.item(), allowed) for extreme in (steepness.max(), steepness.min()))
-        rows.append({"tolerance": allowed, "bnr": brentq(spare, 0, 1.01 * lax), "bnr_strict": strict})
+        strict, largest = (suggested_bnr(c.item(), attenuation) for c in (local_c.max(), local_c.min()))
+        rows.append({"tolerance": attenuation, "bnr": brentq(excess_gain, 0, 1.01 * largest), "bnr_strict": strict})
     return rows

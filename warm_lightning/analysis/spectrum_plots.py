@@ -1,10 +1,11 @@
-"""The pictures of `warm spectrum`."""
+"""The figures of `warm spectrum`."""
 
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from torch import Tensor
 
 from warm_lightning.analysis.figures import new_figure, save_figure
@@ -15,17 +16,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-
 Rows = Sequence[dict[str, Any]]
-POWER = "variance of DCT coefficients (images in [−1, 1])"
-BOX = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.5}
+POWER_LABEL = "variance of DCT coefficients (images in [−1, 1])"
+RADIANS_LABEL = "radial frequency √λ in radians/pixel"
 TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
-RADIANS = "radial frequency √λ in radians/pixel"
-TITLES = ("observed", "denoising\ntarget", "deblurring\ntarget")
 
 
 def plot_spectrum(rows: Rows, fits: Rows, below: float, title: str, out: Path) -> None:
-    """S by radius, every channel and their mean, with the laws fitted in the range asked for."""
+    """Draw S by radius for each channel and their mean, with the laws fitted below λ = `below`."""
     figure = new_figure(7, 5)
     axes = figure.subplots()
     rings = rows[1:]
@@ -43,8 +41,8 @@ def plot_spectrum(rows: Rows, fits: Rows, below: float, title: str, out: Path) -
         axes.plot(x, law, style, color="tab:orange", lw=2, label=f"{label}, fitted {_range(fit['below'])}")
     if fit["below"] is not None:
         axes.axvspan(x[0] * 0.9, math.sqrt(fit["below"]), color="tab:orange", alpha=0.08, lw=0)
-    axes.set(yscale="log", xlabel=RADIANS, ylabel=POWER, title=title)
-    _frequencies(axes, x)
+    axes.set(yscale="log", xlabel=RADIANS_LABEL, ylabel=POWER_LABEL, title=title)
+    _frequency_axis(axes, x)
     top = axes.secondary_xaxis("top", functions=(_cycles, _radians))
     top.set_xticks([tick for tick in TICKS if 0.9 * x[0] < _radians(tick) < 1.1 * x[-1]])
     top.xaxis.set_major_formatter("{x:g}")
@@ -54,13 +52,13 @@ def plot_spectrum(rows: Rows, fits: Rows, below: float, title: str, out: Path) -
 
 
 def plot_bnr(power: Tensor, c: float, suggestions: Rows, tolerance: float, out: Path) -> None:
-    """Attenuation where SNR = 1 against BNR, by the formula and as measured, with tolerances and what they suggest.
+    """Draw the attenuation at SNR = 1 against the BNR, by the formula and as measured, and the suggested BNRs.
 
     Args:
         power: S, [H, W].
         c: of the law fitted with s = 1.
-        suggestions: of `suggestion_rows`, those of that fit.
-        tolerance: that was asked for.
+        suggestions: the rows of `suggestion_rows` for this fit.
+        tolerance: the requested attenuation, drawn in red.
         out: PNG file.
     """
     figure = new_figure(7, 5)
@@ -68,15 +66,19 @@ def plot_bnr(power: Tensor, c: float, suggestions: Rows, tolerance: float, out: 
     highest = 1.5 * max(row["bnr"] for row in suggestions)
     bnrs = [highest * k / LEVELS for k in range(LEVELS + 1)]
     rows = attenuation_rows(power, c, bnrs)
-    lost = {name: [100 * (1 - row[name]) for row in rows] for name in ("formula", "measured", "lowest", "highest")}
-    axes.fill_between(bnrs, lost["highest"], lost["lowest"], color="tab:blue", alpha=0.15, lw=0, label="range over β")
-    axes.plot(bnrs, lost["measured"], color="tab:blue", label="measured, mean over ln β")
-    axes.plot(bnrs, lost["formula"], "k--", label=f"1 − exp(−c·BNR²/2), c = {c:.3g}")
+    attenuation = {
+        name: [100 * (1 - row[name]) for row in rows] for name in ("formula", "measured", "lowest", "highest")
+    }
+    axes.fill_between(
+        bnrs, attenuation["highest"], attenuation["lowest"], color="tab:blue", alpha=0.15, lw=0, label="range over β"
+    )
+    axes.plot(bnrs, attenuation["measured"], color="tab:blue", label="measured, mean over ln β")
+    axes.plot(bnrs, attenuation["formula"], "k--", label=f"1 − exp(−c·BNR²/2), c = {c:.3g}")
     for row in suggestions:
-        asked = row["tolerance"] == tolerance
-        colour = "tab:red" if asked else "0.6"
+        requested = row["tolerance"] == tolerance
+        colour = "tab:red" if requested else "0.6"
         level = 100 * row["tolerance"]
-        axes.plot([0, row["bnr"], row["bnr"]], [level, level, 0], color=colour, lw=1.5 if asked else 0.8)
+        axes.plot([0, row["bnr"], row["bnr"]], [level, level, 0], color=colour, lw=1.5 if requested else 0.8)
         text = f"{level:g} % → BNR {row['bnr']:.2f}"
         axes.annotate(
             text, (row["bnr"], level), (4, -3), textcoords="offset points", color=colour, fontsize=8, va="top"
@@ -87,8 +89,11 @@ def plot_bnr(power: Tensor, c: float, suggestions: Rows, tolerance: float, out: 
     _finish(figure, axes, out)
 
 
+TITLES = ("observed", "denoising\ntarget", "deblurring\ntarget")
+
+
 def plot_targets(rows: Rows, pictures: Tensor, noise: float, out: Path) -> None:
-    """Fig. 3: for each BNR what is seen and asked for, as images over spectra by radius.
+    """Draw Fig. 3: the observed image and both training targets for each BNR, as images and as spectra by radius.
 
     Args:
         rows: of `target_rows`.
@@ -105,14 +110,14 @@ def plot_targets(rows: Rows, pictures: Tensor, noise: float, out: Path) -> None:
     for i, bnr in enumerate(bnrs):
         panels[i].suptitle(f"BNR {bnr:g}: noise β = {noise:g}, blur α = {bnr * noise:g} pixels")
         cells = panels[i].subplots(pictures.shape[2], 3, squeeze=False)
-        for (row, column), axes in ((place, cells[place]) for place in _places(cells.shape)):
+        for (row, column), axes in np.ndenumerate(cells):
             axes.imshow(_pixels(pictures[i, column, row]), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
             axes.set_axis_off()
             if row == 0:
                 axes.set_title(TITLES[column], fontsize=9)
         rings = [row for row in rows if row["bnr"] == bnr][1:]
         _target_spectra(spectra[i], rings, floor)
-    spectra[0].set_ylabel(POWER)
+    spectra[0].set_ylabel(POWER_LABEL)
     spectra[0].legend(fontsize=8)
     save_figure(figure, out)
 
@@ -129,13 +134,13 @@ def _target_spectra(axes: "Axes", rings: Rows, floor: float) -> None:
     for name, (label, colour, style, width) in lines.items():
         axes.plot(x, [row[name] or math.nan for row in rings], style, color=colour, lw=width, label=label)
     whole = [row["observed"] for row in rings]
-    axes.set(yscale="log", xlabel=RADIANS, ylim=(floor, 2 * max(whole)))
-    _frequencies(axes, x)
+    axes.set(yscale="log", xlabel=RADIANS_LABEL, ylim=(floor, 2 * max(whole)))
+    _frequency_axis(axes, x)
     axes.grid(alpha=0.3)
 
 
 def plot_compared(rows: Rows, name: str, out: Path) -> None:
-    """The spectrum of other images over that of the data, with what halves of the data get."""
+    """Draw the ratio of the spectrum of other images to that of the data, with the interval for halves of the data."""
     figure = new_figure(7, 4.5)
     axes = figure.subplots()
     rings = rows[1:]
@@ -145,10 +150,10 @@ def plot_compared(rows: Rows, name: str, out: Path) -> None:
     axes.axhline(1, color="black", lw=0.8)
     ratios, errors = ([row[value] for row in rings] for value in ("ratio", "ratio_se"))
     axes.errorbar(x, ratios, yerr=errors, fmt="o-", color="tab:blue", ms=4, lw=1, label=f"{name}, ± standard error")
-    off = [row for row in rings if row["differs"]]
+    different = [row for row in rings if row["differs"]]
     axes.plot(
-        [row["cycles_per_pixel"] for row in off],
-        [row["ratio"] for row in off],
+        [row["cycles_per_pixel"] for row in different],
+        [row["ratio"] for row in different],
         "o",
         color="tab:red",
         ms=5,
@@ -158,12 +163,12 @@ def plot_compared(rows: Rows, name: str, out: Path) -> None:
     axes.set(yscale="log", xlabel="radial frequency in cycles/pixel", ylabel="power / power of the data")
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter("{x:.2g}")
-    _frequencies(axes, x)
+    _frequency_axis(axes, x)
     _finish(figure, axes, out)
 
 
-def _frequencies(axes: "Axes", x: Sequence[float]) -> None:
-    """A logarithmic axis whose numbers are plain."""
+def _frequency_axis(axes: "Axes", x: Sequence[float]) -> None:
+    """Make the axis of frequencies logarithmic, with ticks written as plain numbers."""
     axes.set_xscale("log")
     axes.set_xlim(0.9 * x[0], 1.1 * x[-1])
     axes.set_xticks([tick for tick in TICKS if 0.9 * x[0] < tick < 1.1 * x[-1]])
@@ -183,12 +188,8 @@ def _range(below: float | None) -> str:
     return "to all" if below is None else f"below λ = {below:g}"
 
 
-def _places(shape: tuple[int, ...]) -> list[tuple[int, int]]:
-    return [(row, column) for row in range(shape[0]) for column in range(shape[1])]
-
-
 def _pixels(image: Tensor) -> Any:
-    """Float image [C, H, W] in [-1, 1] → what matplotlib shows; values beyond are clamped."""
+    """Convert a float image [C, H, W] in [-1, 1] to an array that matplotlib shows; other values are clamped."""
     return quantise(image).permute(1, 2, 0).squeeze(-1).numpy()
 
 

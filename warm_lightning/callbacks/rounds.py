@@ -1,4 +1,4 @@
-"""Rounds of scores, kept as they are finished, so that `warm test` goes on where it was killed."""
+"""The rounds of `warm test`, each stored when it is finished, so that a test that was killed goes on with the next."""
 
 import hashlib
 import json
@@ -14,39 +14,42 @@ from warm_lightning.module import DiffusionModule
 from warm_lightning.records import PACKAGE_VERSION, tensors_hash, to_json, write_file
 
 FILE = "rounds.json"
-NONFINITE = "nonfinite_images"  # among a round's values: how many of its images have pixels that are no numbers
+NONFINITE = "nonfinite_images"
+"""Among a round's values, the number of its images with pixels that are not finite."""
 MODEL = ("network", "sampler", "process", "parameterization", "preconditioning", "guidance")
 
 
 @dataclass
 class Rounds:
-    """Finished rounds by their seeds, such as "0-49999", and what they depend on.
+    """Finished rounds by their seeds, such as "0-49999", and the conditions that they depend on.
 
     The file has an entry for each set of conditions, so that tests of other weights or settings in the same folder
-    keep theirs.
+    keep their rounds.
 
     Attributes:
-        path: file that they are kept in.
-        conditions: what, besides the seeds, a round's values are a function of; plain data.
+        path: the file.
+        conditions: everything but the seeds that a round's values are a function of; plain data.
         names: of the values of each round: of the scores, and `NONFINITE`.
+        undefined: the names of values that may be not a number, which the file holds as null.
         finished: values by name, for each round.
     """
 
     path: Path
     conditions: dict[str, Any]
     names: Sequence[str]
+    undefined: Sequence[str] = ()
     finished: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
-        """Of the entry: a hash of the conditions."""
+        """The entry's key in the file: a hash of the conditions."""
         return hashlib.sha256(to_json(self.conditions).encode()).hexdigest()[:16]
 
     def resume(self) -> str:
-        """Take over the rounds that the file holds if they were made under the same conditions.
+        """Read the file's rounds of the same conditions.
 
         Returns:
-            What to tell people if they might expect rounds to be taken over that are not, otherwise nothing.
+            A message for the user if the file has rounds that are not used, otherwise an empty string.
         """
         stored = self._stored()
         if stored is None:
@@ -56,15 +59,15 @@ class Rounds:
         if bad := [seeds for seeds in rounds if seeds not in self.finished]:
             return f"{self.path} has damaged rounds, which are sampled again: seeds {', '.join(bad)}."
         if stored and not rounds:
-            ours = json.loads(to_json(self.conditions))
-            others = [entry["conditions"] for entry in stored.values()]
-            changes = [[name for name in {**other, **ours} if other.get(name) != ours.get(name)] for other in others]
-            least = sorted(changes, key=len)[0]
-            return f"{self.path} is of other {', '.join(least)}: all rounds are sampled."
+            here = json.loads(to_json(self.conditions))
+            entries = [entry["conditions"] for entry in stored.values()]
+            changes = [[name for name in {**there, **here} if there.get(name) != here.get(name)] for there in entries]
+            fewest = sorted(changes, key=len)[0]
+            return f"{self.path} is of other {', '.join(fewest)}: all rounds are sampled."
         return ""
 
     def add(self, seeds: str, values: Mapping[str, float]) -> None:
-        """Keep a finished round, beside what others have put into the file meanwhile."""
+        """Store a finished round, beside the rounds that other tests have stored in the meantime."""
         self.finished[seeds] = dict(values)
         stored = self._stored() or {}
         entry = stored.setdefault(self.key, {"conditions": self.conditions, "rounds": {}})
@@ -72,30 +75,30 @@ class Rounds:
         write_file(self.path, to_json(stored).encode())
 
     def _stored(self) -> dict[str, dict[str, Any]] | None:
-        """What the file holds; None where it cannot be read."""
+        """The entries of the file; None where it cannot be read."""
         if not self.path.exists():
             return {}
         try:
             stored = json.loads(self.path.read_text())
             entries = stored.items()
-            return {key: {name: dict(of[name]) for name in ("conditions", "rounds")} for key, of in entries}
+            return {key: {name: dict(entry[name]) for name in ("conditions", "rounds")} for key, entry in entries}
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
     def _read(self, values: Any) -> dict[str, float] | None:
-        """A round's values if it has those that it must have: numbers, or null for a memorisation that is none."""
+        """A round's values, if it has exactly those of `names` and they are numbers, or null where they may be."""
         if not isinstance(values, dict) or set(values) != set(self.names):
             return None
-        read = {n: math.nan if v is None and n.startswith("memorisation") else v for n, v in values.items()}
+        read = {n: math.nan if v is None and n in self.undefined else v for n, v in values.items()}
         return read if all(isinstance(value, int | float) for value in read.values()) else None
 
 
 def conditions(
     module: DiffusionModule, weights: Weights, precision: str, scores: Sequence[Scores], num_images: int
 ) -> dict[str, Any]:
-    """What the scores of given seeds are a function of; all devices must call this.
+    """Everything but the seeds that a round's scores are a function of; all devices must call this.
 
-    Numbers of devices and of images sampled at once are not among it: an image is a function of its seed.
+    Numbers of devices and of images sampled at once are not part of it: an image is a function of its seed.
     """
     config, model = module.config or {}, module.model(weights)
     return {
@@ -109,14 +112,15 @@ def conditions(
         "scores": [s.names(num_images, spreads=True) for s in scores],
         "extractors": [s.extractor.identity() for s in scores],
         "reference": [reference_identity(s) for s in scores],
+        **scores[0].describe_others(),
     }
 
 
 def reference_identity(scores: Scores) -> list[Any]:
-    """What tells references apart. Moments to six digits, which another number of devices does not change."""
+    """Facts that tell references apart. Moments to six digits, which another number of devices does not change."""
     reference = scores.reference
-    beside = {"reference", *reference.describe_companions()}
-    described = {name: value for name, value in reference.describe().items() if name not in beside}
+    irrelevant = {"reference", *reference.describe_companions()}
+    described = {name: value for name, value in reference.describe().items() if name not in irrelevant}
     size = None if reference.features is None else len(reference.features)
     covariance = reference.normal.covariance
     norms = [reference.normal.mean.norm(), covariance.trace(), covariance.norm()]

@@ -1,4 +1,4 @@
-"""Scores of samples: now and then while training, and thoroughly in `warm test`."""
+"""Scores of samples, in intervals while training and in rounds by `warm test`."""
 
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,15 @@ from warm_lightning.images import quantise
 from warm_lightning.metrics import (
     BATCH_SIZE,
     NEIGHBOURS,
+    Better,
+    Extraction,
     FeatureExtractor,
-    Observer,
+    FrechetDistance,
     Reference,
+    Score,
     ScoreProtocol,
     Scores,
+    default_extractor,
     measure,
     read_statistics,
     summarise_rounds,
@@ -38,32 +42,37 @@ class ScoreSamples(Callback):
 
     `warm test` samples `rounds` times `num_images` seeds from `first_seed` on, over all devices, prints a table and
     writes `scores.json` into the run's folder: the scores of each round, their best, mean and standard deviation,
-    what halves of the data and the moment-matched Gaussian get, and the protocol they were measured by. The papers'
-    is three rounds of 50,000, of which they report the best (the lowest FID). Each finished round is kept in
-    `rounds.json`; the same weights, settings and seeds are not sampled again. Images with pixels that are not finite
-    are counted, and scored with black ones for NaN.
+    the scores of halves of the data and of the moment-matched Gaussian, and the protocol. The papers' protocol is three
+    rounds of 50,000, of which they report the best (the lowest FID). Each finished round is stored in `rounds.json`;
+    the same weights, settings and seeds are not sampled again. Images with pixels that are not finite are counted, and
+    scored with black pixels for NaN.
 
     Args:
-        extractors: feature extractors; the first score of the first is what checkpoints may go by.
+        extractors: feature extractors; by default Pixels for images up to 32×32, otherwise InceptionFeatures.
+        scores: the scores to compute; by default FrechetDistance, InceptionScore, KernelDistance, Precision, Recall
+            and Memorisation, as far as the extractor and the reference allow. Any subclass of `Score` may be named by
+            its class path.
         num_images: samples in each round of `warm test`.
-        rounds: of `warm test`; seeds of round r (from 0) are first_seed + r·num_images and those that follow.
-        first_seed: of the first round.
+        rounds: number of rounds of `warm test`; round r (from 0) has the seeds from first_seed + r·num_images on.
+        first_seed: the first seed of the first round.
         every: images between two scorings while training; 0 for none.
-        every_num_images: samples in those.
+        every_num_images: samples in each of these.
         weights: "ema" or "raw".
         batch_size: images a device samples at once, at most.
-        reference_stats: files of `warm reference-stats`, or with `mu` and `sigma` alone, an extractor each and in
-            their order, null for none; a path alone is the first extractor's. With a file of ours, the data are not
-            looked at. With another's, the Fréchet distance comes from it and the rest from the data.
+        reference_stats: files of `warm reference-stats`, or with `mu` and `sigma` alone, one for each extractor in
+            order, null for none; a single path is the first extractor's. With a file of `warm reference-stats`, the
+            data are not read. With a file of another program, the Fréchet distance is computed from it and the other
+            scores from the data.
         companions: whether to score halves of the data and the Gaussian, too. Without, a file of `mu` and `sigma`
-            alone leaves out all scores that need more, instead of taking them from the data.
+            alone leaves out all scores that need more, instead of computing them from the data.
         max_neighbours: kernel distance, precision and recall compare the first so many samples with as many
-            training images; memorisation is of the first so many samples. Reference statistics of ours bring theirs.
+            training images; memorisation is of the first so many samples. A file of `warm reference-stats` has its own.
     """
 
     def __init__(
         self,
-        extractors: list[FeatureExtractor],
+        extractors: list[FeatureExtractor] | None = None,
+        scores: list[Score] | None = None,
         num_images: int = 10_000,
         rounds: int = 1,
         first_seed: int = 0,
@@ -80,15 +89,23 @@ class ScoreSamples(Callback):
         check(rounds >= 1, f"rounds is {rounds}: it must be at least 1")
         check(first_seed >= 0, f"first_seed is {first_seed}: it must be 0 or more")
         check(batch_size > 0, f"batch_size is {batch_size}: it must be at least 1")
-        names = [extractor.score_name("frechet", num_images) for extractor in extractors]
+        frechet, given = FrechetDistance(), extractors or []
+        names = [extractor.score_name(frechet.name(extractor), num_images) for extractor in given]
         check(len(set(names)) == len(names), f"extractors give the same names, {', '.join(names)}: name them apart")
-        files = [reference_stats] if isinstance(reference_stats, str) else reference_stats or []
+        keys = [score.key for score in scores or []]
+        check(scores is None or bool(keys), "scores.scores is empty: name a score, or leave it out for all")
         check(
-            len(files) <= len(extractors),
-            f"reference_stats has {len(files)} files for {len(extractors)} extractors: give one each, or null",
+            len(set(keys)) == len(keys), f"scores.scores has the same key twice ({', '.join(keys)}): give one of each"
         )
-        self.extractors = extractors
-        self.statistics = [*files, *[None] * (len(extractors) - len(files))]
+        files = [reference_stats] if isinstance(reference_stats, str) else reference_stats or []
+        count = len(given) or 1
+        check(
+            len(files) <= count,
+            f"reference_stats has {len(files)} files for {count} extractors: give one each, or null",
+        )
+        self.given_extractors = given
+        self.given_scores = scores
+        self.statistics = [*files, *[None] * (count - len(files))]
         self.num_images = num_images
         self.num_rounds = rounds
         self.first_seed = first_seed
@@ -99,11 +116,15 @@ class ScoreSamples(Callback):
         self.companions = companions
         self.protocol = ScoreProtocol(max_neighbours)
         self.scores: list[Scores] = []
-        self.count = 0  # samples that the last scores are of
+        self.count = 0  # number of samples in the last scores
         self.nonfinite = 0  # images with pixels that are not finite, on this device
 
+    def extractors(self, data: ImageDataModule) -> list[FeatureExtractor]:
+        """The feature extractors, which depend on the data's resolution where none are given."""
+        return self.given_extractors or [default_extractor(data.resolution)]
+
     def plan(self, num_images: int, rounds: int = 1) -> TestPlan:
-        """What to sample for a scoring."""
+        """The seeds to sample for a scoring."""
         starts = [self.first_seed + r * num_images for r in range(rounds)]
         seeds = [range(start, start + num_images) for start in starts]
         return TestPlan(seeds, self.batch_size, self.weights)
@@ -113,24 +134,26 @@ class ScoreSamples(Callback):
         if self.scores:
             return
         data = pl_module.data
-        for extractor, path in zip(self.extractors, self.statistics, strict=True):
-            observer = Observer(extractor, min(self.batch_size, BATCH_SIZE), pl_module.device)
-            reference = self.reference(observer, path, data)
-            self.scores.append(Scores(observer, reference, (data.image_channels, data.resolution, data.resolution)))
+        for extractor, path in zip(self.extractors(data), self.statistics, strict=True):
+            extraction = Extraction(extractor, min(self.batch_size, BATCH_SIZE), pl_module.device)
+            reference = self.reference(extraction, path, data)
+            shape = data.image_channels, data.resolution, data.resolution
+            self.scores.append(Scores(extraction, reference, shape, self.given_scores))
 
-    def reference(self, observer: Observer, path: str | None, data: ImageDataModule) -> Reference:
-        """What an extractor's samples are compared with."""
+    def reference(self, extraction: Extraction, path: str | None, data: ImageDataModule) -> Reference:
+        """The reference that an extractor's samples are compared with."""
         normal, source = None, ""
         if path:
-            reference = read_statistics(path, observer, self.protocol, self.companions)
+            reference = read_statistics(path, extraction, self.protocol, self.companions)
             if reference.features is not None or not self.companions:
                 return reference
             normal, source = reference.normal, f", Fréchet distance: {reference.source}"
         images = data.train_images()
         return measure(
-            observer,
+            extraction,
             images,
             data.held_out_images(),
+            scores=self.given_scores,
             source=f"{type(data).__name__}: {len(images)} training images{source}",
             protocol=self.protocol,
             normal=normal,
@@ -138,29 +161,29 @@ class ScoreSamples(Callback):
         )
 
     def update(self, images: Tensor) -> None:
-        """Take in samples, about -1 to 1, [b, C, H, W]."""
+        """Add samples, about -1 to 1, [b, C, H, W]."""
         self.nonfinite += int((~images.isfinite()).flatten(1).any(1).sum())
         for scores in self.scores:
             scores.update(quantise(images.nan_to_num(-1)))
 
     def compute(self, device: torch.device) -> dict[str, float]:
-        """All scores of what was taken in, over all devices, and `NONFINITE`; then forgets the samples."""
-        values: dict[str, float] = {NONFINITE: total(self.nonfinite, device)}
+        """All scores of the samples of all devices, and `NONFINITE`; then forgets the samples."""
+        values: dict[str, float] = {NONFINITE: int(total(torch.tensor(self.nonfinite, device=device)))}
         self.nonfinite = 0
         for scores in self.scores:
-            self.count, its_values = scores.compute()
-            values |= its_values
+            self.count, of_extractor = scores.compute()
+            values |= of_extractor
             scores.reset()
         return values
 
-    def beside(self, count: int) -> dict[str, float]:
-        """What is beside the scores of `count` samples."""
+    def companion_scores(self, count: int) -> dict[str, float]:
+        """The scores of halves of the data and of the Gaussian that stand beside those of `count` samples."""
         return {name: value for scores in self.scores for name, value in scores.companions(count).items()}
 
     # ------------------------------------------------------------------ while training
 
     def on_fit_start(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
-        if self.every:  # so that what is missing is said before the training
+        if self.every:  # so that missing files are reported before the training
             self.prepare(pl_module)
 
     def on_train_batch_end(
@@ -172,7 +195,7 @@ class ScoreSamples(Callback):
         for seeds in plan.batches(0, trainer.global_rank, trainer.world_size):
             self.update(pl_module.sample(seeds, plan.weights))
         values = self.compute(pl_module.device)
-        values |= self.beside(self.count)
+        values |= self.companion_scores(self.count)
         pl_module.scored = {name: (pl_module.images_seen, value) for name, value in values.items()}
         for logger in trainer.loggers:
             logger.log_metrics({f"score/{n}": v for n, v in values.items()}, step=pl_module.images_seen)
@@ -195,18 +218,20 @@ class ScoreSamples(Callback):
     def on_test_start(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
         self.prepare(pl_module)
         plan, path = pl_module.data.test_plan, Path(trainer.default_root_dir) / FILE
-        names = [name for scores in self.scores for name in scores.names(self.num_images, spreads=True)]
-        same = conditions(pl_module, self.weights, str(trainer.precision), self.scores, self.num_images)
-        self.rounds = Rounds(path, same, [*names, NONFINITE])
-        said = self.rounds.resume() if trainer.is_global_zero else ""
-        # One decides, for all must agree.
+        count = self.num_images
+        names = [name for scores in self.scores for name in scores.names(count, spreads=True)]
+        undefined = [name for scores in self.scores for name in scores.undefined(count)]
+        known = conditions(pl_module, self.weights, str(trainer.precision), self.scores, count)
+        self.rounds = Rounds(path, known, [*names, NONFINITE], undefined)
+        message = self.rounds.resume() if trainer.is_global_zero else ""
+        # The first process decides, for all must agree.
         self.rounds.finished = trainer.strategy.broadcast(self.rounds.finished)
         plan.done.update(r for r in range(self.num_rounds) if plan.label(r) in self.rounds.finished)
         if plan.done:
             kept = ", ".join(f"{r + 1} (seeds {plan.label(r)})" for r in sorted(plan.done))
-            said = f"Scored before, and kept in {path}: round {kept}. Delete that file to sample again."
-        if said and trainer.is_global_zero:
-            tqdm.write(said)
+            message = f"Scored before, and kept in {path}: round {kept}. Delete that file to sample again."
+        if message and trainer.is_global_zero:
+            tqdm.write(message)
 
     def on_test_batch_start(
         self,
@@ -232,7 +257,7 @@ class ScoreSamples(Callback):
             self.update(outputs)
 
     def end_round(self, trainer: Trainer, pl_module: DiffusionModule, number: int) -> None:
-        """Score a round, from 0, unless that was done before, and keep it."""
+        """Score round `number`, from 0, and store it, unless that was done before."""
         plan = pl_module.data.test_plan
         if number in plan.done:
             return
@@ -258,23 +283,27 @@ class ScoreSamples(Callback):
         self.end_round(trainer, pl_module, self.num_rounds - 1)
         if not trainer.is_global_zero:
             return
-        names = [name for scores in self.scores for name in scores.names(count)]
+        better: dict[str, Better] = {}
+        for scores in self.scores:
+            better |= scores.better(count)
         rounds = [self.rounds.finished[plan.label(r)] for r in range(self.num_rounds)]
         nonfinite = [int(values[NONFINITE]) for values in rounds]
         rounds = [{name: value for name, value in values.items() if name != NONFINITE} for values in rounds]
-        values = {**summarise_rounds(rounds, names), **self.beside(count)}
+        values = {**summarise_rounds(rounds, better), **self.companion_scores(count)}
         path, protocol = Path(trainer.default_root_dir) / RESULTS, self.describe(trainer, pl_module)
         write_file(path, to_json({**values, "protocol": {**protocol, NONFINITE: nonfinite}}).encode())
         tables = [scores.table(values, count, self.num_rounds) for scores in self.scores]
         seeds = ", ".join(plan.label(r) for r in range(self.num_rounds))
-        how = f"{self.weights} weights after {pl_module.images_seen:,} images, NFE {protocol['nfe']}, seeds {seeds}"
+        summary = f"{self.weights} weights after {pl_module.images_seen:,} images, NFE {protocol['nfe']}, seeds {seeds}"
         if any(nonfinite):
             bad = ", ".join(f"{number:,}" for number in nonfinite)
-            how += f"\n\nWARNING: NaN OR INFINITE PIXELS IN {bad} OF {count:,} IMAGES (by round), scored all the same"
-        print(*tables, how, f"written to {path}", sep="\n\n")
+            summary += (
+                f"\n\nWARNING: NaN OR INFINITE PIXELS IN {bad} OF {count:,} IMAGES (by round), scored all the same"
+            )
+        print(*tables, summary, f"written to {path}", sep="\n\n")
 
     def describe(self, trainer: Trainer, pl_module: DiffusionModule) -> dict[str, Any]:
-        """What one has to know to compare the scores with others."""
+        """The protocol: the facts that scores must share to be comparable, and where these come from."""
         plan, model = pl_module.data.test_plan, pl_module.model(self.weights)
         seeds = [plan.label(r) for r in range(self.num_rounds)]
         return {

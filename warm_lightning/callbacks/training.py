@@ -1,6 +1,7 @@
 """What goes to TensorBoard while training, against images seen."""
 
 import signal
+import sys
 import time
 from types import FrameType
 from typing import Any, cast
@@ -8,6 +9,7 @@ from typing import Any, cast
 import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 
 from warm_lightning.errors import check
@@ -96,7 +98,7 @@ class TrainingLog(Callback):
 
 
 class ImageProgressBar(TQDMProgressBar):
-    """Lightning's tqdm bars, with images seen, of how many, and images per second for training."""
+    """Lightning's tqdm bars, which count images in training and in each round of `warm test`."""
 
     def on_train_start(self, trainer: Trainer, *args: Any) -> None:
         super().on_train_start(trainer, *args)
@@ -118,14 +120,42 @@ class ImageProgressBar(TQDMProgressBar):
             self.train_progress_bar.n = pl_module.images_seen
             self.train_progress_bar.refresh()
 
+    def on_test_start(self, *args: Any) -> None:
+        """Nothing: each round has a bar, from its first batch, when the reference has been measured, to its last."""
+
     def on_test_batch_start(
         self, trainer: Trainer, pl_module: DiffusionModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        super().on_test_batch_start(trainer, pl_module, batch, batch_idx, dataloader_idx)
-        if batch_idx == 0 and self.is_enabled:
-            self.test_progress_bar.set_description(
-                f"Round {dataloader_idx + 1} of {len(pl_module.data.test_plan.rounds)}"
+        plan = pl_module.data.test_plan
+        if batch_idx == 0 and dataloader_idx not in plan.done:
+            self.test_progress_bar = Tqdm(
+                desc=f"Round {dataloader_idx + 1} of {len(plan.rounds)}",
+                total=len(plan.rounds[dataloader_idx]),
+                unit=" images",
+                disable=self.is_disabled,
+                dynamic_ncols=True,
+                file=sys.stdout,
+                bar_format=self.BAR_FORMAT,
             )
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: DiffusionModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if outputs is None:  # a round that was scored before
+            return
+        bar, count = self.test_progress_bar, len(pl_module.data.test_plan.rounds[dataloader_idx])
+        bar.update(min(len(batch) * trainer.world_size, count - bar.n))  # the other devices sample as many
+        if bar.n == count:
+            bar.close()
+
+    def on_test_end(self, *args: Any) -> None:
+        """Nothing: the bars are closed."""
 
     def get_metrics(self, trainer: Trainer, pl_module: DiffusionModule) -> dict[str, Any]:
         metrics = super().get_metrics(trainer, pl_module)

@@ -1,4 +1,4 @@
-"""`warm bits`: bits per dimension of a trained model by the probability-flow ODE."""
+"""`warm bits`: measures the bits per dimension of a trained model by the probability-flow ODE."""
 
 import math
 import time
@@ -32,31 +32,32 @@ def bits(
     batch_size: int = 64,
     accelerator: str = "auto",
 ) -> None:
-    """Bits per dimension that a model needs for images, by the probability-flow ODE; lower is better.
+    """Measure the bits per dimension that a model needs for images, by the probability-flow ODE; lower is better.
 
-    The images get uniform noise over their grey levels, and the blur and noise of the lowest level of the model's
-    sampler above 0. The flow takes them from there to the highest level, where the prior's density is known. Of the way
-    from the lowest level to 0 nothing is said: this is the cost of images with a little more noise, which even for a
-    perfect model is more than that of the images themselves, by at most `excess_at_most` bits: 1.0 where the lowest
-    noise is 0.002, as in the warm family, 2.4 where it is 0.01, as in the first of DDPM's 1,000 steps. Models whose
-    lowest levels differ are comparable within that only. Models with classes are told them; guidance and the sampler's
-    rule, churn and belief have no part.
+    Uniform noise of one grey level is added to the images, and then the blur and noise of the lowest level of the
+    model's sampler above 0. The flow takes them from this level to the highest one, where the density of the prior is
+    known. The part of the flow from the lowest level to 0 is left out. The result is therefore the cost of slightly
+    noisy images. Even for a perfect model this is more than the cost of the images themselves, by at most
+    `excess_at_most` bits: 1.0 if the lowest noise is 0.002, as in the warm family, and 2.4 if it is 0.01, as in the
+    first of DDPM's 1,000 steps. Models with different lowest levels can be compared only up to this difference.
+    Models with classes get the class of each image. Guidance, and the sampler's rule, churn and estimate transform,
+    are not used.
 
-    Writes bits.json: `bpd`, the mean; its `standard_error` over images (null for one); `nfe`, network calls an image,
-    each with a backward pass for each probe; `excess_at_most`; `prior_gap`, the part of bpd that is due to what the
-    prior does not know of the images; `num_images`; `per_image`, the bits per dimension of each, in the order that the
-    seed gives; and how they were obtained under `protocol`.
+    Writes bits.json: `bpd`, the mean; its `standard_error` over images (null for one image); `nfe`, network calls per
+    image, each with one backward pass for each probe; `excess_at_most`; `prior_gap`, the part of bpd that is due to
+    the difference between the prior and the images at the first level; `num_images`; `per_image`, the bits per
+    dimension of each image, in the order given by the seed; and `protocol`, how they were obtained.
 
     Args:
-        ckpt_path: checkpoint that `warm fit` wrote, or folder that `warm export` did.
+        ckpt_path: checkpoint of `warm fit`, or folder of `warm export`.
         outdir: folder for bits.json.
         split: held_out or train.
         num_images: number of images, chosen by the seed.
-        seed: of the images, and of all that is drawn for each.
-        steps: of Heun's rule, whose error falls with their square: for normal data and β from 0.002 to 80, 0.01 bits at
-            100; halve them to see what it is for a model.
+        seed: of the choice of images, and of the random numbers for each image.
+        steps: steps of Heun's rule, whose error falls with their square: for normal data and β from 0.002 to 80 it is
+            0.01 bits at 100 steps. Halve the steps to estimate the error for a model.
         probes: random vectors for the divergence; 0 computes it exactly, with a backward pass for every dimension.
-        weights: averaged or last.
+        weights: ema (averaged) or raw (last).
         batch_size: images at once.
         accelerator: cpu, gpu, mps or auto.
     """
@@ -71,25 +72,25 @@ def bits(
     like = torch.zeros(1, *model.image_shape, dtype=torch.float64, device=device)
     levels = rising_levels(process, model.sampler.grid, steps)
     check_noise(process, levels, like)
-    prior_deviation(process, levels[-1], like)  # refuses processes that end otherwise before anything is read
+    prior_deviation(process, levels[-1], like)  # checks the process before any image is read
     folder = writable_folder(outdir)
     images = open_split(data, split)
     check_data(model.network, data)
     check(num_images <= len(images), f"--num_images is {num_images}, but {split} has {len(images)} images: lower it")
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(key(seed, "bits", "images")))
-    each, squares = [], torch.zeros_like(like[0])
+    parts, squares = [], torch.zeros_like(like[0])
     for batch in machine.batches(num_images, batch_size, "Bits"):
         index = order[batch.start : batch.stop]
         x, classes = images.take(index).to(device), images.labels[index].tolist()
         streams = SeedStreams([key(seed, "bits", k) for k in index.tolist()], device)
-        with full_precision(model.device), model.conditioned(classes if model.network.label_dim else None) as ask:
-            each.append(bits_of_images(ask, process, x, levels, streams, probes).cpu())
+        with full_precision(model.device), model.conditioned(classes if model.network.label_dim else None) as estimator:
+            parts.append(bits_of_images(estimator, process, x, levels, streams, probes).cpu())
         squares += dct(dequantise(x, torch.float64)).square().sum(0)
-    found = torch.cat(each)
-    check(bool(found.isfinite().all()), f"the flow diverges with --steps {steps}: raise it")
+    per_image = torch.cat(parts)
+    check(bool(per_image.isfinite().all()), f"the flow diverges with --steps {steps}: raise it")
     values = {
-        "bpd": found.mean().item(),
-        "standard_error": found.std().item() / math.sqrt(num_images) if num_images > 1 else None,
+        "bpd": per_image.mean().item(),
+        "standard_error": per_image.std().item() / math.sqrt(num_images) if num_images > 1 else None,
         "nfe": 2 * steps * model.calls,
         "excess_at_most": excess_at_most(process.gains(levels[0], like)),
         "prior_gap": prior_gap(squares / num_images, process, levels[-1]),
@@ -112,7 +113,9 @@ def bits(
         **provenance(model.device),
         "seconds": round(time.perf_counter() - began, 1),
     }
-    write_file(folder / "bits.json", to_json({**values, "per_image": found.tolist(), "protocol": protocol}).encode())
+    write_file(
+        folder / "bits.json", to_json({**values, "per_image": per_image.tolist(), "protocol": protocol}).encode()
+    )
     error = "" if values["standard_error"] is None else f" ± {values['standard_error']:.4f}"
     print(f"{values['bpd']:.4f}{error} bits per dimension, {num_images} {split} images, NFE {values['nfe']}")
     print(

@@ -1,4 +1,4 @@
-"""`warm compare`: two models by what they make of the same seeds."""
+"""`warm compare`: two models by their images or scores of the same seeds."""
 
 import json
 from pathlib import Path
@@ -7,19 +7,21 @@ from typing import Any
 
 import torch
 
-from warm_lightning.commands.shared import make_observer, open_images
+from warm_lightning.commands.shared import make_extraction, open_images
 from warm_lightning.data.listing import list_images
 from warm_lightning.data.sources import open_reader
 from warm_lightning.defaults import default
 from warm_lightning.errors import UserError, check
 from warm_lightning.metrics import (
     BATCH_SIZE,
+    Extraction,
     FeatureExtractor,
+    FrechetDistance,
     InceptionFeatures,
-    Observer,
     Scores,
     measure,
     read_statistics,
+    split_rounds,
 )
 from warm_lightning.metrics.features import identity
 from warm_lightning.metrics.paired import BLOCKS, MEANING, Difference, paired_frechet, paired_rounds, too_few
@@ -50,7 +52,7 @@ def compare(
         a: the first model's images or scores.json.
         b: the second's.
         reference: for images, a folder or zip, or an .npz file of statistics.
-        extractor: for images, what sees them.
+        extractor: for images, gives their features.
         device: auto, cpu, cuda or mps.
         batch_size: images that pass the extractor at once.
         out: JSON file for the result.
@@ -64,9 +66,9 @@ def compare(
     else:
         check(reference is not None, "images need --reference, a folder or zip of data, or an .npz file of statistics")
         names = same_names(a, b)
-        observer = make_observer(extractor, device, batch_size)
-        differences, about = compare_images(a, b, str(reference), observer)
-        about |= {"images": [names[0], names[-1]], "device": str(observer.device)}
+        extraction = make_extraction(extractor, device, batch_size)
+        differences, about = compare_images(a, b, str(reference), extraction)
+        about |= {"images": [names[0], names[-1]], "device": str(extraction.device)}
     width = max(map(len, differences))
     print(f"{'score':<{width}}  {'A':>10}  {'B':>10}  {'A − B':>10}  95 % confidence interval")
     for name, d in differences.items():
@@ -83,27 +85,32 @@ def compare(
         print(f"\nwritten to {out}")
 
 
-def compare_images(a: str, b: str, reference: str, observer: Observer) -> tuple[dict[str, Difference], dict[str, Any]]:
+def compare_images(
+    a: str, b: str, reference: str, extraction: Extraction
+) -> tuple[dict[str, Difference], dict[str, Any]]:
     """The difference of Fréchet distances of two sets of images of the same names, and its protocol."""
     sets = [open_images(path) for path in (a, b)]
     count = len(sets[0])
     check(count >= 2 * BLOCKS, f"{a} has {count} images: an interval needs at least {2 * BLOCKS}")
     if reference.endswith(SUFFIX):
-        against = read_statistics(reference, observer)
+        statistics = read_statistics(reference, extraction)
     else:
-        against = measure(observer, open_images(reference), source=reference, companions=False)
+        statistics = measure(extraction, open_images(reference), source=reference, companions=False)
     for images in sets:
-        scores = Scores(observer, against, images.shape)  # which checks that they go together
-    features = [observer.all(images, torch.arange(count), path)[0] for path, images in zip((a, b), sets, strict=True)]
+        Scores(extraction, statistics, images.shape)  # raises where the images do not fit the data
+    order, named = torch.arange(count), zip((a, b), sets, strict=True)
+    features = [extraction.extract(images, order, path)[0] for path, images in named]
+    extractor = extraction.extractor
     about = {
         "num_images": count,
         "blocks": BLOCKS,
-        "extractor": observer.extractor.describe(),
-        "reference": against.source,
-        "reference_images": against.count,
+        "extractor": extractor.describe(),
+        "reference": statistics.source,
+        "reference_images": statistics.count,
         "note": too_few(count, features[0].shape[1]),
     }
-    return {scores.names(count)[0]: paired_frechet(features[0], features[1], against.normal)}, about
+    name = FrechetDistance().full_name(extractor, count, statistics)
+    return {name: paired_frechet(features[0], features[1], statistics.normal)}, about
 
 
 def same_names(a: str, b: str) -> list[str]:
@@ -129,36 +136,35 @@ def same_names(a: str, b: str) -> list[str]:
 def compare_rounds(a: Path, b: Path) -> tuple[dict[str, Difference], dict[str, Any]]:
     """The differences of all scores that two files have in two rounds or more, and their protocol."""
     scores = [read_scores(path) for path in (a, b)]
-    ours, theirs = (s["protocol"] for s in scores)
-    check(
-        ours["seeds"] == theirs["seeds"],
-        f"{a} is of seeds {ours['seeds']}, {b} of {theirs['seeds']}: score the same seeds with both",
-    )
-    check(isinstance(ours["seeds"], list), f"{a} has one round: an interval needs at least two, --scores.rounds 3")
-    first, second = comparable(ours), comparable(theirs)
+    protocols = [values["protocol"] for values in scores]
+    seeds, others = (protocol["seeds"] for protocol in protocols)
+    check(seeds == others, f"{a} is of seeds {seeds}, {b} of {others}: score the same seeds with both")
+    check(isinstance(seeds, list), f"{a} has one round: an interval needs at least two, --scores.rounds 3")
+    first, second = (comparable(protocol) for protocol in protocols)
     different = [name for name in {**first, **second} if first.get(name) != second.get(name)]
     check(
         not different,
         f"{a} and {b} differ in {', '.join(different)} ({[first.get(n) for n in different]} and "
         f"{[second.get(n) for n in different]}): score both by one protocol",
     )
-    rounds = range(1, len(ours["seeds"]) + 1)
-    named = [name.removesuffix("_mean") for name in scores[0] if name.endswith("_mean")]
-    columns: dict[str, list[list[Any]]] = {n: [[s.get(f"{n}_round{r}") for r in rounds] for s in scores] for n in named}
-    known = {n: c for n, c in columns.items() if all(isinstance(v, int | float) for values in c for v in values)}
-    check(bool(known), f"{a} and {b} have no score in common in each of {len(rounds)} rounds: score both again")
-    about = {"seeds": ours["seeds"], **first, "weights_sha256": [p.get("weights_sha256") for p in (ours, theirs)]}
-    return {name: paired_rounds(pair[0], pair[1]) for name, pair in known.items()}, about
+    of_a, of_b = (split_rounds(values, len(seeds)) for values in scores)
+    known = {
+        name: paired_rounds(of_a[name], of_b[name])
+        for name in of_a
+        if name in of_b and all(isinstance(value, int | float) for value in [*of_a[name], *of_b[name]])
+    }
+    check(bool(known), f"{a} and {b} have no score in common in each of {len(seeds)} rounds: score both again")
+    return known, {"seeds": seeds, **first, "weights_sha256": [p.get("weights_sha256") for p in protocols]}
 
 
 def comparable(protocol: dict[str, Any]) -> dict[str, Any]:
-    """What of a protocol must be the same for scores to be compared."""
+    """The part of a protocol that must be equal for scores to be compared."""
     extractors = protocol["extractors"]
     return {
         "num_images": protocol["num_images"],
         "reference": protocol["reference"],
-        "extractors": [identity(of["extractor"]) for of in extractors],
-        "max_neighbours": [of["max_neighbours"] for of in extractors],
+        "extractors": [identity(entry["extractor"]) for entry in extractors],
+        "max_neighbours": [entry["max_neighbours"] for entry in extractors],
     }
 
 

@@ -1,4 +1,4 @@
-"""`warm convert-edm`: EDM's published weights as a checkpoint of ours."""
+"""`warm convert-edm`: converts EDM's published weights to a checkpoint of this package."""
 
 import hashlib
 from pathlib import Path
@@ -14,14 +14,14 @@ from warm_lightning.networks.unet import UNet
 
 
 def convert_edm(src: Path, dst: Path) -> None:
-    """A snapshot of EDM's (network-snapshot-*.pkl) as a hot model; nothing in the file is executed.
+    """Convert a snapshot of EDM (network-snapshot-*.pkl) to a hot model; nothing in the file is executed.
 
-    The checkpoint can be sampled, scored, and started from with --model.init_from; its raw weights are the
-    averaged ones, since a snapshot has no others.
+    The checkpoint can be sampled and scored, and training can start from it with --model.init_from. A snapshot has
+    only averaged weights, so they are also stored as the raw weights.
 
     Args:
         src: the snapshot.
-        dst: the checkpoint to write, a new file, such as edm.ckpt.
+        dst: the checkpoint to write, such as edm.ckpt; the file must not exist.
     """
     check_new(dst)
     snapshot = read_snapshot(src)
@@ -40,10 +40,10 @@ def convert_edm(src: Path, dst: Path) -> None:
 
 
 def hot_model(snapshot: Snapshot) -> tuple[DiffusionModel, dict[str, Any]]:
-    """The model of a snapshot, and its configuration.
+    """Build the model of a snapshot; returns it with its configuration.
 
     Raises:
-        UserError: if its settings make no network, or its tensors are of another one.
+        UserError: the snapshot's settings make no network, or its tensors do not fit the network.
     """
     model, config = build_model(
         {

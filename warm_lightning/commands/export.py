@@ -1,4 +1,4 @@
-"""`warm export`: a trained model as a folder for others."""
+"""`warm export`: writes a trained model as a folder to publish: weights, configuration and model card."""
 
 import json
 from collections.abc import Mapping
@@ -17,20 +17,20 @@ from warm_lightning.records import tensors_hash
 
 
 def export(ckpt: Path, dst: Path, weights: Weights = "ema") -> None:
-    """Write model.safetensors, config.yaml and README.md, a model card, into a new folder.
+    """Write a trained model into a new folder: model.safetensors, config.yaml and a model card, README.md.
 
-    `warm generate --ckpt_path DST`, `warm test` and `load_checkpoint(DST)` take the folder as they take a
-    checkpoint. The card tells of the run in whose folder of checkpoints it lies, where they are of the same model:
-    its data, and its scores where it was tested.
+    `warm generate --ckpt_path DST`, `warm test` and `load_checkpoint(DST)` accept the folder in place of a
+    checkpoint. If the checkpoint is in the folder of checkpoints of a run of the same model, the card gives the data
+    of the run and, if the run was tested, its scores.
 
     Args:
-        ckpt: checkpoint that `warm fit` or `warm convert-edm` wrote.
+        ckpt: checkpoint of `warm fit`, `warm ema` or `warm convert-edm`.
         dst: the folder, new or empty.
-        weights: averaged or last.
+        weights: ema (averaged) or raw (last).
     """
     checkpoint = read(ckpt)
     check_weights(ckpt, checkpoint, weights)
-    model = load_checkpoint(ckpt).model(weights)  # so that what is exported is known to load
+    model = load_checkpoint(ckpt).model(weights)  # checks that the exported model can be loaded
     section = checkpoint[SECTION]
     settings, scores = run_of(ckpt, section)
     parameters = sum(p.numel() for p in model.network.parameters())
@@ -43,28 +43,28 @@ def export(ckpt: Path, dst: Path, weights: Weights = "ema") -> None:
 
 
 MAY_CHANGE = ("duration", "sampler", "guidance", "channels_last", "compile")
-"""Settings of a model with which its run can go on, and is the same run."""
+"""Settings of the model that may change when a run is resumed."""
 
 
 def run_of(ckpt: Path, section: Mapping[str, Any]) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
-    """Configuration and scores of the run that a checkpoint is of, and does not just lie in the folder of."""
+    """Configuration and scores of the run of a checkpoint; None for each that is missing or of another model."""
     folder = ckpt.resolve().parent
     if folder.name != CHECKPOINTS or (section["source"] or {}).get("kind", POST_HOC) != POST_HOC:
         return None, None
-    settings = _plain(folder.parent / "config.yaml") or {}
+    settings = _read_if_exists(folder.parent / "config.yaml") or {}
     model = settings.get("model")
-    if not isinstance(model, dict) or lasting(model) != lasting(section["config"]):
+    if not isinstance(model, dict) or fixed_settings(model) != fixed_settings(section["config"]):
         return None, None
-    return settings, _plain(folder.parent / RESULTS)
+    return settings, _read_if_exists(folder.parent / RESULTS)
 
 
-def lasting(model: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a model's configuration stays the same in one run."""
+def fixed_settings(model: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a model that cannot change within a run."""
     return {name: value for name, value in model.items() if name not in MAY_CHANGE}
 
 
-def _plain(path: Path) -> dict[str, Any] | None:
-    """A YAML or JSON file that the run has left, if it did."""
+def _read_if_exists(path: Path) -> dict[str, Any] | None:
+    """The content of a YAML or JSON file of the run; None if there is no such file."""
     if not path.is_file():
         return None
     try:

@@ -1,4 +1,4 @@
-"""`warm oracle`: how far sampling with a perfect network ends from the data."""
+"""`warm oracle`: measures the error of a sampler with a perfect network."""
 
 import io
 import json
@@ -15,17 +15,14 @@ from warm_lightning.analysis.oracle_error import dataset_error, gaussian_error
 from warm_lightning.config import configured
 from warm_lightning.data import ImageDataModule, ImageSet
 from warm_lightning.data.image_set import all_images, random_order
-from warm_lightning.data.sources import known_as
+from warm_lightning.data.sources import source_name
 from warm_lightning.errors import UserError, check
 from warm_lightning.images import dequantise
 from warm_lightning.model import check_data
 from warm_lightning.networks.base import Network
-from warm_lightning.records import provenance, to_json, writable_folder, write_file
+from warm_lightning.records import provenance, text_table, to_json, writable_folder, write_file
 from warm_lightning.rng import parse_seeds
 from warm_lightning.spectral import power_spectrum
-
-NO_MATTER = {"batch_size", "root", "xflip", "num_workers", "cache", "prepare_data_per_node"}
-"""Settings of data that change no image of theirs."""
 
 
 def oracle(
@@ -38,29 +35,31 @@ def oracle(
     limit: int = 1000,
     ode_steps: int = 1024,
 ) -> None:
-    """How far the configured sampler ends from the data where the network knows the configured process perfectly.
+    """Measure how far the configured sampler ends from the data if the network knows the process perfectly.
 
-    Only --model.process and --model.sampler matter; the network is made but not asked. Writes oracle.json: values, and
-    how they were obtained under `protocol`.
+    Only --model.process and --model.sampler matter; the network is built but not called. Writes oracle.json with the
+    values, and how they were obtained under `protocol`.
 
-    --kind gaussian: the data are N(0, diag S) over DCT frequencies, S measured on the training images. Exact, without
-    Monte Carlo. `frechet` is the squared Fréchet distance to the data, summed over channels and frequencies,
-    `frechet_ode` that to where the exact ODE takes the same start (null for samplers that draw on the way); share_low,
-    share_mid and share_high are the shares of the thirds of √λ in the former, share_ode_low … in the latter; `variance`
-    is ΣS, `draws` the number of draws an image, with whose square the time grows, `nfe` that of network calls.
+    --kind gaussian: the data are N(0, diag S) over DCT frequencies, with S measured on the training images. The result
+    is exact, without Monte Carlo. `frechet` is the squared Fréchet distance to the data, summed over channels and
+    frequencies; `frechet_ode` is the squared distance to the result of the exact ODE from the same start (null for
+    stochastic samplers); share_low, share_mid and share_high are the shares of the thirds of √λ in `frechet`, and
+    share_ode_low … in `frechet_ode`; `variance` is ΣS; `draws` is the number of random draws per image, with whose
+    square the time grows; `nfe` is the number of network calls.
 
-    --kind dataset: the data are some training images. `nearest_mse` is the mean square distance of samples to the
-    nearest of them, images being in [-1, 1], `landed` the share of samples with less than 1e-6, `rms_ode` the root mean
-    square distance to where Heun's rule takes the same start in --ode_steps steps (null for samplers that draw on the
-    way), with `ode_nfe` calls.
+    --kind dataset: the data are some of the training images. `nearest_mse` is the mean square distance of samples to
+    the nearest of them, for images in [-1, 1]; `landed` is the share of samples with a distance below 1e-6; `rms_ode`
+    is the root mean square distance to the result of Heun's rule with --ode_steps steps from the same start (null for
+    stochastic samplers), which takes `ode_nfe` calls.
 
     Args:
         outdir: folder for oracle.json.
         kind: gaussian or dataset.
-        spectrum: .npz file with S, which is read where it exists and is written where not, for other runs.
+        spectrum: .npz file with S for several runs: it is read if it exists, and written otherwise.
         seeds: of the samples, such as 0-63 or 1,5,8-11; for --kind dataset.
         limit: number of training images; for --kind dataset.
-        ode_steps: steps that stand for the exact ODE, most of the time; 0 for no rms_ode; for --kind dataset.
+        ode_steps: steps of the solver that stands for the exact ODE, which take most of the time; 0 leaves rms_ode out;
+            for --kind dataset.
     """
     began = time.perf_counter()
     check(spectrum is None or kind == "gaussian", f"--spectrum {spectrum}: is for --kind gaussian; leave it out")
@@ -70,14 +69,21 @@ def oracle(
     module, data = configured(settings)
     folder, model = writable_folder(outdir), module.model()
     if kind == "gaussian":
-        power, about = find_spectrum(Path(spectrum), data, model.network) if spectrum else measure(data, model.network)
+        network = model.network
+        power, about = load_spectrum(Path(spectrum), data, network) if spectrum else measure_spectrum(data, network)
         values = gaussian_error(power, model.process, model.sampler)
     else:
-        images = open_images(data, model.network)
+        images = training_images(data, model.network)
         count = min(limit, len(images))
         x0 = dequantise(images.take(random_order(len(images), 0)[:count]), torch.float64)
         values = dataset_error(x0, model.process, model.sampler, chosen, ode_steps)
-        about = {"data": describe(data), "num_images": count, "of": len(images), "seeds": seeds, "ode_steps": ode_steps}
+        about = {
+            "data": data_name(data),
+            "num_images": count,
+            "of": len(images),
+            "seeds": seeds,
+            "ode_steps": ode_steps,
+        }
     config = module.config or {}
     protocol: dict[str, Any] = {
         **about,
@@ -88,55 +94,64 @@ def oracle(
         "seconds": round(time.perf_counter() - began, 2),
     }
     write_file(folder / "oracle.json", to_json({"kind": kind, **values, "protocol": protocol}).encode())
-    lines = [f"{name:<16}{value:.6g}" for name, value in values.items() if value is not None]
-    print("\n".join(lines), f"written to {folder / 'oracle.json'}", sep="\n")
+    rows = [(name, f"{value:.6g}") for name, value in values.items() if value is not None]
+    print(text_table(rows, "<<"), f"written to {folder / 'oracle.json'}", sep="\n")
 
 
-def describe(data: ImageDataModule) -> str:
-    """What tells data sets apart, as JSON: the class, and the settings that choose images."""
+SETTINGS_OF_LOADING = {"batch_size", "root", "xflip", "num_workers", "cache", "prepare_data_per_node"}
+"""Settings of a data set that do not change its images."""
+
+
+def data_name(data: ImageDataModule) -> str:
+    """The text that identifies a data set in records, as JSON: its class, and the settings that choose its images."""
     plain = {n: v for n, v in vars(data).items() if isinstance(v, str | int | float | None) and not n.startswith("_")}
-    own = {n: v for n, v in plain.items() if n not in NO_MATTER and not hasattr(ImageDataModule, n) and v is not None}
-    own |= {n: known_as(str(own[n])) for n in ("path", "held_out_path") if n in own}
-    return json.dumps({"class": type(data).__name__, **own}, sort_keys=True)
+    chosen = {n: v for n, v in plain.items() if n not in SETTINGS_OF_LOADING and v is not None}
+    chosen = {n: v for n, v in chosen.items() if not hasattr(ImageDataModule, n)}
+    chosen |= {n: source_name(str(chosen[n])) for n in ("path", "held_out_path") if n in chosen}
+    return json.dumps({"class": type(data).__name__, **chosen}, sort_keys=True)
 
 
-def open_images(data: ImageDataModule, network: Network) -> ImageSet:
-    """The training images; raises UserError where the configured network is not for such images."""
+def training_images(data: ImageDataModule, network: Network) -> ImageSet:
+    """The training images.
+
+    Raises:
+        UserError: the configured network is for other images.
+    """
     data.prepare_data()
     check_data(network, data)
     return data.train_images()
 
 
-def measure(data: ImageDataModule, network: Network) -> tuple[Tensor, dict[str, Any]]:
-    """S of the training images, float64 [C, H, W], and what they are."""
-    images = open_images(data, network)
+def measure_spectrum(data: ImageDataModule, network: Network) -> tuple[Tensor, dict[str, Any]]:
+    """Measure S of the training images, float64 [C, H, W]; returns it with the name and number of the images."""
+    images = training_images(data, network)
     power = power_spectrum(all_images(images, "Measuring the spectrum"))
-    return power, {"data": describe(data), "num_images": len(images)}
+    return power, {"data": data_name(data), "num_images": len(images)}
 
 
-def find_spectrum(path: Path, data: ImageDataModule, network: Network) -> tuple[Tensor, dict[str, Any]]:
-    """The same from a file, which is written where it does not exist. No image is read where it does.
+def load_spectrum(path: Path, data: ImageDataModule, network: Network) -> tuple[Tensor, dict[str, Any]]:
+    """Read S from a file, without reading images; if there is no file, measure S and write the file.
 
     Raises:
-        UserError: the file holds something else, or the spectrum of other data.
+        UserError: the file is not one of a spectrum, or is of other data.
     """
     check(path.suffix == ".npz", f"--spectrum {path}: name a file that ends in .npz")
     if not path.exists():
         writable_folder(path.parent)
-        power, about = measure(data, network)
+        power, about = measure_spectrum(data, network)
         content = io.BytesIO()
         np.savez(content, spectrum=power.numpy(), about=np.array(json.dumps(about)))
         write_file(path, content.getvalue())
         return power, about
     try:
-        with np.load(path) as held:
-            power, about = torch.from_numpy(held["spectrum"]), json.loads(str(held["about"]))
-        theirs = about["data"]
+        with np.load(path) as arrays:
+            power, about = torch.from_numpy(arrays["spectrum"]), json.loads(str(arrays["about"]))
+        stored = about["data"]
     except (OSError, EOFError, KeyError, TypeError, ValueError, BadZipFile) as error:
         raise UserError(f"--spectrum {path}: no spectrum that this command has written; name another file") from error
-    ours, shape = describe(data), (network.image_channels, network.resolution, network.resolution)
+    expected, shape = data_name(data), (network.image_channels, network.resolution, network.resolution)
     check(
-        ours == theirs and power.shape == shape,
-        f"--spectrum {path}: is of {theirs} {list(power.shape)}, not of {ours} {list(shape)}; name another file",
+        stored == expected and power.shape == shape,
+        f"--spectrum {path}: is of {stored} {list(power.shape)}, not of {expected} {list(shape)}; name another file",
     )
     return power, about

@@ -1,16 +1,13 @@
-"""`warm reference-stats`: a data set as the scores see it, in a file that others can score against."""
+"""`warm reference-stats`: the reference statistics of a data set, in a file to score samples against."""
 
 from pathlib import Path
 
-from warm_lightning.callbacks import ScoreSamples
-from warm_lightning.commands.shared import make_observer, open_images
-from warm_lightning.data import ImageDataModule, ImageSet
+from warm_lightning.commands.shared import make_extraction, open_images
 from warm_lightning.errors import check
-from warm_lightning.metrics import BATCH_SIZE, FeatureExtractor, InceptionFeatures, ScoreProtocol, measure
+from warm_lightning.metrics import BATCH_SIZE, FeatureExtractor, InceptionFeatures, Score, ScoreProtocol, measure
 from warm_lightning.metrics.reference import LARGE
 from warm_lightning.metrics.reference_file import SUFFIX, to_bytes
 from warm_lightning.records import check_out, write_file
-from warm_lightning.trainer_cli import WarmCLI
 
 
 def reference_stats(
@@ -26,14 +23,14 @@ def reference_stats(
 ) -> None:
     """Statistics of a data set for `warm test` (`scores.reference_stats`), `warm score` and other programs.
 
-    The file has the mean and covariance of the features as `mu` and `sigma`, as other programs expect them, and what
-    the other scores need.
+    The file has the mean and covariance of the features as `mu` and `sigma`, as other programs expect them; the
+    features that the other scores need; and the scores of halves of the data and of a Gaussian.
 
     Args:
         source: YAML file, of whose data the training images are used; or a folder or zip, of which all images are or,
             where it has splits, the training images.
         out: file to write, *.npz.
-        extractor: what sees the images; by default the first of a YAML file's, or InceptionFeatures.
+        extractor: gives the features; by default the first of a YAML file's, or InceptionFeatures.
         held_out: folder or zip of images that are not trained on, for memorisation; a YAML file's data have their own.
         memorisation: whether to store the features of all images, which that score needs: 4 bytes each, 410 MB for
             50,000 images and Inception's 2,048 features.
@@ -44,23 +41,25 @@ def reference_stats(
     """
     check(out.endswith(SUFFIX), f"{out}: call the file *{SUFFIX}")
     check_out(out)
-    unseen: ImageSet | None = open_images(held_out) if held_out else None
-    data: ImageSet
+    unseen = open_images(held_out) if held_out else None
+    scores: list[Score] | None = None
     if source.endswith((".yaml", ".yml")):
+        from warm_lightning.trainer_cli import WarmCLI  # here, since Lightning takes seconds to import
+
         cli = WarmCLI([f"--config={source}", *(f"--{setting}" for setting in override or [])], run=False)
-        module: ImageDataModule = cli.datamodule
+        module, settings = cli.datamodule, cli.config_init["scores"]
         module.prepare_data()
         data, unseen = module.train_images(), unseen or module.held_out_images()
         name = f"{type(module).__name__}: {len(data)} training images"
-        scores: ScoreSamples = cli.config_init["scores"]
-        extractor = extractor or scores.extractors[0]
+        extractor, scores = extractor or settings.extractors(module)[0], settings.given_scores
     else:
         data, name = open_images(source), source
     check(
         not memorisation or len(data) <= LARGE,
         f"--memorisation: features of {len(data):,} images are too many to store, more than {LARGE:,}: leave it out",
     )
-    observer = make_observer(extractor or InceptionFeatures(), device, batch_size)
-    reference = measure(observer, data, unseen, source=name, protocol=ScoreProtocol(max_neighbours))
-    write_file(Path(out), to_bytes(reference, observer, memorisation))
+    extraction = make_extraction(extractor or InceptionFeatures(), device, batch_size)
+    protocol = ScoreProtocol(max_neighbours)
+    reference = measure(extraction, data, unseen, scores=scores, source=name, protocol=protocol)
+    write_file(Path(out), to_bytes(reference, extraction, memorisation))
     print(f"{len(data):,} images, {len(reference.normal.mean):,} features: {out}")

@@ -1,10 +1,10 @@
-"""`warm score`: any images against others, or against reference statistics."""
+"""`warm score`: scores of any images against others, or against reference statistics."""
 
 from pathlib import Path
 
 import torch
 
-from warm_lightning.commands.shared import make_observer, open_images
+from warm_lightning.commands.shared import make_extraction, open_images
 from warm_lightning.defaults import default
 from warm_lightning.distributed import progress
 from warm_lightning.metrics import (
@@ -35,7 +35,7 @@ def score(
     Args:
         images: the samples, in any format that training reads; of a source with splits, the training images.
         reference: the data, likewise; or an .npz file that `warm reference-stats` wrote, or with mu and sigma alone.
-        extractor: what sees the images: InceptionFeatures, TorchScriptFeatures, ImportedFeatures, DigitsFeatures or
+        extractor: gives the features: InceptionFeatures, TorchScriptFeatures, ImportedFeatures, DigitsFeatures or
             Pixels.
         device: auto, cpu, cuda or mps.
         batch_size: images that pass the extractor at once.
@@ -46,19 +46,19 @@ def score(
     check_out(out)
     samples = open_images(images)
     protocol = ScoreProtocol(max_neighbours)
-    observer = make_observer(extractor, device, batch_size)
+    extraction = make_extraction(extractor, device, batch_size)
     if reference.endswith(SUFFIX):
-        against = read_statistics(reference, observer, protocol, companions)
+        statistics = read_statistics(reference, extraction, protocol, companions)
     else:
         data = open_images(reference)
-        against = measure(observer, data, source=reference, protocol=protocol, companions=companions)
-    scores = Scores(observer, against, samples.shape if reference.endswith(SUFFIX) else data.shape)
+        statistics = measure(extraction, data, source=reference, protocol=protocol, companions=companions)
+    scores = Scores(extraction, statistics, samples.shape)
     for index in progress(torch.arange(len(samples)).split(batch_size), "samples"):
         scores.update(samples.take(index))
     count, values = scores.compute()
     values |= scores.companions(count)
     print(scores.table(values, count))
     if out:
-        about = {"images": images, **scores.describe(count), **provenance(observer.device)}
+        about = {"images": images, **scores.describe(count), **provenance(extraction.device)}
         write_file(Path(out), to_json({**values, "protocol": about}).encode())
         print(f"\nwritten to {out}")

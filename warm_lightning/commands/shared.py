@@ -17,7 +17,7 @@ from warm_lightning.migrations import current_option
 from warm_lightning.model import DiffusionModel, TrainedModel, Weights
 
 if TYPE_CHECKING:
-    from warm_lightning.metrics import FeatureExtractor, Observer
+    from warm_lightning.metrics import Extraction, FeatureExtractor
 
 Precision = Literal["32-true", "64-true", "bf16-mixed", "16-mixed"]
 """Of the network; the sampler's state is float64 in any case."""
@@ -163,16 +163,16 @@ class Devices:
         self.wait()
 
 
-def make_observer(extractor: "FeatureExtractor", device: str, batch_size: int) -> "Observer":
+def make_extraction(extractor: "FeatureExtractor", device: str, batch_size: int) -> "Extraction":
     """A feature extractor on a device, "auto" being the best there is.
 
     Raises:
         UserError: there is no such device.
     """
-    from warm_lightning.metrics import Observer
+    from warm_lightning.metrics import Extraction
 
     check(batch_size > 0, f"--batch_size is {batch_size}: it must be at least 1")
-    return Observer(extractor, batch_size, find_device(device, "--device"))
+    return Extraction(extractor, batch_size, find_device(device, "--device"))
 
 
 def open_images(path: str) -> ImageSet:

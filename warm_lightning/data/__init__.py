@@ -8,12 +8,12 @@ if TYPE_CHECKING:
     from warm_lightning.data.datasets import CIFAR10, FFHQ, Digits, ImageFolder, LSUNChurch
     from warm_lightning.data.image_set import ImageSet
 
-HOMES = {"ImageDataModule": "datamodule", "ImageSet": "image_set"}
+MODULES = {"ImageDataModule": "datamodule", "ImageSet": "image_set"}  # all other names are in `datasets`
 __all__ = ["CIFAR10", "FFHQ", "Digits", "ImageDataModule", "ImageFolder", "ImageSet", "LSUNChurch"]
 
 
 def __getattr__(name: str) -> Any:
-    # The data modules need Lightning, which takes seconds to import; commands that only read images do without.
+    # The data modules need Lightning, which takes seconds to import. Commands that only read images do not need it.
     if name in __all__:
-        return getattr(import_module(f"{__name__}.{HOMES.get(name, 'datasets')}"), name)
+        return getattr(import_module(f"{__name__}.{MODULES.get(name, 'datasets')}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

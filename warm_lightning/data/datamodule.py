@@ -1,4 +1,4 @@
-"""The LightningDataModule that all data sets extend."""
+"""The LightningDataModule that all data sets extend, and the plan of seeds for `warm test`."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
@@ -20,10 +20,10 @@ class TestPlan:
     """The seeds that `warm test` samples in each round.
 
     Attributes:
-        rounds: the seeds of each round, one an image.
-        batch_size: images a device samples at once, at most.
+        rounds: the seeds of each round, one per image.
+        batch_size: the largest number of images that a device samples at once.
         weights: "ema" or "raw".
-        done: numbers of the rounds, from 0, that need not be sampled.
+        done: numbers of the rounds, counted from 0, that need not be sampled again.
     """
 
     rounds: Sequence[range] = ()
@@ -32,16 +32,16 @@ class TestPlan:
     done: set[int] = field(default_factory=set)
 
     def label(self, number: int) -> str:
-        """The seeds of a round as text, such as 0-49999."""
+        """Write the seeds of a round as text, such as 0-49999."""
         return f"{self.rounds[number][0]}-{self.rounds[number][-1]}"
 
     def batches(self, number: int, rank: int = 0, world_size: int = 1) -> list[range]:
-        """Every `world_size`-th seed of a round, from `rank`, in batches."""
+        """Split a device's share of a round, which is every `world_size`-th seed from `rank` on, into batches."""
         seeds = self.rounds[number][rank::world_size]
         return [seeds[i : i + self.batch_size] for i in range(0, len(seeds), self.batch_size)]
 
 
-class _Learner(Protocol):
+class _TrainingModule(Protocol):
     """The attributes of the LightningModule that the loaders need."""
 
     seed: int
@@ -51,13 +51,13 @@ class _Learner(Protocol):
 class ImageDataModule(LightningDataModule, ABC):
     """A data set of square uint8 images.
 
-    A data set is a subclass with `load`, and `prepare_data` where something must be downloaded first.
-    The Trainer must have `use_distributed_sampler=False`: the stream gives each device its own images.
+    A new data set is a subclass that defines `load`, and `prepare_data` if something must be downloaded first.
+    The Trainer must have `use_distributed_sampler=False`: the stream itself gives each device its own images.
 
     Args:
-        batch_size: images per optimizer step, over all devices and accumulated micro-batches.
-        xflip: also train on each image mirrored left-right.
-        num_workers: processes that put batches together; 0 does it in the training process.
+        batch_size: images per optimizer step, summed over all devices and accumulated micro-batches.
+        xflip: whether to train on the left-right mirror image of each image, too.
+        num_workers: number of processes that prepare batches; 0 prepares them in the training process.
     """
 
     def __init__(self, batch_size: int = 128, xflip: bool = False, num_workers: int = 0) -> None:
@@ -72,10 +72,16 @@ class ImageDataModule(LightningDataModule, ABC):
 
     @abstractmethod
     def load(self, split: str) -> ImageSet | None:
-        """The split "train" or "held_out"; None for a held-out split that does not exist.
+        """Read one split.
+
+        Args:
+            split: "train" or "held_out".
+
+        Returns:
+            The images; None if there is no held-out split.
 
         Raises:
-            UserError: the data are not there or not as they should be.
+            UserError: the data are missing or not in the expected form.
         """
 
     @property
@@ -90,30 +96,30 @@ class ImageDataModule(LightningDataModule, ABC):
 
     @property
     def num_classes(self) -> int:
-        """Number of classes; 0 where there are none."""
+        """Number of classes; 0 for data without classes."""
         return len(self.train_images().class_names)
 
     def train_images(self) -> ImageSet:
-        """The training images without mirrored ones, read when first asked for."""
+        """The training images without their mirror images; read at the first call."""
         if "train" not in self._sets:
             self._sets["train"] = self.load("train")
         return cast(ImageSet, self._sets["train"])
 
     def held_out_images(self) -> ImageSet | None:
-        """The held-out images, read when first asked for; None where there are none."""
+        """The held-out images, or None if there are none; read at the first call."""
         if "held_out" not in self._sets:
             held_out = self.load("held_out")
-            self._sets["held_out"] = None if held_out is None else self._like_training(held_out)
+            self._sets["held_out"] = None if held_out is None else self._match_training(held_out)
         return self._sets["held_out"]
 
     def setup(self, stage: str) -> None:
         """Read both splits.
 
         Raises:
-            UserError: the batch cannot be shared out equally, or is larger than the data.
+            UserError: the batch cannot be divided equally among the devices, or is larger than the training set.
         """
         if stage == "fit" and self.trainer is not None:
-            self._micro_batch()  # before what may take minutes
+            self._micro_batch()  # checked first, because reading the images may take minutes
         images = self.train_images()
         self.held_out_images()
         if stage == "fit":
@@ -123,19 +129,19 @@ class ImageDataModule(LightningDataModule, ABC):
             )
 
     def train_dataloader(self) -> DataLoader:
-        """An endless loader of this device's micro-batches, from where the LightningModule has arrived.
+        """An endless loader of this device's micro-batches, which begins after the images that training has seen.
 
-        Each is a `Batch` of batch_size / (devices × accumulate_grad_batches) images. Needs a Trainer whose
+        Each item is a `Batch` of batch_size / (devices × accumulate_grad_batches) images. Needs a Trainer whose
         LightningModule has `seed` and `images_seen`.
         """
         micro_batch = self._micro_batch()
         trainer = self._attached_trainer()
-        learner = cast(_Learner, trainer.lightning_module)
-        sampler = StreamSampler(lambda: learner.images_seen, micro_batch, trainer.global_rank, trainer.world_size)
-        return self._loader(TrainingStream(self.train_images(), learner.seed, self.xflip), sampler)
+        module = cast(_TrainingModule, trainer.lightning_module)
+        sampler = StreamSampler(lambda: module.images_seen, micro_batch, trainer.global_rank, trainer.world_size)
+        return self._loader(TrainingStream(self.train_images(), module.seed, self.xflip), sampler)
 
     def val_dataloader(self) -> DataLoader:
-        """The held-out images, or the training images where there are none: each once over all devices."""
+        """A loader of the held-out images, or else of the training images; each image once over all devices."""
         held_out = self.held_out_images()
         images = self.train_images() if held_out is None else held_out
         trainer = self.trainer
@@ -144,7 +150,7 @@ class ImageDataModule(LightningDataModule, ABC):
         return self._loader(StoredOrder(images), strided_batches(len(images), micro_batch, rank, world_size))
 
     def test_dataloader(self) -> list[DataLoader]:
-        """Batches of seeds to sample, a loader for each round of `test_plan`, of which each device takes its share."""
+        """Loaders of batches of seeds to sample, one for each round of `test_plan`; each device gets its share."""
         trainer, plan = self._attached_trainer(), self.test_plan
         rounds = [plan.batches(r, trainer.global_rank, trainer.world_size) for r in range(len(plan.rounds))]
         return [DataLoader(cast(Dataset, [torch.tensor(b) for b in batches]), batch_size=None) for batches in rounds]
@@ -171,14 +177,14 @@ class ImageDataModule(LightningDataModule, ABC):
         check(self.trainer is not None, "training batches need a Trainer: call Trainer().fit(model, datamodule)")
         return cast(Trainer, self.trainer)
 
-    def _like_training(self, held_out: ImageSet) -> ImageSet:
+    def _match_training(self, held_out: ImageSet) -> ImageSet:
+        """Give held-out images the channels of the training images, and check their shape."""
         channels, size = self.image_channels, self.resolution
         if held_out.shape[0] == 1 < channels:
             held_out = held_out.as_rgb()
-        found = held_out.shape
-        if found != (channels, size, size):
+        if held_out.shape != (channels, size, size):
             raise UserError(
-                f"held-out images are {found} (channels, height, width) but training images "
+                f"held-out images are {held_out.shape} (channels, height, width) but training images "
                 f"{(channels, size, size)}: convert them"
             )
         return held_out

@@ -1,4 +1,4 @@
-"""Any folder or zip of images."""
+"""The data sets: any folder or zip of images, scikit-learn's digits, FFHQ, LSUN Church and CIFAR-10."""
 
 from functools import cached_property
 from pathlib import Path
@@ -7,35 +7,35 @@ from typing import Any, ClassVar
 import torch
 
 from warm_lightning.data.datamodule import ImageDataModule
-from warm_lightning.data.decode import AS_IT_IS, Framing
+from warm_lightning.data.decode import UNCHANGED, CropResize
 from warm_lightning.data.image_set import ImageSet, check_rgb
 from warm_lightning.data.listing import DATASET_JSON
-from warm_lightning.data.readers import reason
+from warm_lightning.data.readers import error_text
 from warm_lightning.data.sources import Source, is_missing
 from warm_lightning.errors import UserError, check
 from warm_lightning.rng import key
 
 
 class ImageFolder(ImageDataModule):
-    """Images (png, jpg, jpeg, webp, bmp) anywhere below a folder or in a zip, in the order of their names.
+    """A data set of all images (png, jpg, jpeg, webp, bmp) in a folder or zip, in the order of their names.
 
-    First-level folders are classes; images in no folder have none. Where the first-level folders are `train`
-    and one of `test`, `val`, `valid`, `validation` and `held_out`, these are the splits. A folder around
-    everything is looked through. With a `dataset.json`, which EDM's data sets have, the folders mean nothing:
-    that file gives the classes, and there are no splits.
+    First-level folders are classes; images outside of such folders have no class. If the first-level folders are
+    `train` and one of `test`, `val`, `valid`, `validation` and `held_out`, they are the splits. One outer folder
+    that contains all the others is skipped. If there is a `dataset.json`, as in EDM's data sets, the folders have no
+    meaning: this file gives the classes, and there are no splits.
 
     Args:
         path: the folder or zip.
-        held_out_path: a folder or zip of held-out images, with the same classes; instead of `path`'s.
+        held_out_path: a folder or zip of held-out images with the same classes, used instead of those in `path`.
         resolution: height and width that the images must have; by default any.
-        cache: whether every process keeps all images in memory. That is fastest, and the default because most
-            sets fit: 70,000 images of 64×64 are 0.86 GB. Without, the loader's workers decode each image when
-            it is needed: training sees the same bits, and needs `num_workers`.
-        **kwargs: those of `ImageDataModule`.
+        cache: whether every process keeps all images in memory. This is the fastest, and the default because most
+            sets fit: 70,000 images of 64×64 are 0.86 GB. If false, the workers of the loader decode each image when
+            it is needed: training sees the same bits, but needs `num_workers`.
+        **kwargs: the arguments of `ImageDataModule`.
     """
 
-    lmdb_framing: ClassVar[Framing] = AS_IT_IS
-    """What is done to the images of an LMDB, which are of many sizes in LSUN."""
+    lmdb_resize: ClassVar[CropResize] = UNCHANGED
+    """The cropping and resizing of images from an LMDB, which have many sizes in LSUN."""
 
     def __init__(
         self,
@@ -54,38 +54,42 @@ class ImageFolder(ImageDataModule):
 
     @cached_property
     def source(self) -> Source:
-        """What `path` leads to, listed once."""
+        """The reader for `path` and the list of its images, made once."""
         self.check_path()
         return Source.open(self.path)
 
     def check_path(self) -> None:
-        """Raise UserError where nothing is at `path` and it is known how to come by it."""
+        """Check that `path` exists, in data sets that can say where to download it.
+
+        Raises:
+            UserError: nothing is at `path`; the message says how to get the images.
+        """
 
     def prepare_data(self) -> None:
-        """List what is at `path`, so that what is missing is said early."""
+        """List the images at `path`, so that an error in the path is reported early."""
         _ = self.source
 
     def load(self, split: str) -> ImageSet | None:
-        """Read a split, and only that."""
+        """Read one split; see `ImageDataModule.load`."""
         source = self.source
         if split == "held_out" and self.held_out_path is not None:
             source = Source.open(self.held_out_path, source.splits["train"].class_names)
-            # The other source may be a plain folder, or have splits of its own.
+            # `held_out_path` may be a plain folder, or may itself have splits.
             split = "held_out" if "held_out" in source.splits else "train"
-        return source.read(split, self.required_resolution, cache=self.cache, lmdb_framing=self.lmdb_framing)
+        return source.read(split, self.required_resolution, cache=self.cache, lmdb_resize=self.lmdb_resize)
 
 
 NUM_DIGITS = 1797
 
 
 class Digits(ImageDataModule):
-    """1,797 grey 8×8 images of digits in 10 classes, from scikit-learn's `load_digits`.
+    """The 1,797 grey 8×8 images of digits in 10 classes from scikit-learn's `load_digits`.
 
     Their 17 grey levels v in 0 … 16 become round(v·255/16).
 
     Args:
-        held_out: how many images to keep from training, always the same ones; 0 … 1,796.
-        **kwargs: those of `ImageDataModule`.
+        held_out: number of images that are held out, 0 … 1,796; the choice is the same in every run.
+        **kwargs: the arguments of `ImageDataModule`.
     """
 
     def __init__(self, *, held_out: int = 0, **kwargs: Any) -> None:
@@ -94,34 +98,34 @@ class Digits(ImageDataModule):
         self.held_out = held_out
 
     def load(self, split: str) -> ImageSet | None:
-        """Images of a split, in scikit-learn's order."""
+        """Read one split, in scikit-learn's order; see `ImageDataModule.load`."""
         if split == "held_out" and self.held_out == 0:
             return None
         from sklearn.datasets import load_digits
 
         digits = load_digits()
         order = torch.randperm(NUM_DIGITS, generator=torch.Generator().manual_seed(key(0, "digits")))
-        kept = NUM_DIGITS - self.held_out
-        index = (order[:kept] if split == "train" else order[kept:]).sort().values
+        train = NUM_DIGITS - self.held_out
+        index = (order[:train] if split == "train" else order[train:]).sort().values
         images = torch.from_numpy(digits.images).mul(255 / 16).round().to(torch.uint8)[:, None]
         return ImageSet(images[index], torch.from_numpy(digits.target)[index], tuple("0123456789"))
 
 
 class FFHQ(ImageFolder):
-    """RGB images of 64×64 without classes, in EDM's format.
+    """FFHQ at 64×64: RGB images without classes, usually in EDM's format.
 
     Args:
-        path: the zip, or a folder, that `warm dataset` or EDM's tool has made; or any of 64×64 images.
-        held_out_path: the same of held-out images.
-        cache: see `ImageFolder`; in memory by default, 0.86 GB a process.
-        **kwargs: those of `ImageDataModule`.
+        path: the zip or folder made by `warm dataset` or by EDM's tool, or any other zip or folder of 64×64 images.
+        held_out_path: a zip or folder of held-out images.
+        cache: see `ImageFolder`; in memory by default, which takes 0.86 GB in each process.
+        **kwargs: the arguments of `ImageDataModule`.
     """
 
     def __init__(self, path: str, held_out_path: str | None = None, cache: bool = True, **kwargs: Any) -> None:
         super().__init__(path, held_out_path, resolution=64, cache=cache, **kwargs)
 
     def check_path(self) -> None:
-        """Say how to come by the images."""
+        """Check that `path` exists; the error says how to get the images."""
         check(
             not is_missing(self.path),
             f"{self.path}: no such file: download FFHQ's images1024x1024 and make it with "
@@ -129,30 +133,31 @@ class FFHQ(ImageFolder):
         )
 
     def load(self, split: str) -> ImageSet | None:
-        """Read a split, and only that."""
+        """Read one split; see `ImageDataModule.load`."""
         return check_rgb(super().load(split), f"{self.path}: FFHQ's images are RGB")
 
 
 class LSUNChurch(ImageFolder):
-    """RGB images of 128×128 without classes, from LSUN's own LMDB or in EDM's format.
+    """LSUN Church at 128×128: RGB images without classes, from LSUN's own LMDB or in EDM's format.
 
-    Images of an LMDB, whose shorter side has 256 pixels, are cropped to their centre and resampled to 128 by
-    Lanczos' filter whenever they are read. `warm dataset` does the same once and for all, to the same bits.
+    The shorter side of the images in the LMDB has 256 pixels. Each time such an image is read, it is cropped to the
+    largest centred square and resampled to 128 by Lanczos' filter. `warm dataset` does this once, with the same bits.
 
     Args:
         path: the folder `church_outdoor_train_lmdb`, or a zip or folder of 128×128 images.
-        held_out_path: the same of held-out images, such as `church_outdoor_val_lmdb`.
-        cache: see `ImageFolder`. Not in memory by default, where they would take 6.2 GB in every process.
-        **kwargs: those of `ImageDataModule`.
+        held_out_path: an LMDB, zip or folder of held-out images, such as `church_outdoor_val_lmdb`.
+        cache: see `ImageFolder`. By default the images are not kept in memory, where they would take 6.2 GB in every
+            process.
+        **kwargs: the arguments of `ImageDataModule`.
     """
 
-    lmdb_framing: ClassVar[Framing] = Framing("center", 128)
+    lmdb_resize: ClassVar[CropResize] = CropResize("center", 128)
 
     def __init__(self, path: str, held_out_path: str | None = None, cache: bool = False, **kwargs: Any) -> None:
         super().__init__(path, held_out_path, resolution=128, cache=cache, **kwargs)
 
     def check_path(self) -> None:
-        """Say how to come by the images."""
+        """Check that `path` exists; the error says how to get the images."""
         check(
             not is_missing(self.path),
             f"{self.path}: no such folder: download LSUN's church_outdoor_train_lmdb.zip, unpack it, and give the "
@@ -160,20 +165,21 @@ class LSUNChurch(ImageFolder):
         )
 
     def load(self, split: str) -> ImageSet | None:
-        """Read a split, and only that."""
+        """Read one split; see `ImageDataModule.load`."""
         return check_rgb(super().load(split), f"{self.path}: LSUN's images are RGB")
 
 
 class CIFAR10(ImageDataModule):
-    """50,000 training images, and 10,000 test images as the held-out ones; RGB, 32×32.
+    """CIFAR-10: 50,000 training images and 10,000 test images, which are the held-out split; RGB, 32×32, 10 classes.
 
     Args:
-        path: folder or zip with `train/<class>/*.png|jpg` and `test/<class>/*`, the archive for Python, or a zip in
-            EDM's format of the training images; None for torchvision's files.
-        root: folder for torchvision's files, which are downloaded where they are not there yet.
-        held_out_path: test images beside a `path` in EDM's format, which has no splits.
-        cache: see `ImageFolder`; in memory by default, 0.15 GB a process. torchvision's files always are.
-        **kwargs: those of `ImageDataModule`.
+        path: folder or zip with `train/<class>/*.png|jpg` and `test/<class>/*`, the archive for Python, or a zip of the
+            training images in EDM's format. None for torchvision's files.
+        root: folder for torchvision's files, which are downloaded if they are not there yet.
+        held_out_path: the test images, if `path` is in EDM's format, which has no splits.
+        cache: see `ImageFolder`; in memory by default, which takes 0.15 GB in each process. torchvision's files are
+            always kept in memory.
+        **kwargs: the arguments of `ImageDataModule`.
     """
 
     def __init__(
@@ -190,7 +196,7 @@ class CIFAR10(ImageDataModule):
         self.files = None if path is None else ImageFolder(path, held_out_path, resolution=32, cache=cache)
 
     def prepare_data(self) -> None:
-        """Download to `root` where that is needed. Lightning calls this in one process only."""
+        """Download the files to `root` if needed. Lightning calls this in one process only."""
         if self.files is not None:
             self.files.prepare_data()
             return
@@ -200,18 +206,18 @@ class CIFAR10(ImageDataModule):
             datasets.CIFAR10(Path(self.root).expanduser(), download=True)
         except (OSError, RuntimeError) as error:
             raise UserError(
-                f"CIFAR-10 cannot be downloaded to {self.root} ({reason(error)}): put "
+                f"CIFAR-10 cannot be downloaded to {self.root} ({error_text(error)}): put "
                 f"{datasets.CIFAR10.filename} there, or set `path` to a folder or zip of its images"
             ) from error
 
     def load(self, split: str) -> ImageSet | None:
-        """Read a split, and only that; in EDM's format the held-out one may not exist."""
+        """Read one split; see `ImageDataModule.load`. In EDM's format there may be no held-out split."""
         if self.files is None:
             return self._load_torchvision(split)
-        found = self.files.load(split)
-        if found is None and DATASET_JSON not in self.files.source.reader.names():
+        images = self.files.load(split)
+        if images is None and DATASET_JSON not in self.files.source.reader.names():
             raise UserError(f"{self.path} has no test images: it must hold the folders train and test")
-        return check_rgb(found, f"{self.path}: CIFAR-10's images are RGB")
+        return check_rgb(images, f"{self.path}: CIFAR-10's images are RGB")
 
     def _load_torchvision(self, split: str) -> ImageSet:
         from torchvision import datasets
@@ -220,7 +226,7 @@ class CIFAR10(ImageDataModule):
             data = datasets.CIFAR10(Path(self.root).expanduser(), train=split == "train")
         except (OSError, RuntimeError) as error:
             raise UserError(
-                f"CIFAR-10 is not in {self.root} ({reason(error)}): call prepare_data() to download it, or "
+                f"CIFAR-10 is not in {self.root} ({error_text(error)}): call prepare_data() to download it, or "
                 "set `path` to a folder or zip of its images"
             ) from error
         images = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()

@@ -1,4 +1,4 @@
-"""An image file → a grey or RGB picture of the right size, or an error that names the file."""
+"""Decoding of one image file to a grey or RGB image of the right size; every error names the file."""
 
 import io
 import warnings
@@ -10,36 +10,27 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageOps
 
-from warm_lightning.data.readers import Reader, reason
+from warm_lightning.data.readers import Reader, error_text
 from warm_lightning.errors import UserError, check
 
-FORMATS = (
-    "PNG",
-    "JPEG",
-    "WEBP",
-    "BMP",
-)  # Pillow's other decoders are a risk for no use: one runs Ghostscript
-GREY_MODES = {"1", "L", "LA", "La"}
-DEEP_MODES = ("I", "F")  # how the names of modes with more than 8 bits a channel begin
-PNG_DEPTH = 24  # where a PNG has its bits a channel, always: Pillow silently reduces 16 bits of colours to 8
-BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
-ADVICE = "make a data set of them with `warm dataset SRC DST.zip --resolution {size} --crop center`"
+# ---- crop and resize
 
 
 @dataclass(frozen=True)
-class Framing:
-    """How images become square and of one size.
+class CropResize:
+    """The operation that makes images square and of one size.
 
     Attributes:
-        crop: "center" keeps the largest centred square, "stretch" all of an image, "none" demands squares.
-        resolution: pixels a side to resample to, by Pillow's Lanczos filter; None leaves the size.
+        crop: "center" cuts out the largest centred square; "stretch" keeps the whole image and changes its aspect
+            ratio; "none" leaves the image, which must then be square.
+        resolution: height and width to resample to, by Pillow's Lanczos filter; None keeps the size.
     """
 
     crop: Literal["none", "center", "stretch"] = "none"
     resolution: int | None = None
 
     def size(self, width: int, height: int) -> tuple[int, int]:
-        """Width and height that an image will have."""
+        """Width and height of the result, for an image of this width and height."""
         if self.crop == "stretch" and self.resolution is not None:
             return self.resolution, self.resolution
         if self.crop == "center":
@@ -47,7 +38,7 @@ class Framing:
         return (width, height) if self.resolution is None or width != height else (self.resolution, self.resolution)
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        """The image, square and resampled."""
+        """Crop and resample an image."""
         width, height = image.size
         if width != height and self.crop != "stretch":
             side = min(width, height)
@@ -57,103 +48,128 @@ class Framing:
         return image if size == image.size else image.resize(size, Image.Resampling.LANCZOS)
 
 
-AS_IT_IS = Framing()
+UNCHANGED = CropResize()
+
+# ---- one image
+
+ADVICE = "make a data set of them with `warm dataset SRC DST.zip --resolution {size} --crop center`"
+GREY_MODES = {"1", "L", "LA", "La"}  # Pillow's names
+
+HUGE_IMAGE = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
-def find_size(reader: Reader, name: str, resolution: int | None = None, framing: Framing = AS_IT_IS) -> int:
-    """Height and width that the first image gives to all.
+@contextmanager
+def huge_images_are_errors() -> Iterator[None]:
+    """Turn Pillow's warning about a decompression bomb into an exception, inside the `with` block.
+
+    All code that opens images runs in it. It changes global state, so it must not be entered in a thread.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
+
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # Pillow's other decoders are a needless risk: one runs Ghostscript
+HIGH_DEPTH_MODES = ("I", "F")  # the names of Pillow's modes with more than 8 bits per channel begin so
+PNG_DEPTH = 24  # index of the byte with a PNG's bits per channel: Pillow silently reduces 16-bit colours to 8 bits
+
+
+def open_image(reader: Reader, name: str) -> Image.Image:
+    """Open an image file, turned upright. Pixels are decoded only if the EXIF data says that the image is rotated.
 
     Raises:
-        UserError: it cannot be read, is not square or has another than this resolution.
+        UserError: the file cannot be read, has more than 8 bits per channel, or is animated.
     """
-    width, height = found = open_image(reader, name).size
-    where = f"{reader.locate(name)} is {width}×{height}"
-    width, height = framing.size(*found)
-    advice = ADVICE.format(size=resolution or framing.resolution or "64")
-    check(width == height, f"{where}: images must be square: {advice}")
-    check(resolution in (None, width), f"{where} instead of {resolution}×{resolution}: {advice}")
-    return width
+    content = reader.read(name)
+    try:
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
+        high_depth = image.mode.startswith(HIGH_DEPTH_MODES) or (image.format == "PNG" and content[PNG_DEPTH] > 8)
+        animated = image.format in ("PNG", "WEBP") and getattr(image, "is_animated", False)
+        # In other PNGs, Pillow would search for EXIF data behind the pixels, and so decode them.
+        if "exif" in image.info and not high_depth and not animated:
+            ImageOps.exif_transpose(image, in_place=True)
+    except MemoryError:
+        raise
+    except HUGE_IMAGE as error:
+        message = f"{reader.locate(name)} claims to be a huge image ({error_text(error)}): resize or remove it"
+        raise UserError(message) from error
+    except Exception as error:
+        raise _undecodable(reader, name, error) from error
+    check(not high_depth, f"{reader.locate(name)} has more than 8 bits a channel: convert it to 8 bits")
+    check(not animated, f"{reader.locate(name)} is animated: extract the frames that you want as PNG files")
+    return image
 
 
-def find_channels(reader: Reader, names: Iterable[str]) -> int:
-    """1 where all images are grey, otherwise 3: looks into the files until one is not grey."""
-    return 1 if all(open_image(reader, name).mode in GREY_MODES for name in names) else 3
+def _undecodable(reader: Reader, name: str, error: Exception) -> UserError:
+    # Decoders raise almost any exception on damaged data: OSError, SyntaxError, struct.error, ValueError, …
+    unknown = isinstance(error, Image.UnidentifiedImageError)
+    text = f"not {', '.join(FORMATS)}" if unknown else error_text(error)
+    return UserError(f"{reader.locate(name)} is not a readable image ({text}): replace or remove it")
 
 
-def decode(reader: Reader, name: str, size: int, first: str, framing: Framing = AS_IT_IS) -> Image.Image:
-    """One image in mode L or RGB; transparency is dropped.
+def decode(reader: Reader, name: str, size: int, first: str, resize: CropResize = UNCHANGED) -> Image.Image:
+    """Read one image in mode L or RGB, cropped and resized; transparency is dropped.
 
     Args:
         reader: where the file is.
         name: the file.
-        size: width and height that it must have, framed.
-        first: the file that has set the size.
-        framing: what is done to the image.
+        size: width and height that it must have after cropping and resizing.
+        first: the file that determined this size, for the error message.
+        resize: the cropping and resizing.
 
     Raises:
-        UserError: see `open_image`; it cannot be decoded or has another size.
+        UserError: see `open_image`; or the image cannot be decoded or has another size.
     """
     image = open_image(reader, name)
-    width, height = image.size  # mostly from the header: an image of another size is not decoded
-    if framing.size(width, height) != (size, size):
+    width, height = image.size  # known from the header in most cases, so that an image of wrong size is not decoded
+    if resize.size(width, height) != (size, size):
         raise UserError(
             f"{reader.locate(name)} is {width}×{height} but {reader.locate(first)} makes it {size}×{size}: "
             + ADVICE.format(size=size)
         )
     try:
         if image.mode in GREY_MODES:
-            plain = image.convert("L")
-        else:  # Pillow warns about a palette with transparency unless it goes by way of RGBA
+            converted = image.convert("L")
+        else:  # Pillow warns about a palette with transparency unless it is converted to RGBA first
             opaque = image.convert("RGBA") if "transparency" in image.info else image
-            plain = opaque.convert("RGB")
+            converted = opaque.convert("RGB")
     except MemoryError:
         raise
     except Exception as error:
         raise _undecodable(reader, name, error) from error
-    return framing(plain)
+    return resize(converted)
 
 
 def as_array(image: Image.Image) -> np.ndarray:
-    """uint8 [C, H, W] of an image in mode L or RGB."""
+    """Convert an image in mode L or RGB to uint8 [C, H, W]."""
     pixels = np.asarray(image)
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 
-@contextmanager
-def bombs_are_errors() -> Iterator[None]:
-    """Around everything that opens images: what Pillow only warns of is refused. Not to be entered by threads."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        yield
+# ---- size and channels of a set of files
 
 
-def open_image(reader: Reader, name: str) -> Image.Image:
-    """An image, upright. Only its header is decoded unless the camera was turned.
+def image_size(reader: Reader, name: str, resolution: int | None = None, resize: CropResize = UNCHANGED) -> int:
+    """Height and width of one image after cropping and resizing; all other images must have this size, too.
+
+    Args:
+        reader: where the file is.
+        name: the file, usually the first one of a set.
+        resolution: height and width that the image must have after cropping and resizing; None for any.
+        resize: the cropping and resizing.
 
     Raises:
-        UserError: it cannot be read, has more than 8 bits a channel, or is animated.
+        UserError: the image cannot be read, is not square or does not have the given resolution.
     """
-    content = reader.read(name)
-    try:
-        image = Image.open(io.BytesIO(content), formats=FORMATS)
-        deep = image.mode.startswith(DEEP_MODES) or (image.format == "PNG" and content[PNG_DEPTH] > 8)
-        animated = image.format in ("PNG", "WEBP") and getattr(image, "is_animated", False)
-        if "exif" in image.info and not deep and not animated:  # Pillow looks for it behind the pixels of other PNGs
-            ImageOps.exif_transpose(image, in_place=True)
-    except MemoryError:
-        raise
-    except BOMBS as error:
-        message = f"{reader.locate(name)} claims to be a huge image ({reason(error)}): resize or remove it"
-        raise UserError(message) from error
-    except Exception as error:
-        raise _undecodable(reader, name, error) from error
-    check(not deep, f"{reader.locate(name)} has more than 8 bits a channel: convert it to 8 bits")
-    check(not animated, f"{reader.locate(name)} is animated: extract the frames that you want as PNG files")
-    return image
+    width, height = size = open_image(reader, name).size
+    where = f"{reader.locate(name)} is {width}×{height}"
+    width, height = resize.size(*size)
+    advice = ADVICE.format(size=resolution or resize.resolution or "64")
+    check(width == height, f"{where}: images must be square: {advice}")
+    check(resolution in (None, width), f"{where} instead of {resolution}×{resolution}: {advice}")
+    return width
 
 
-def _undecodable(reader: Reader, name: str, error: Exception) -> UserError:
-    # Decoders raise nearly anything on damaged data: OSError, SyntaxError, struct.error, ValueError, …
-    unknown = isinstance(error, Image.UnidentifiedImageError)
-    text = f"not {', '.join(FORMATS)}" if unknown else reason(error)
-    return UserError(f"{reader.locate(name)} is not a readable image ({text}): replace or remove it")
+def count_channels(reader: Reader, names: Iterable[str]) -> int:
+    """Number of channels of a set of images: 1 if all are grey, otherwise 3. Opens files until one is not grey."""
+    return 1 if all(open_image(reader, name).mode in GREY_MODES for name in names) else 3

@@ -1,4 +1,4 @@
-"""A set of images."""
+"""Sets of images of one size: in memory, or as files that are decoded when they are needed."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -9,138 +9,151 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
-from warm_lightning.data.decode import AS_IT_IS, Framing, as_array, bombs_are_errors, decode, find_channels, find_size
+from warm_lightning.data.decode import (
+    UNCHANGED,
+    CropResize,
+    as_array,
+    count_channels,
+    decode,
+    huge_images_are_errors,
+    image_size,
+)
 from warm_lightning.data.readers import Reader
-from warm_lightning.distributed import place
+from warm_lightning.distributed import progress
 from warm_lightning.errors import check
 from warm_lightning.images import dequantise
 from warm_lightning.rng import key
 
-DECODED_AT_ONCE = 64
+# ---- files
 
 
 @dataclass(frozen=True)
 class StoredImages:
-    """Images of one size that are decoded whenever they are asked for, by whichever process asks.
+    """Image files of one size, which are decoded each time that they are needed, in any process.
 
     Attributes:
         reader: where the files are.
         names: the files, at least one.
-        size: height and width of every image, framed.
-        channels: 1 or 3; grey images among RGB ones have three equal channels.
-        framing: what is done to each image.
+        size: height and width of every image after cropping and resizing.
+        channels: 1 or 3; grey images among RGB ones get three equal channels.
+        resize: the cropping and resizing of each image.
     """
 
     reader: Reader
     names: tuple[str, ...]
     size: int
     channels: int
-    framing: Framing = AS_IT_IS
+    resize: CropResize = UNCHANGED
 
     def __len__(self) -> int:
         return len(self.names)
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        """N, C, H, W."""
+        """The shape (N, C, H, W)."""
         return len(self.names), self.channels, self.size, self.size
 
     def as_rgb(self) -> "StoredImages":
-        """The same with three channels."""
+        """These images with three channels."""
         return replace(self, channels=3)
 
-    def pictures(self, index: Sequence[int]) -> list[Image.Image]:
-        """Images by index, in mode L or RGB as there are channels.
+    def decode(self, index: Sequence[int]) -> list[Image.Image]:
+        """Decode the images with these indices, in mode L for one channel and RGB for three.
 
         Raises:
-            UserError: a file cannot be read or decoded, has more than 8 bits a channel or another size.
+            UserError: a file cannot be read or decoded, has more than 8 bits per channel or another size.
         """
         mode = "L" if self.channels == 1 else "RGB"
-        with bombs_are_errors():
-            found = [decode(self.reader, self.names[i], self.size, self.names[0], self.framing) for i in index]
-        return [image if image.mode == mode else image.convert(mode) for image in found]
+        with huge_images_are_errors():
+            images = [decode(self.reader, self.names[i], self.size, self.names[0], self.resize) for i in index]
+        return [image if image.mode == mode else image.convert(mode) for image in images]
 
     def take(self, index: Tensor) -> Tensor:
-        """Images by index, int64 [b] → uint8 [b, C, H, W]. Raises as `pictures` does."""
+        """Decode the images with these indices, int64 [b] → uint8 [b, C, H, W]; raises as `decode` does."""
         images = np.empty((len(index), *self.shape[1:]), np.uint8)
-        for i, image in enumerate(self.pictures(index.tolist())):
+        for i, image in enumerate(self.decode(index.tolist())):
             images[i] = as_array(image)
         return torch.from_numpy(images)
 
 
 def store_images(
-    reader: Reader, names: Sequence[str], resolution: int | None = None, framing: Framing = AS_IT_IS
+    reader: Reader, names: Sequence[str], resolution: int | None = None, resize: CropResize = UNCHANGED
 ) -> StoredImages:
-    """Image files that stay where they are.
+    """Make a set of image files that are decoded when they are needed; finds out their size and channels.
 
     Args:
         reader: where the files are.
         names: the files, at least one.
-        resolution: height and width that they must have, framed; None accepts the first one's.
-        framing: what is done to each image.
+        resolution: height and width that they must have after cropping and resizing; None for that of the first file.
+        resize: the cropping and resizing of each image.
 
     Raises:
-        UserError: see `find_size`.
+        UserError: see `image_size`.
     """
-    with bombs_are_errors():
-        size = find_size(reader, names[0], resolution, framing)
-        with _progress(reader, "looking for colour in", names) as progress:
-            channels = find_channels(reader, progress)
-        return StoredImages(reader, tuple(names), size, channels, framing)
+    with huge_images_are_errors():
+        size = image_size(reader, names[0], resolution, resize)
+        channels = count_channels(reader, progress(names, f"looking for colour in {reader.path.name}"))
+        return StoredImages(reader, tuple(names), size, channels, resize)
 
 
 def read_images(
-    reader: Reader, names: Sequence[str], resolution: int | None = None, framing: Framing = AS_IT_IS
+    reader: Reader, names: Sequence[str], resolution: int | None = None, resize: CropResize = UNCHANGED
 ) -> Tensor:
-    """The same as one tensor in memory; shows progress when it takes over a second.
+    """Read image files into one tensor in memory; shows progress if that takes over a second.
+
+    Args:
+        reader: where the files are.
+        names: the files, at least one.
+        resolution: height and width that they must have after cropping and resizing; None for that of the first file.
+        resize: the cropping and resizing of each image.
 
     Returns:
-        uint8 [N, C, H, W], C = 1 where all are grey and otherwise 3. Transparency is dropped.
+        uint8 [N, C, H, W], C = 1 if all images are grey and otherwise 3. Transparency is dropped.
 
     Raises:
-        UserError: see `StoredImages.pictures`.
+        UserError: see `image_size` and `StoredImages.decode`.
     """
-    with bombs_are_errors():
-        size = find_size(reader, names[0], resolution, framing)
+    with huge_images_are_errors():
+        size = image_size(reader, names[0], resolution, resize)
         images = np.empty((len(names), 1, size, size), np.uint8)
-        with _progress(reader, "reading", names) as progress:
-            for i, image in enumerate(_decode_all(reader, names, size, framing)):
-                if len(image) > images.shape[1]:
-                    images = np.repeat(images, 3, axis=1)
-                images[i] = image
-                progress.update()
+        positions = progress(range(len(names)), f"reading {reader.path.name}")
+        for i, image in zip(positions, _decode_all(reader, names, size, resize), strict=True):
+            if len(image) > images.shape[1]:  # the first image with colour
+                images = np.repeat(images, 3, axis=1)
+            images[i] = image
     return torch.from_numpy(images)
 
 
-def _progress(reader: Reader, doing: str, names: Sequence[str]) -> "tqdm[str]":
-    return tqdm(names, desc=f"{doing} {reader.path.name}", unit="img", delay=1, disable=place()[0] > 0)
+DECODED_AT_ONCE = 64  # images in a task of a thread
 
 
-def _decode_all(reader: Reader, names: Sequence[str], size: int, framing: Framing) -> Iterator[np.ndarray]:
+def _decode_all(reader: Reader, names: Sequence[str], size: int, resize: CropResize) -> Iterator[np.ndarray]:
     def decode_chunk(chunk: Sequence[str]) -> list[np.ndarray]:
-        return [as_array(decode(reader, name, size, names[0], framing)) for name in chunk]
+        return [as_array(decode(reader, name, size, names[0], resize)) for name in chunk]
 
     chunks = [names[i : i + DECODED_AT_ONCE] for i in range(0, len(names), DECODED_AT_ONCE)]
     pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
     try:
-        # Decoding releases the GIL, all around it does not: on two cores, threads give 2.0 times the speed
-        # on 128-pixel PNGs and 0.6 times on 32-pixel ones.
+        # Decoding releases the GIL, but the code before and after it does not: on two cores, threads give 2.0 times
+        # the speed on 128-pixel PNGs and 0.6 times on 32-pixel ones.
         for images in pool.map(decode_chunk, chunks) if size >= 64 else map(decode_chunk, chunks):
             yield from images
     finally:
         pool.shutdown(cancel_futures=True)
 
 
+# ---- images with classes
+
+
 @dataclass(frozen=True)
 class ImageSet:
-    """Images of one size, in a fixed order.
+    """Images of one size with their classes, in a fixed order.
 
     Attributes:
-        images: uint8 [N, C, H, W] in memory, or the files that they are decoded from when they are asked for.
-        labels: class indices, int64 [N]; zeros where there are no classes.
-        class_names: the name of each class; empty where there are no classes.
+        images: uint8 [N, C, H, W] in memory, or the files that are decoded when they are needed.
+        labels: class indices, int64 [N]; zeros if there are no classes.
+        class_names: the name of each class; empty if there are no classes.
     """
 
     images: Tensor | StoredImages
@@ -149,7 +162,7 @@ class ImageSet:
 
     @classmethod
     def without_classes(cls, images: Tensor) -> "ImageSet":
-        """Images in memory, uint8 [N, C, H, W], that have none."""
+        """Make a set without classes of images in memory, uint8 [N, C, H, W]."""
         return cls(images, torch.zeros(len(images), dtype=torch.int64), ())
 
     def __len__(self) -> int:
@@ -157,44 +170,46 @@ class ImageSet:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """C, H, W."""
+        """The shape (C, H, W) of one image."""
         channels, height, width = self.images.shape[1:]
         return channels, height, width
 
     def take(self, index: Tensor) -> Tensor:
-        """Images by index, int64 [b] → uint8 [b, C, H, W], a copy. Raises as `StoredImages.take` does."""
+        """The images with these indices, int64 [b] → uint8 [b, C, H, W], a copy; raises as `StoredImages.take` does."""
         if isinstance(self.images, StoredImages):
             return self.images.take(index)
-        # index_select copies whole images, and is many times as fast as indexing with brackets.
+        # index_select copies whole images, which is many times as fast as indexing with brackets.
         return self.images.index_select(0, index)
 
     def all(self) -> Tensor:
-        """All images in memory, uint8 [N, C, H, W]; not to be written to."""
+        """All images in one tensor, uint8 [N, C, H, W]; do not write to it."""
         return self.images.take(torch.arange(len(self))) if isinstance(self.images, StoredImages) else self.images
 
     def as_rgb(self) -> "ImageSet":
-        """Grey images with three equal channels."""
+        """These grey images with three equal channels."""
         images = self.images
         return replace(self, images=images.as_rgb() if isinstance(images, StoredImages) else images.repeat(1, 3, 1, 1))
 
 
 def check_rgb(images: ImageSet | None, message: str) -> ImageSet | None:
-    """The images; raises UserError if there are some and they are grey."""
+    """Check that a set of images, if there is one, is RGB; returns it.
+
+    Raises:
+        UserError: the images are grey; its message begins with `message`.
+    """
     check(images is None or images.shape[0] == 3, f"{message}, not grey: check the path")
     return images
 
 
-READ_AT_ONCE = 500  # images read at once
+READ_AT_ONCE = 500  # images in a batch
 
 
-def all_images(images: ImageSet, what: str) -> Iterator[Tensor]:
-    """All images once, in batches [b, C, H, W] in [-1, 1], with a progress bar for long work."""
-    for chunk in tqdm(
-        torch.arange(len(images)).split(READ_AT_ONCE), desc=what, unit="×500 images", delay=2, leave=False
-    ):
-        yield dequantise(images.take(chunk), torch.float32)
+def all_images(images: ImageSet, title: str) -> Iterator[Tensor]:
+    """Read all images once, in batches float32 [b, C, H, W] in [-1, 1]; shows progress under this title."""
+    for index in progress(torch.arange(len(images)).split(READ_AT_ONCE), title):
+        yield dequantise(images.take(index), torch.float32)
 
 
 def random_order(count: int, seed: int) -> Tensor:
-    """An order of `count` images, int64, that is random but the same each time."""
+    """A random order of `count` images that depends on the seed only, int64 [count]."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(key(seed, "order")))

@@ -1,4 +1,4 @@
-"""Which images a source has: their splits, order and classes."""
+"""The list of images of a source: their splits, order and classes, from folders or from EDM's `dataset.json`."""
 
 import json
 from collections.abc import Sequence
@@ -9,37 +9,75 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from warm_lightning.data.readers import DATA_FILE, CIFARArchive, LMDBReader, Reader, reason
+from warm_lightning.data.readers import LMDB_FILE, CIFARArchive, LMDBReader, Reader, error_text
 from warm_lightning.errors import UserError, check
 
 DATASET_JSON = "dataset.json"
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+OTHER_SUFFIXES = {".apng", ".avif", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jxl"} | {
+    *(".pbm", ".pgm", ".pnm", ".ppm", ".tga", ".tif", ".tiff")
+}
+"""Image formats that are not read; such files are an error rather than being left out silently."""
+
+# ---- types
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The images of a split, in order.
+
+    Attributes:
+        names: the names of the files, at least one.
+        labels: class indices, int64 [N]; zeros if there are no classes.
+        class_names: the name of each class; empty if there are none.
+    """
+
+    names: tuple[str, ...]
+    labels: Tensor
+    class_names: tuple[str, ...]
+
+
+class ImageFile(NamedTuple):
+    """An image file.
+
+    Attributes:
+        name: its name in the reader.
+        parts: its folders and file name, without the outer folder and the folder of the split.
+    """
+
+    name: str
+    parts: tuple[str, ...]
+
+
+# ---- EDM's format
+
 IMAGES_PER_FOLDER = 1000
 MAX_CLASS = 100_000  # every class is a column of the network's input
 
 
 def image_name(i: int) -> str:
-    """The name of image i."""
+    """The name of image i in EDM's format."""
     return f"{i // IMAGES_PER_FOLDER:05}/img{i:08}.png"
 
 
 def write_labels(names: Sequence[str], labels: Sequence[int] | None) -> bytes:
-    """`dataset.json` for images of these classes, or without classes."""
+    """The content of `dataset.json` for images with these classes; None for images without classes."""
     pairs = None if labels is None else [list(pair) for pair in zip(names, labels, strict=True)]
     return json.dumps({"labels": pairs}).encode()
 
 
 def read_labels(reader: Reader, names: Sequence[str]) -> Tensor | None:
-    """The classes of images, int64 [N], from `dataset.json`; None where it says that there are none.
+    """Read the classes of images, int64 [N], from `dataset.json`; None if the file says that there are none.
 
     Raises:
-        UserError: the file is not what EDM's format says, has no class for one of the images, two for one, or one
-            for an image that is not there.
+        UserError: the file is not in EDM's format, or it has no class for one of the images, two classes for one, or
+            a class for an image that does not exist.
     """
     where = reader.locate(DATASET_JSON)
     try:
         content = json.loads(reader.read(DATASET_JSON))
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{where} is not JSON ({reason(error)}): make or download the data set again") from error
+        raise UserError(f"{where} is not JSON ({error_text(error)}): make or download the data set again") from error
     check(
         isinstance(content, dict) and "labels" in content,
         f"{where} has no entry `labels`: it must be null or a list of [file name, class]; remove the file if the "
@@ -70,47 +108,89 @@ def read_labels(reader: Reader, names: Sequence[str]) -> Tensor | None:
     return torch.tensor([classes[name] for name in names])
 
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
-OTHER_SUFFIXES = {".apng", ".avif", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jxl"} | {
-    *(".pbm", ".pgm", ".pnm", ".ppm", ".tga", ".tif", ".tiff")
-}
+# ---- splits and classes from folders
+
 HELD_OUT_FOLDERS = {"test", "val", "valid", "validation", "held_out"}
 
 
-@dataclass(frozen=True)
-class Listing:
-    """The images of a split, in order.
+def find_splits(reader: Reader, files: list[ImageFile]) -> dict[str, list[ImageFile]]:
+    """Divide image files into splits by their folders.
 
-    Attributes:
-        names: their files, at least one.
-        labels: class indices, int64 [N]; zeros where there are no classes.
-        class_names: the name of each class; empty where there are none.
+    If the first-level folders are `train` and one of `HELD_OUT_FOLDERS`, there are the splits "train" and "held_out";
+    otherwise all files are "train". Outer folders that contain all the others are skipped first.
+
+    Raises:
+        UserError: the splits are ambiguous.
     """
+    while len(files[0].parts) > 1 and len({file.parts[0] for file in files}) == 1:
+        files = _without_first_folder(files)
+    top = {file.parts[0] for file in files}
+    held_out = top & HELD_OUT_FOLDERS
+    if "train" not in top or not held_out:
+        return {"train": files}
+    if len(top) > 2:
+        others = ", ".join(sorted(top - {"train"})[:4])
+        raise UserError(
+            f"{reader.path} has beside train: {others}; are these splits or classes? "
+            "Leave train and one of them, or name two sources in `path` and `held_out_path`"
+        )
+    return {
+        "train": _without_first_folder([file for file in files if file.parts[0] == "train"]),
+        "held_out": _without_first_folder([file for file in files if file.parts[0] in held_out]),
+    }
 
-    names: tuple[str, ...]
-    labels: Tensor
-    class_names: tuple[str, ...]
+
+def find_classes(reader: Reader, files: Sequence[ImageFile]) -> tuple[str, ...]:
+    """The sorted names of the first-level folders, which are the classes; empty if no image is in a folder.
+
+    Raises:
+        UserError: some images are in folders and some are not.
+    """
+    flat = [file for file in files if len(file.parts) == 1]
+    if flat and len(flat) < len(files):
+        where = reader.locate(flat[0].name)
+        raise UserError(f"{where} lies beside class folders: move it into one, or all images into one folder")
+    return () if flat else tuple(sorted({file.parts[0] for file in files}))
 
 
-class ImageFile(NamedTuple):
-    """An image file: its name in the reader, and the folders and file name left after wrapper and split."""
+def find_labels(reader: Reader, files: Sequence[ImageFile], classes: Sequence[str]) -> Tensor:
+    """Class indices, int64 [N], of files in the folders named by `classes`; zeros if there are no classes.
 
-    name: str
-    parts: tuple[str, ...]
+    Raises:
+        UserError: an image is in none of the folders.
+    """
+    if not classes:
+        return torch.zeros(len(files), dtype=torch.int64)
+    index = {name: i for i, name in enumerate(classes)}
+    for file in files:
+        if len(file.parts) == 1 or file.parts[0] not in index:
+            where = reader.locate(file.name)
+            raise UserError(
+                f"{where} is in no class folder of the training images: move it, to {classes[0]} for instance"
+            )
+    return torch.tensor([index[file.parts[0]] for file in files])
+
+
+def _without_first_folder(files: list[ImageFile]) -> list[ImageFile]:
+    return [ImageFile(file.name, file.parts[1:]) for file in files]
+
+
+# ---- all images of a source
 
 
 def list_images(reader: Reader, classes: tuple[str, ...] | None = None) -> dict[str, Listing]:
-    """The images of a source by split: "train", and "held_out" where there is such a split.
+    """List the images of a source by split: "train", and "held_out" if there is such a split.
 
-    A source with a `dataset.json` is one split in EDM's format, and its file gives the classes, which are named by
-    their numbers. An LMDB is one split without classes. Elsewhere `find_splits` and `find_classes` tell.
+    A source with a `dataset.json` is in EDM's format: it has one split, the file gives the classes, and their names
+    are their numbers. An LMDB is one split without classes. In other sources, see `find_splits` and `find_classes`.
 
     Args:
         reader: the source.
-        classes: names of the classes, where they are those of another source.
+        classes: the names of the classes if another source determines them; None for the source's own classes.
 
     Raises:
-        UserError: there are no images, or some of a format that is not read, or their splits or classes are ambiguous.
+        UserError: there are no images, or images of a format that is not read, or their splits or classes are
+            ambiguous.
     """
     names = reader.names()
     if isinstance(reader, LMDBReader):
@@ -125,12 +205,12 @@ def list_images(reader: Reader, classes: tuple[str, ...] | None = None) -> dict[
             "them to PNG, or remove them"
         )
     files = [file for file in files if _suffix(file) in SUFFIXES]
-    packed = any(PurePosixPath(name).name == DATA_FILE.name for name in names)
-    advice = "unpack the LMDB that is in it" if packed else "check the path"
+    holds_lmdb = any(PurePosixPath(name).name == LMDB_FILE.name for name in names)
+    advice = "unpack the LMDB that is in it" if holds_lmdb else "check the path"
     check(bool(files), f"{reader.path} holds no images ({', '.join(sorted(SUFFIXES))}): {advice}")
     where = reader.locate(DATASET_JSON)
-    folder = (reader.path / DATASET_JSON).is_dir() or any(name.startswith(f"{DATASET_JSON}/") for name in names)
-    check(not folder, f"{where} is a folder, where EDM's format has a file: rename it")
+    is_folder = (reader.path / DATASET_JSON).is_dir() or any(name.startswith(f"{DATASET_JSON}/") for name in names)
+    check(not is_folder, f"{where} is a folder, where EDM's format has a file: rename it")
     if DATASET_JSON in names:
         return {"train": _edm_listing(reader, files, classes)}
     splits = find_splits(reader, files)
@@ -154,75 +234,14 @@ def _edm_listing(reader: Reader, files: Sequence[ImageFile], classes: tuple[str,
     return _listing(files, labels if classes else torch.zeros_like(labels), classes)
 
 
-def find_splits(reader: Reader, files: list[ImageFile]) -> dict[str, list[ImageFile]]:
-    """Image files by split: "train", and "held_out" where the top folders are train and one such.
-
-    Folders that contain everything else are looked through.
-
-    Raises:
-        UserError: the splits are ambiguous.
-    """
-    while len(files[0].parts) > 1 and len({file.parts[0] for file in files}) == 1:
-        files = _inside(files)
-    top = {file.parts[0] for file in files}
-    held_out = top & HELD_OUT_FOLDERS
-    if "train" not in top or not held_out:
-        return {"train": files}
-    if len(top) > 2:
-        others = ", ".join(sorted(top - {"train"})[:4])
-        raise UserError(
-            f"{reader.path} has beside train: {others}; are these splits or classes? "
-            "Leave train and one of them, or name two sources in `path` and `held_out_path`"
-        )
-    return {
-        "train": _inside([file for file in files if file.parts[0] == "train"]),
-        "held_out": _inside([file for file in files if file.parts[0] in held_out]),
-    }
-
-
-def find_classes(reader: Reader, files: Sequence[ImageFile]) -> tuple[str, ...]:
-    """Sorted names of the first-level folders; empty where the images lie flat.
-
-    Raises:
-        UserError: some images lie in folders and some do not.
-    """
-    flat = [file for file in files if len(file.parts) == 1]
-    if flat and len(flat) < len(files):
-        where = reader.locate(flat[0].name)
-        raise UserError(f"{where} lies beside class folders: move it into one, or all images into one folder")
-    return () if flat else tuple(sorted({file.parts[0] for file in files}))
-
-
-def find_labels(reader: Reader, files: Sequence[ImageFile], classes: Sequence[str]) -> Tensor:
-    """Class indices, int64 [N], of files in the folders named by `classes`; zeros where there are no classes.
-
-    Raises:
-        UserError: an image lies in none of the folders.
-    """
-    if not classes:
-        return torch.zeros(len(files), dtype=torch.int64)
-    index = {name: i for i, name in enumerate(classes)}
-    for file in files:
-        if len(file.parts) == 1 or file.parts[0] not in index:
-            where = reader.locate(file.name)
-            raise UserError(
-                f"{where} is in no class folder of the training images: move it, to {classes[0]} for instance"
-            )
-    return torch.tensor([index[file.parts[0]] for file in files])
-
-
 def _listing(files: Sequence[ImageFile], labels: Tensor, classes: tuple[str, ...]) -> Listing:
     return Listing(tuple(file.name for file in files), labels, classes)
 
 
 def _is_visible(parts: tuple[str, ...]) -> bool:
-    # "__MACOSX/._cat.png" is what macOS adds to zips: image names that hold no images.
+    # macOS adds files such as "__MACOSX/._cat.png" to zips: they have names of images, but hold none.
     return not any(part.startswith(".") or part == "__MACOSX" for part in parts)
 
 
 def _suffix(file: ImageFile) -> str:
     return PurePosixPath(file.parts[-1]).suffix.lower()
-
-
-def _inside(files: list[ImageFile]) -> list[ImageFile]:
-    return [ImageFile(file.name, file.parts[1:]) for file in files]

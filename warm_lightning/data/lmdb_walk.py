@@ -1,7 +1,7 @@
-"""Walks through an LMDB and prints its keys in hexadecimal; a program of its own, which LMDB may kill.
+"""A program that reads all of an LMDB and prints its keys in hexadecimal, one per line.
 
-Where pages of the tree are damaged, LMDB's C library ends the process instead of reporting an error.
-`LMDBReader` runs this file by its path, so that it imports nothing but the library.
+It runs in a process of its own: if pages of the tree are damaged, LMDB's C library kills the process instead of
+reporting an error. `LMDBReader` runs this file by its path, so that it imports nothing but the library.
 """
 
 import os
@@ -11,7 +11,7 @@ import lmdb
 
 
 def main(path: str) -> None:
-    """Print a key a line; exit with a message where the tree is damaged in a way that LMDB notices."""
+    """Print the keys of the LMDB at `path`; exit with a message if the library reports damage."""
     folder = os.path.isdir(path)
     size = os.path.getsize(os.path.join(path, "data.mdb") if folder else path)
     try:
@@ -20,7 +20,7 @@ def main(path: str) -> None:
             environment.begin(buffers=True) as transaction,
         ):
             needed = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
-            if size < needed:  # reading beyond the end of the file would be a bus error
+            if size < needed:  # reading beyond the end of the file would kill the process (bus error)
                 sys.exit(f"{size} bytes of {needed} are there")
             for key, value in transaction.cursor():
                 if len(value) > size:

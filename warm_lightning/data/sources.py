@@ -1,39 +1,39 @@
-"""Which reader a path is for."""
+"""Opening of a path as a source of images: the right reader, the list of its images, and its splits."""
 
 import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from warm_lightning.data.decode import AS_IT_IS, Framing
+from warm_lightning.data.decode import UNCHANGED, CropResize
 from warm_lightning.data.image_set import ImageSet, read_images, store_images
 from warm_lightning.data.listing import Listing, list_images
 from warm_lightning.data.readers import (
-    DATA_FILE,
+    LMDB_FILE,
     CIFARArchive,
     FolderReader,
     LMDBReader,
     Reader,
     ZipReader,
     cannot_read,
-    holds_cifar,
-    reason,
+    error_text,
+    is_cifar_folder,
 )
 from warm_lightning.errors import UserError
 
 
 def open_reader(path: str | Path) -> Reader:
-    """A reader for the folder, zip, LMDB or Python archive of CIFAR-10 at `path`.
+    """Make a reader for the folder, zip, LMDB or Python archive of CIFAR-10 at `path`.
 
     Raises:
-        UserError: it is none of these, or cannot be read.
+        UserError: there is none of these at `path`, or it cannot be read.
     """
     path = expand(path)
     try:
         kind = path.stat().st_mode
         if stat.S_ISDIR(kind):
-            return _folder(path)
+            return _folder_reader(path)
         magic = b""
-        if stat.S_ISREG(kind):  # opening a pipe would wait for a writer
+        if stat.S_ISREG(kind):  # opening a pipe would block until something writes to it
             with path.open("rb") as file:
                 magic = file.read(2)
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -44,77 +44,91 @@ def open_reader(path: str | Path) -> Reader:
         return ZipReader(path)
     if magic == b"\x1f\x8b":
         return CIFARArchive(path)
-    if stat.S_ISREG(kind) and path.suffix == DATA_FILE.suffix:
+    if stat.S_ISREG(kind) and path.suffix == LMDB_FILE.suffix:
         return LMDBReader(path)
     raise UserError(f"{path} is neither a folder nor a zip: unpack it into a folder or pack it as a zip")
 
 
 def expand(path: str | Path) -> Path:
-    """A path without `~`. Raises UserError where it can be none."""
+    """Replace `~` in a path by the home directory.
+
+    Raises:
+        UserError: the path names a user who does not exist.
+    """
     try:
         return Path(path).expanduser()
-    except RuntimeError as error:  # no such user
-        raise UserError(f"{path}: {reason(error)} Give the whole path of a folder or zip of images") from error
+    except RuntimeError as error:
+        raise UserError(f"{path}: {error_text(error)} Give the whole path of a folder or zip of images") from error
 
 
-def known_as(path: str | Path) -> str:
-    """What tells a place from others: a file's name, wherever it is, and the whole path of a folder."""
+def source_name(path: str | Path) -> str:
+    """The text that identifies a source in a record: the name of a file without its folder, or the path of a folder."""
     path = expand(path)
     return str(path.resolve()) if path.is_dir() else path.name
 
 
 def is_missing(path: str | Path) -> bool:
-    """Whether there is nothing at a path, as far as one may know."""
+    """Whether there is certainly nothing at a path; false if the system does not let us find out."""
     try:
         expand(path).stat()
     except (FileNotFoundError, NotADirectoryError):
         return True
-    except (OSError, ValueError):  # `open_reader` will say what it is
+    except (OSError, ValueError):  # `open_reader` reports it
         return False
     return False
 
 
-def _folder(path: Path) -> Reader:
-    if (path / DATA_FILE).is_file():
+def _folder_reader(path: Path) -> Reader:
+    if (path / LMDB_FILE).is_file():
         return LMDBReader(path)
-    return CIFARArchive(path) if holds_cifar(path) else FolderReader(path)
+    return CIFARArchive(path) if is_cifar_folder(path) else FolderReader(path)
 
 
 @dataclass(frozen=True)
 class Source:
-    """Somewhere that images are, and which: listing them may take long."""
+    """A folder, zip, LMDB or archive with its list of images, which may take long to make.
+
+    Attributes:
+        reader: gives the files.
+        splits: the images of "train", and of "held_out" if there is such a split.
+    """
 
     reader: Reader
     splits: dict[str, Listing]
 
     @classmethod
     def open(cls, path: str | Path, classes: tuple[str, ...] | None = None) -> "Source":
-        """The source at a path, with the classes named or its own. Raises as `open_reader` and `list_images` do."""
+        """Open the source at a path and list its images; raises as `open_reader` and `list_images` do.
+
+        Args:
+            path: the folder, zip, LMDB or archive.
+            classes: the names of the classes if another source determines them; None for the source's own classes.
+        """
         reader = open_reader(path)
         return cls(reader, list_images(reader, classes))
 
     def read(
-        self, split: str, resolution: int | None = None, *, cache: bool = True, lmdb_framing: Framing = AS_IT_IS
+        self, split: str, resolution: int | None = None, *, cache: bool = True, lmdb_resize: CropResize = UNCHANGED
     ) -> ImageSet | None:
-        """Read a split; None for a held-out split that does not exist.
+        """Read one split; None if there is no such split.
 
         Args:
             split: "train" or "held_out".
             resolution: height and width that the images must have; None for any.
-            cache: whether to read all images into memory, instead of each when it is asked for.
-            lmdb_framing: what is done to the images of an LMDB.
+            cache: whether to read all images into memory now, instead of each one when it is needed.
+            lmdb_resize: the cropping and resizing of images from an LMDB.
 
         Raises:
-            UserError: see `read_images`.
+            UserError: see `read_images` and `store_images`.
         """
         listing = self.splits.get(split)
         if listing is None:
             return None
-        framing = lmdb_framing if isinstance(self.reader, LMDBReader) else AS_IT_IS
+        resize = lmdb_resize if isinstance(self.reader, LMDBReader) else UNCHANGED
         read = read_images if cache else store_images
-        return ImageSet(read(self.reader, listing.names, resolution, framing), listing.labels, listing.class_names)
+        return ImageSet(read(self.reader, listing.names, resolution, resize), listing.labels, listing.class_names)
 
 
 def read_split(path: str | Path, split: str, *, cache: bool = True) -> ImageSet | None:
-    """Read a split of the source at a path. Raises as `Source.open` and `Source.read` do."""
+    """Open the source at a path and read one split; raises as `Source.open` and `Source.read` do."""
     return Source.open(path).read(split, cache=cache)

@@ -1,9 +1,9 @@
-"""The training order: which image stands at which position of an endless stream.
+"""The training stream: an endless order of the training images, the positions of each device, and the loader.
 
-Position p holds entry `perm(seed, p // M)[p mod M]` of the data, a new permutation for each pass over the M
-entries. With mirroring M = 2N and entry N + i is image i mirrored left-right; otherwise M = N. The order is
-a pure function of the seed and N, so it can be entered at any position, and the number
-of devices only decides who takes which positions.
+Position p of the stream holds entry `permutation(M, seed, p // M)[p mod M]` of the data, with a new permutation for
+each pass over the M entries. With mirroring, M = 2N and entry N + i is image i mirrored left-right; otherwise M = N.
+The order depends on the seed and M only. Training can therefore start at any position, and the number of devices
+changes only which device takes which positions.
 """
 
 import os
@@ -23,15 +23,17 @@ from warm_lightning.errors import UserError
 from warm_lightning.rng import key
 from warm_lightning.types import Batch
 
+# ---- batches by position
+
 
 @lru_cache(maxsize=2)  # a batch may end one pass over the data and begin the next
 def permutation(length: int, seed: int, epoch: int) -> Tensor:
-    """The order of the entries in a pass over the data, int64 [length]. Cached: not to be written to."""
+    """The order of the entries in one pass over the data, int64 [length]. Cached: do not write to it."""
     return torch.randperm(length, generator=torch.Generator().manual_seed(key(seed, "order", epoch)))
 
 
 class TrainingStream(Dataset[Batch]):
-    """Batches of the training stream by position.
+    """The training images as a data set whose items are batches of the stream, by position.
 
     Args:
         image_set: the images, N of them.
@@ -45,12 +47,12 @@ class TrainingStream(Dataset[Batch]):
         self.length = len(image_set) * (2 if xflip else 1)
 
     def __getitem__(self, positions: range) -> Batch:
-        """The images at these positions ≥ 0."""
-        where = torch.arange(positions.start, positions.stop, positions.step)
-        return Batch(*self.take(self.entries(where)), where)
+        """The images at these positions ≥ 0 of the stream."""
+        index = torch.arange(positions.start, positions.stop, positions.step)
+        return Batch(*self.take(self.entries(index)), index)
 
     def take(self, entries: Tensor) -> tuple[Tensor, Tensor]:
-        """Images [b, C, H, W] and classes [b] of entries in [0, M), int64 [b]."""
+        """The images, uint8 [b, C, H, W], and classes, int64 [b], of entries in [0, M), int64 [b]."""
         index = entries % len(self.image_set)
         images = self.image_set.take(index)
         (mirrored,) = torch.where(entries >= len(self.image_set))
@@ -58,36 +60,39 @@ class TrainingStream(Dataset[Batch]):
         return images, self.image_set.labels[index]
 
     def entries(self, positions: Tensor) -> Tensor:
-        """What stands at positions, int64 [b] → int64 [b] in [0, M)."""
+        """The entries at positions of the stream, int64 [b] → int64 [b] in [0, M)."""
         epochs = positions // self.length
         entries = torch.empty_like(positions)
         for epoch in epochs.unique().tolist():
-            here = epochs == epoch
-            entries[here] = permutation(self.length, self.seed, epoch)[positions[here] % self.length]
+            chosen = epochs == epoch
+            entries[chosen] = permutation(self.length, self.seed, epoch)[positions[chosen] % self.length]
         return entries
 
 
 class StoredOrder(Dataset[Batch]):
-    """Batches of a set in the order in which it is stored; positions are indices."""
+    """A set of images as a data set whose items are batches in the order of the set; positions are indices."""
 
     def __init__(self, image_set: ImageSet) -> None:
         self.image_set = image_set
 
     def __getitem__(self, positions: range) -> Batch:
         """The images with these indices."""
-        where = torch.arange(positions.start, positions.stop, positions.step)
-        return Batch(self.image_set.take(where), self.image_set.labels[where], where)
+        index = torch.arange(positions.start, positions.stop, positions.step)
+        return Batch(self.image_set.take(index), self.image_set.labels[index], index)
+
+
+# ---- positions of each device
 
 
 class StreamSampler(Sampler[range]):
-    """The positions of one device's micro-batches, without end.
+    """The endless sequence of positions of one device's micro-batches.
 
-    Of B = b·W·k images of optimizer step n, with W devices and k micro-batches each, micro-batch j on device
-    r holds the positions n·B + (j·W + r)·b … + b: the devices' micro-batches, put together, are the stream.
+    Optimizer step n takes B = b·W·k images, with W devices and k micro-batches on each. Micro-batch j on device r
+    holds the b positions from n·B + (j·W + r)·b on: the micro-batches of all devices together are the stream.
 
     Args:
-        start: gives the number of images that training has seen. Asked whenever iteration begins, so that
-            a run that is resumed, or begins another epoch, goes on where it was.
+        start: returns the number of images that training has seen. It is called whenever iteration begins, so that
+            a resumed run, or a new epoch, continues at the right position.
         micro_batch: b.
         rank: r, in [0, W).
         world_size: W.
@@ -106,42 +111,44 @@ class StreamSampler(Sampler[range]):
 
 
 def strided_batches(length: int, micro_batch: int, rank: int = 0, world_size: int = 1) -> list[range]:
-    """Batches of every `world_size`-th index in 0 … length − 1, from `rank`; the last may be short."""
-    mine = range(rank, length, world_size)
-    return [mine[i : i + micro_batch] for i in range(0, len(mine), micro_batch)]
+    """Split every `world_size`-th index in 0 … length − 1, from `rank` on, into batches; the last may be short."""
+    share = range(rank, length, world_size)
+    return [share[i : i + micro_batch] for i in range(0, len(share), micro_batch)]
 
+
+# ---- the loader
 
 T_co = TypeVar("T_co", covariant=True)
 
 
 class Loader(DataLoader):
-    """A DataLoader that hands out the items of its data set as they are, without collating them.
+    """A DataLoader that returns the items of its data set unchanged, without collating them.
 
-    A `UserError` in a worker is raised in the training process as itself: PyTorch would raise one whose message
-    is the worker's traceback. Workers end with the process that has started them, however that ends.
+    A `UserError` in a worker is raised in the training process with its own message: PyTorch would raise an error
+    whose message is the worker's traceback. Workers end when the process that started them ends, even if it is killed.
 
     Args:
-        dataset: what makes the items.
-        **kwargs: those of `DataLoader`.
+        dataset: makes the items.
+        **kwargs: the arguments of `DataLoader`.
     """
 
     def __init__(self, dataset: Dataset, **kwargs: Any) -> None:
-        generator = torch.Generator()  # or it would draw from the global one
+        generator = torch.Generator()  # by default PyTorch would draw from the global generator
         super().__init__(
-            _Outcomes(dataset), batch_size=None, generator=generator, worker_init_fn=end_with_parent, **kwargs
+            _ItemsOrErrors(dataset), batch_size=None, generator=generator, worker_init_fn=end_with_parent, **kwargs
         )
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # PyTorch promises one of its own classes
-        for outcome in super().__iter__():
-            if isinstance(outcome, UserError):
-                raise outcome
-            yield outcome
+        for item in super().__iter__():
+            if isinstance(item, UserError):
+                raise item
+            yield item
 
 
 def end_with_parent(worker: int) -> None:
-    """End this process within a second of its parent's end.
+    """Start a thread that ends this process within a second of its parent's end.
 
-    PyTorch's workers look for their parent too, but then wait for ever to hand over what they have made.
+    PyTorch's workers also watch their parent, but then wait for ever to hand over their last items.
     """
     parent = os.getppid()
 
@@ -153,8 +160,8 @@ def end_with_parent(worker: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-class _Outcomes(Dataset[T_co | UserError]):
-    """Items of a data set, or the error that came instead."""
+class _ItemsOrErrors(Dataset[T_co | UserError]):
+    """The items of another data set; where it raises a `UserError`, the item is that error."""
 
     def __init__(self, dataset: Dataset[T_co]) -> None:
         self.dataset = dataset

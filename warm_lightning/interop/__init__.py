@@ -1,1 +1,1 @@
-"""Weights from and to other programs."""
+"""Conversion of weights from and to other programs."""

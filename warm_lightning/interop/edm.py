@@ -1,4 +1,4 @@
-"""Weights under EDM's names (Karras et al. 2022) into our networks, and reference arrays as denoisers."""
+"""Weights under EDM's names (Karras et al. 2022): loading into the networks here, and as reference denoisers."""
 
 import json
 import zipfile
@@ -18,41 +18,38 @@ from warm_lightning.preconditioning import EDMPreconditioning
 from warm_lightning.types import Level
 
 PREFIX = "model."
-"""EDM keeps the raw network as `model` inside its preconditioned one."""
+"""The prefix of all names in EDM, where the raw network is the submodule `model` of the preconditioned one."""
 
 FAMILIES: Mapping[str, type[UNet]] = {"ddpmpp": DDPMpp, "ncsnpp": NCSNpp}
 
-Denoiser = Callable[..., Tensor]
-"""(x, sigma, class_labels=None, augment_labels=None) → denoised; see `denoiser_from_arrays`."""
-
 
 def load_edm_state(network: UNet, state: Mapping[str, Tensor], branch: int = 0) -> None:
-    """Copies the tensors of a one-branch EDM network into `network`, by name.
+    """Copy the tensors of a one-branch EDM network into `network`, by name.
 
-    In a network with several branches the output convolution goes to `branch`, and those of the other
-    branches become zero: their raw output is exactly 0.
+    In a network with several branches the output convolution is copied to one branch. The output convolutions of the
+    other branches are set to zero, so that their raw output is exactly 0.
 
     Args:
-        network: of the same architecture, with any number of branches; changed in place.
-        state: every parameter and buffer under EDM's name (`model.` prefix), and nothing else.
-        branch: the branch that takes the denoiser.
+        network: a network of this architecture with any number of branches; it is changed in place.
+        state: every parameter and buffer under EDM's name (with prefix `model.`), and nothing else.
+        branch: the branch that gets the denoiser.
 
     Raises:
-        UserError: a tensor that is missing, left over, of another shape, or a resampling filter that is
-            not the network's.
+        UserError: a tensor is missing, superfluous, or of another shape, or a resampling filter is not that of the
+            network.
     """
     check(0 <= branch < network.branches, f"the network has no branch {branch}, only {network.branches}")
-    own = network.state_dict()
-    named = {PREFIX + name: name for name in own}
-    missing, unknown = sorted(named.keys() - state.keys()), sorted(state.keys() - named.keys())
+    tensors = network.state_dict()
+    names = {PREFIX + name: name for name in tensors}
+    missing, unknown = sorted(names.keys() - state.keys()), sorted(state.keys() - names.keys())
     check(not missing, f"EDM state lacks {len(missing)} tensors of the network, first {missing[:1]}")
     check(not unknown, f"EDM state has {len(unknown)} tensors that the network lacks, first {unknown[:1]}")
     output = f"dec.{network.resolution}x{network.resolution}_aux_conv."
     targets = {
-        edm_name: _branch_of(own[name], network, branch) if name.startswith(output) else own[name]
-        for edm_name, name in named.items()
+        edm_name: _view_of_branch(tensors[name], network, branch) if name.startswith(output) else tensors[name]
+        for edm_name, name in names.items()
     }
-    for name, target in targets.items():  # all checks before the first change
+    for name, target in targets.items():  # check all tensors before the first change
         source = state[name]
         check(
             target.shape == source.shape,
@@ -62,23 +59,23 @@ def load_edm_state(network: UNet, state: Mapping[str, Tensor], branch: int = 0) 
             not name.endswith("resample_filter") or torch.equal(target, source.to(target)),
             f"EDM state has a filter {name} that {type(network).__name__} does not use",
         )
-    for name, tensor in own.items():
+    for name, tensor in tensors.items():
         if name.startswith(output):
             tensor.zero_()
     for name, target in targets.items():
         target.copy_(state[name])
 
 
-def _branch_of(output: Tensor, network: UNet, branch: int) -> Tensor:
-    """The part of the output convolution's weight or bias that belongs to `branch`, as a view."""
+def _view_of_branch(output: Tensor, network: UNet, branch: int) -> Tensor:
+    """The part of the output convolution's weight or bias for a branch, as a view."""
     return output.unflatten(0, (network.branches, network.image_channels))[branch]
 
 
 def network_from_arrays(path: str | Path) -> UNet:
-    """The one-branch network in a file of reference arrays, in evaluation mode.
+    """Load the one-branch network of a file of reference arrays, in evaluation mode.
 
     Args:
-        path: an `.npz` with a JSON `config` and every tensor as `state/<EDM's name>`.
+        path: an `.npz` file with a JSON `config` and every tensor as `state/<EDM's name>`.
 
     Raises:
         UserError: the file cannot be read, or its tensors do not fit its config.
@@ -86,14 +83,17 @@ def network_from_arrays(path: str | Path) -> UNet:
     return _read_arrays(Path(path))[0]
 
 
+Denoiser = Callable[..., Tensor]
+"""A function (x, sigma, class_labels=None, augment_labels=None) → denoised; see `denoiser_from_arrays`."""
+
+
 def denoiser_from_arrays(path: str | Path) -> Denoiser:
-    """The denoiser in a file of reference arrays (see `network_from_arrays` for its layout and errors).
+    """Load the denoiser of a file of reference arrays; see `network_from_arrays` for its layout and errors.
 
     Returns:
-        A function (x, sigma, class_labels=None, augment_labels=None) → D(x; sigma), all with the batch
-        first: x [B, C, H, W]; sigma > 0, [B] or one number for all; class_labels one-hot
-        [B, label_dim]; augment_labels [B, augment_dim]. The result has the dtype of x; the network
-        runs in float32.
+        A function (x, sigma, class_labels=None, augment_labels=None) → D(x; sigma), where x is [B, C, H, W];
+        sigma > 0 is [B] or one number for all images; class_labels are one-hot, [B, label_dim]; augment_labels are
+        [B, augment_dim]. The result has the dtype of x; the network runs in float32.
     """
     network, config = _read_arrays(Path(path))
     precondition = EDMPreconditioning(config["sigma_data"])
@@ -119,7 +119,7 @@ def denoiser_from_arrays(path: str | Path) -> Denoiser:
 
 
 def _read_arrays(path: Path) -> tuple[UNet, dict[str, Any]]:
-    """Network and config of a file of reference arrays."""
+    """Read the network and the config of a file of reference arrays."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
             config = json.loads(str(arrays["config"]))
@@ -128,7 +128,7 @@ def _read_arrays(path: Path) -> tuple[UNet, dict[str, Any]]:
                 for name in arrays.files
                 if name.startswith("state/")
             }
-        network = _build(config)
+        network = _build_network(config)
         load_edm_state(network, state)
     except (
         UserError,
@@ -144,7 +144,7 @@ def _read_arrays(path: Path) -> tuple[UNet, dict[str, Any]]:
     return network.eval().requires_grad_(False), config
 
 
-def _build(config: Mapping[str, Any]) -> UNet:
+def _build_network(config: Mapping[str, Any]) -> UNet:
     return FAMILIES[config["network"]](
         branches=1,
         resolution=config["img_resolution"],

@@ -1,7 +1,7 @@
-"""EDM's published snapshots (`network-snapshot-*.pkl`) as a network's configuration and tensors.
+"""Reading of EDM's published snapshots (`network-snapshot-*.pkl`) as a network's configuration and tensors.
 
-A snapshot is a pickled tree of "persistent objects", each carrying the source code of its class. Here the code
-is never run: the objects are kept as records, and what the network is follows from its tensors.
+A snapshot is a pickled tree of "persistent objects", each with the source code of its class. This code is never run
+here: the objects are read as records without behaviour, and the architecture is derived from the tensors.
 """
 
 import itertools
@@ -28,22 +28,16 @@ from warm_lightning.interop.pickles import (
 )
 from warm_lightning.networks.layers import EDM
 
-NUMBERS = ("f8", "f4", "i8", "i4", "b1")
-NAME = r"\w{1,64}"
-DEEPEST, MOST = 16, 10_000
-"""Modules within modules, of which EDM's networks have 5 levels, and modules or tensors in all, of which the largest
-has about a thousand: a file may refer to the same ones any number of times, and to itself."""
-
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A network of EDM's, averaged weights.
+    """A network of EDM with averaged weights.
 
     Attributes:
         family: "ddpmpp" or "ncsnpp".
-        network: arguments of the network's class, but for the number of branches.
+        network: arguments of the network's class, without the number of branches.
         sigma_data: σ_d of its preconditioning.
-        label_dropout: share of training images whose class it was not told.
+        label_dropout: share of images that the network was trained on without their class.
         state: every parameter and buffer under EDM's name.
     """
 
@@ -54,18 +48,24 @@ class Snapshot:
     state: Mapping[str, Tensor]
 
 
+# ---- the objects in a snapshot
+
+
 def persistent_object(meta: Any) -> Record:
-    """The shell of EDM's persistent objects, without its source code."""
+    """Make a record of one of EDM's persistent objects, without its source code."""
     name, state = meta["class_name"], meta["state"]
     if not isinstance(name, str) or not isinstance(state, dict):
         raise TypeError("a persistent object without a name or a state")
     return Record(name, state)
 
 
+NUMBER_TYPES = ("f8", "f4", "i8", "i4", "b1")
+
+
 def number(dtype: Any, data: Any) -> int | float | bool:
-    """A numpy scalar as Python's own number."""
+    """Convert a pickled NumPy scalar to a number of Python."""
     kind, order = dtype.state["arguments"][0], dtype.state["state"][1]
-    if dtype.name != "dtype" or kind not in NUMBERS or order not in "<>|=":
+    if dtype.name != "dtype" or kind not in NUMBER_TYPES or order not in "<>|=":
         raise ValueError("not a plain number")
     return np.frombuffer(data, np.dtype(kind).newbyteorder(order), count=1).item()
 
@@ -83,12 +83,16 @@ CONSTRUCTORS: Mapping[str, Constructor] = {
 }
 
 
+# ---- the snapshot
+
+
 def read_snapshot(path: Path) -> Snapshot:
-    """The network that a snapshot's `ema` entry holds.
+    """Read the network in the `ema` entry of a snapshot.
 
     Raises:
-        UserError: for a file that cannot be read, that names what a snapshot does not need, whose network is not
-            EDM's DDPM++ or NCSN++, or is preconditioned otherwise, or whose tensors would be larger than the file.
+        UserError: the file cannot be read, refers to classes or functions that a snapshot does not need, or has tensors
+            that would be larger than the file; or the network is not EDM's DDPM++ or NCSN++ with EDM's
+            preconditioning.
     """
     contents = read_pickle(path, CONSTRUCTORS)
     ema = contents.get("ema") if isinstance(contents, dict) else None
@@ -97,15 +101,15 @@ def read_snapshot(path: Path) -> Snapshot:
         return _snapshot(ema, path.stat().st_size)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    except Exception as error:  # a file that is something else fails in as many ways as there are things
+    except Exception as error:  # other files may raise any exception
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise UserError(f"{path}: not a snapshot of EDM's DDPM++ or NCSN++ ({reason})") from error
 
 
 def _snapshot(ema: Any, size: int) -> Snapshot:
-    found = list(itertools.islice(_modules(ema), MOST))
-    check(len(found) < MOST, "has too many modules for a network of EDM's")
-    modules = {path: module for path, module in found if module is not None}
+    entries = list(itertools.islice(_modules(ema), MAX_ENTRIES))
+    check(len(entries) < MAX_ENTRIES, "has too many modules for a network of EDM's")
+    modules = {path: module for path, module in entries if module is not None}
     check(
         ema.name == "EDMPrecond",
         f"is preconditioned by {ema.name!a}; only EDM's own EDMPrecond is the same model here",
@@ -115,7 +119,7 @@ def _snapshot(ema: Any, size: int) -> Snapshot:
         network.name == "SongUNet",
         f"its network is {network.name!a}; only SongUNet, which is DDPM++ and NCSN++, is built here",
     )
-    _check_details(modules)
+    _check_fixed_settings(modules)
     state = _tensors(modules)
     check(sum(tensor.nbytes for tensor in state.values()) <= size, "its tensors together are larger than the file")
     family = "ncsnpp" if PREFIX + "map_noise.freqs" in state else "ddpmpp"
@@ -130,44 +134,52 @@ def _snapshot(ema: Any, size: int) -> Snapshot:
     )
 
 
+MAX_DEPTH = 16
+"""The deepest nesting of modules that is read; EDM's networks have 5 levels."""
+MAX_ENTRIES = 10_000
+"""The largest number of modules or tensors that is read; EDM's largest network has about a thousand. A damaged or
+hostile file may refer to the same object any number of times, and to itself."""
+NAME = r"\w{1,64}"
+
+
 def _modules(module: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, Record | None]]:
-    """Every module below `module` under its path; None for one that is absent, such as a block's `skip`."""
+    """Every module below `module` with its path; the module is None if absent, such as a block's `skip`."""
     yield path, module
     if module is None:
         return
-    check(depth < DEEPEST and isinstance(module, Record), f"{path or 'ema'} is no module of a network")
+    check(depth < MAX_DEPTH and isinstance(module, Record), f"{path or 'ema'} is no module of a network")
     for name, child in module.state.get("_modules", {}).items():
         check(re.fullmatch(NAME, name) is not None, f"has a module called {name[:64]!a}; EDM's have plain names")
         yield from _modules(child, f"{path}.{name}" if path else name, depth + 1)
 
 
 def _tensors(modules: Mapping[str, Record]) -> dict[str, Tensor]:
-    """Every parameter and buffer under its name."""
+    """Every parameter and buffer, by name."""
     entries = (
         (path, name, tensor)
         for path, module in modules.items()
         for part in ("_parameters", "_buffers")
         for name, tensor in module.state.get(part, {}).items()
     )
-    found = list(itertools.islice(entries, MOST))
-    check(len(found) < MOST, "has too many tensors for a network of EDM's")
-    for path, name, tensor in found:
+    tensors = list(itertools.islice(entries, MAX_ENTRIES))
+    check(len(tensors) < MAX_ENTRIES, "has too many tensors for a network of EDM's")
+    for path, name, tensor in tensors:
         check(
             re.fullmatch(NAME, name) is not None
             and (tensor is None or (isinstance(tensor, Tensor) and tensor.is_floating_point())),
             f"{path}.{name[:64]!a} is no tensor of a network",
         )
-    return {f"{path}.{name}": tensor for path, name, tensor in found if tensor is not None}  # a layer does without it
+    return {f"{path}.{name}": tensor for path, name, tensor in tensors if tensor is not None}  # None: no bias
 
 
 def architecture(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What the shapes under EDM's names say of a network: arguments of `UNet`.
+    """Derive the arguments of `UNet` from the shapes of the tensors under EDM's names.
 
     Args:
         state: every parameter and buffer; may be on the meta device.
 
     Raises:
-        UserError: if there is no image convolution, or none of a level's blocks.
+        UserError: there is no encoder.
     """
     shapes = {name.removeprefix(PREFIX): tuple(tensor.shape) for name, tensor in state.items()}
     sizes = {int(m[1]) for name in shapes if (m := re.match(r"enc\.(\d{1,5})x\1_", name))}
@@ -188,21 +200,23 @@ def architecture(state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _check_names(family: str, settings: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
-    """Raise UserError unless the network has these tensors and no others, before any memory is taken for it."""
+    """Check that the network has exactly these tensors, before any memory is allocated for it.
+
+    Raises:
+        UserError: it has others.
+    """
     blocks = settings["num_blocks"] * len(settings["channel_mult"])
     check(blocks <= len(state), f"its network would have {blocks} blocks, and has {len(state)} tensors")
     with torch.device("meta"):
-        ours = {PREFIX + name: tensor for name, tensor in FAMILIES[family](1, **settings).state_dict().items()}
-    for name in [*ours, *state]:
-        shapes = [list(d[name].shape) if name in d else "absent" for d in (state, ours)]
-        check(
-            shapes[0] == shapes[1],
-            f"its network is none of those built here: {name} is {shapes[0]} and would have to be {shapes[1]}",
-        )
+        expected = {PREFIX + name: tensor for name, tensor in FAMILIES[family](1, **settings).state_dict().items()}
+    for name in [*expected, *state]:
+        shape, needed = (list(d[name].shape) if name in d else "absent" for d in (state, expected))
+        message = f"its network is none of those built here: {name} is {shape} and would have to be {needed}"
+        check(shape == needed, message)
 
 
 def _block_settings(modules: Mapping[str, Record]) -> dict[str, Any]:
-    """What is no tensor: dropout and the width of attention heads."""
+    """The settings of blocks that do not follow from tensors: dropout and the width of attention heads."""
     blocks = [module.state for module in modules.values() if module.name == "UNetBlock"]
     check(bool(blocks), "its network has no blocks called UNetBlock")
     dropouts = {float(block["dropout"]) for block in blocks}
@@ -217,19 +231,23 @@ def _block_settings(modules: Mapping[str, Record]) -> dict[str, Any]:
     return {"dropout": dropouts.pop(), "channels_per_head": per_head}
 
 
-DETAILS: Mapping[str, Mapping[str, float]] = {
+FIXED_SETTINGS: Mapping[str, Mapping[str, float]] = {
     "UNetBlock": {"skip_scale": EDM.gain, "adaptive_scale": 0},
     "GroupNorm": {"eps": 1e-6},
     "PositionalEmbedding": {"endpoint": 1, "max_positions": 10000},
 }
 
 
-def _check_details(modules: Mapping[str, Record]) -> None:
-    """Raise UserError for a setting that leaves no trace in the tensors and is not that of EDM's networks."""
+def _check_fixed_settings(modules: Mapping[str, Record]) -> None:
+    """Check the settings that do not follow from tensors and are equal in all of EDM's networks.
+
+    Raises:
+        UserError: one of them is different.
+    """
     for path, module in modules.items():
-        for name, ours in DETAILS.get(module.name, {}).items():
-            theirs = float(module.state.get(name, ours))
+        for name, expected in FIXED_SETTINGS.get(module.name, {}).items():
+            value = float(module.state.get(name, expected))
             check(
-                abs(theirs - ours) <= 1e-6 * abs(ours),
-                f"its {path}.{name} is {theirs:g}; the networks built here have {ours:g}",
+                abs(value - expected) <= 1e-6 * abs(expected),
+                f"its {path}.{name} is {value:g}; the networks built here have {expected:g}",
             )

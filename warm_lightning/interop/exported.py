@@ -1,4 +1,4 @@
-"""A trained model as a folder for others: weights as safetensors, configuration as YAML, a model card."""
+"""The folder of an exported model: weights as safetensors, configuration as YAML, and a model card."""
 
 import hashlib
 import json
@@ -14,22 +14,24 @@ from torch import Tensor
 
 from warm_lightning.errors import UserError, check
 
+# ---- the folder
+
 WEIGHTS = "model.safetensors"
 CONFIG = "config.yaml"
 CARD = "README.md"
 
 
 def write_folder(folder: Path, tensors: Mapping[str, Tensor], document: Mapping[str, Any], card: str) -> None:
-    """Write the three files; the folder appears only when it is whole, and equal contents give equal bytes.
+    """Write the three files. The folder appears only when it is complete, and equal contents give equal bytes.
 
     Args:
-        folder: new, or an empty one.
-        tensors: weights of the network by name.
-        document: plain data for the YAML.
+        folder: a new or empty folder.
+        tensors: the weights of the network by name.
+        document: plain data for the YAML file.
         card: Markdown.
 
     Raises:
-        UserError: if there is something at `folder`, or it cannot be written.
+        UserError: the folder is not empty, or cannot be written.
     """
     unfinished = folder.parent / f".{folder.name}.unfinished"
     try:
@@ -40,9 +42,9 @@ def write_folder(folder: Path, tensors: Mapping[str, Tensor], document: Mapping[
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
         content = save({name: tensor.contiguous() for name, tensor in sorted(tensors.items())})
-        described = {**document, "sha256": hashlib.sha256(content).hexdigest()}
+        config = {**document, "sha256": hashlib.sha256(content).hexdigest()}
         (unfinished / WEIGHTS).write_bytes(content)
-        (unfinished / CONFIG).write_text(yaml.safe_dump(described, sort_keys=False), encoding="utf-8")
+        (unfinished / CONFIG).write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
         (unfinished / CARD).write_text(card, encoding="utf-8")
         unfinished.replace(folder)
     except OSError as error:
@@ -51,15 +53,18 @@ def write_folder(folder: Path, tensors: Mapping[str, Tensor], document: Mapping[
 
 
 def is_exported(path: Path) -> bool:
-    """Whether a path is such a folder, or the YAML in one."""
+    """Whether a path is an exported folder, or the YAML file in one."""
     return path.is_dir() or path.suffix in (".yaml", ".yml")
 
 
 def read_folder(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The weights and the plain data of a folder, given by its own path or that of its YAML.
+    """Read the weights and the plain data of an exported folder.
+
+    Args:
+        path: the folder, or the YAML file in it.
 
     Raises:
-        UserError: for a file that is missing or damaged, or weights that are not those the YAML was written with.
+        UserError: a file is missing or damaged, or the weights are not the ones that the YAML was written with.
     """
     folder = path if path.is_dir() else path.parent
     config = folder / CONFIG if path.is_dir() else path
@@ -81,7 +86,9 @@ def read_folder(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, document
 
 
-TEMPLATE = """\
+# ---- the model card
+
+CARD_TEMPLATE = """\
 ---
 library_name: warm-lightning
 tags: [diffusion, image-generation]
@@ -125,7 +132,7 @@ Not stated yet: whoever publishes these weights has to name a licence here, and 
 that the training data permits.
 """
 
-WEIGHTS_NAMES = {"ema": "averaged (EMA)", "raw": "last, not averaged"}
+WEIGHTS_TEXT = {"ema": "averaged (EMA)", "raw": "last, not averaged"}
 
 
 def model_card(
@@ -136,34 +143,36 @@ def model_card(
     scores: Mapping[str, Any] | None,
     sha256: str,
 ) -> str:
-    """Markdown that says what a model is, what it was trained on and how well it scored.
+    """Write the model card: Markdown about the model, its training data and its scores.
 
     Args:
-        section: the checkpoint's own section.
+        section: the section of this package in the checkpoint.
         weights: "ema" or "raw".
-        parameters: how many the network has.
-        run: the run's configuration, if there is one.
-        scores: what `warm test` wrote, if anything: numbers by name, and "protocol".
-        sha256: of the weights; see `tensors_hash`.
+        parameters: number of parameters of the network.
+        run: the configuration of the run, if there is one.
+        scores: the results of `warm test`, if there are any: numbers by name, and "protocol".
+        sha256: hash of the weights; see `tensors_hash`.
     """
     config = section["config"]
-    network, process = _short(config["network"]), _short(config["process"])
+    network, process = _class_name(config["network"]), _class_name(config["process"])
     size = config["network"]["init_args"]["resolution"]
-    return TEMPLATE.format(
+    return CARD_TEMPLATE.format(
         title=f"{process} diffusion model, {size}×{size} pixels, {network}",
         summary=f"{network} with {parameters:,} parameters; process {process}, "
-        f"parameterization {_short(config['parameterization'])}.",
-        training=_list(_training(section, run)),
-        scores=_scores(scores, {"images_seen": section["images_seen"], "weights": weights, "weights_sha256": sha256}),
+        f"parameterization {_class_name(config['parameterization'])}.",
+        training=_list(_training_facts(section, run)),
+        scores=_scores_text(
+            scores, {"images_seen": section["images_seen"], "weights": weights, "weights_sha256": sha256}
+        ),
         version=section["package_version"],
         choice="" if weights == "ema" else f'"{weights}"',
         option="" if weights == "ema" else f" --weights {weights}",
-        weights=WEIGHTS_NAMES[weights],
+        weights=WEIGHTS_TEXT[weights],
         config=yaml.safe_dump(config, sort_keys=False, allow_unicode=True),
     )
 
 
-def _training(section: Mapping[str, Any], run: Mapping[str, Any] | None) -> Iterator[str]:
+def _training_facts(section: Mapping[str, Any], run: Mapping[str, Any] | None) -> Iterator[str]:
     source = section["source"]
     yield f"Images seen: {'unknown' if source and not section['images_seen'] else format(section['images_seen'], ',')}"
     if source:
@@ -174,32 +183,34 @@ def _training(section: Mapping[str, Any], run: Mapping[str, Any] | None) -> Iter
     if not isinstance(data, dict):
         yield "Data: unknown, since there is no run beside the checkpoint; to be filled in"
         return
-    yield f"Data: {_short(data)}"
+    yield f"Data: {_class_name(data)}"
     yield from (f"{name}: {_text(value)}" for name, value in data.get("init_args", {}).items() if value is not None)
 
 
-def _scores(scores: Mapping[str, Any] | None, ours: Mapping[str, Any]) -> str:
+def _scores_text(scores: Mapping[str, Any] | None, exported: Mapping[str, Any]) -> str:
+    """The scores as Markdown, with a warning if they are not of the exported weights."""
     if not scores:
         return "None: `warm test` was not run."
     protocol = scores.get("protocol") or {}
     lines = ["| score | value |", "|---|---|"]
     lines += [f"| {name} | {_text(value)} |" for name, value in scores.items() if name != "protocol"]
-    said = (f"{name}: {_text(value)}" for name, value in protocol.items() if name != "config")  # that is below
-    lines += ["", "Protocol:", "", _list(said)]
-    for name, here in ours.items():
-        if (there := protocol.get(name, "not noted")) != here:
-            lines += ["", f"These are scores of other weights: {name} was {there}, and here it is {here}."]
+    # The configuration is in a section of its own below.
+    entries = (f"{name}: {_text(value)}" for name, value in protocol.items() if name != "config")
+    lines += ["", "Protocol:", "", _list(entries)]
+    for name, value in exported.items():
+        if (scored := protocol.get(name, "not noted")) != value:
+            lines += ["", f"These are scores of other weights: {name} was {scored}, and here it is {value}."]
     return "\n".join(lines)
 
 
-def _short(choice: Any) -> str:
-    """The name of a class without its module."""
+def _class_name(choice: Any) -> str:
+    """The name of a class, given by its path or with its arguments, without its module."""
     name = choice["class_path"] if isinstance(choice, dict) else choice
     return str(name).rpartition(".")[2]
 
 
 def _text(value: Any) -> str:
-    """A value in one line that Markdown leaves alone."""
+    """A value on one line, without characters that have a meaning in a Markdown table."""
     if isinstance(value, float):
         return f"{value:.6g}"
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

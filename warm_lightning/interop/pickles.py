@@ -1,9 +1,9 @@
-"""Reading pickles as data: a stack machine that can build containers, tensors and inert records, and call nothing.
+"""Safe reading of pickles: a stack machine that builds containers, tensors and records without behaviour.
 
-Python's own unpickler imports and calls what a file names. This one looks names up in a table of constructors
-that the caller gives, and stops at any other name; there is no way from a file to an import, an attribute
-or a method. The instructions are decoded by the standard library (`pickletools`). What is made of a file takes
-memory in proportion to its size: what an instruction builds of things the file refers to again is counted.
+Python's unpickler imports and calls everything that a file names. This one looks names up in a table of constructors
+that the caller gives, and stops at any other name; a file can cause no import, and no access to an attribute or a
+method. The instructions are decoded by the standard library (`pickletools`). The memory that is used is proportional
+to the size of the file: items that an instruction copies from objects which the file refers to again are counted.
 """
 
 import io
@@ -22,7 +22,9 @@ from warm_lightning.errors import UserError, check
 T = TypeVar("T")
 
 Constructor = Callable[..., Any]
-"""Makes inert data of the arguments in a file; must neither call nor keep anything executable."""
+"""A function that makes plain data of the arguments in a file; it must neither call nor keep anything executable."""
+
+# ---- the machine
 
 LITERALS = (
     *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "SHORT_BINBYTES", "BINBYTES", "BINBYTES8"),
@@ -39,26 +41,17 @@ CONSTANTS: Mapping[str, Callable[[], Any]] = {
 }
 TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 SINGLE = {"APPEND": ("APPENDS", 1), "SETITEM": ("SETITEMS", 2)}
-"""Instruction for one item → the one for many, and how many places an item takes."""
+"""The instruction for several items that does the same as one for a single item, and the number of stack places."""
 IGNORED = frozenset({"PROTO", "FRAME"})
-MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
-"""What begins a storage in torch's format from before its archives (torch.serialization)."""
-DTYPES: Mapping[str, torch.dtype] = {
-    "torch.HalfStorage": torch.float16,
-    "torch.BFloat16Storage": torch.bfloat16,
-    "torch.FloatStorage": torch.float32,
-    "torch.DoubleStorage": torch.float64,
-    "torch.LongStorage": torch.int64,
-    "torch.IntStorage": torch.int32,
-}
+"""Instructions that do nothing here."""
 
 
 @dataclass
 class Record:
-    """An object of which only its data is kept.
+    """The data of an object, without its behaviour.
 
     Attributes:
-        name: what the file calls its class.
+        name: the name of its class in the file.
         state: its attributes.
     """
 
@@ -68,21 +61,21 @@ class Record:
 
 @dataclass(frozen=True)
 class _Name:
-    """A global that a file names and the caller has a constructor for."""
+    """The name of a global in a file, for which the caller has a constructor."""
 
     name: str
 
 
 def read_pickle(path: Path, constructors: Mapping[str, Constructor]) -> Any:
-    """The object in a pickle file (protocols 2 to 5), made of literals, containers and what `constructors` make.
+    """Read the object in a pickle file (protocols 2 to 5) of literals, containers and results of constructors.
 
     Args:
         path: the file.
-        constructors: dotted name → what to make of its arguments.
+        constructors: for the dotted name of each allowed class or function, what to call in its place.
 
     Raises:
-        UserError: a missing or damaged file, a name that is not in `constructors`, an instruction that plain data
-            does not need, arguments that a constructor does not take, more built than the file is large.
+        UserError: the file is missing or damaged, has a name that is not in `constructors`, an instruction that plain
+            data does not need, or arguments that a constructor does not accept, or builds more than its size allows.
     """
     check(path.is_file(), f"{path}: no such file")
     try:
@@ -90,7 +83,7 @@ def read_pickle(path: Path, constructors: Mapping[str, Constructor]) -> Any:
             return _Machine(constructors, path.stat().st_size).run(file)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    except Exception as error:  # a damaged file fails in as many ways as there are bytes
+    except Exception as error:  # a damaged file may raise any exception
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"{path}: damaged or not a pickle of plain data ({reason}); use another file") from error
 
@@ -99,9 +92,10 @@ class _Machine:
     """The pickle machine without its dangerous instructions.
 
     Args:
-        constructors: dotted name → what to make of its arguments.
-        budget: how many items it may build of what it has on the stack: a file's size, in which each takes a byte.
-        ignored: instructions that do nothing here.
+        constructors: see `read_pickle`.
+        budget: the number of items that it may copy from objects on the stack: the size of the file, since an item
+            takes at least one byte there.
+        ignored: instructions that do nothing.
     """
 
     def __init__(self, constructors: Mapping[str, Constructor], budget: int, ignored: frozenset[str] = IGNORED) -> None:
@@ -109,10 +103,11 @@ class _Machine:
         self.budget = budget
         self.ignored = ignored
         self.stack: list[Any] = []
-        self.marked: list[list[Any]] = []  # the stacks below each mark
+        self.marked: list[list[Any]] = []  # the stack below each mark
         self.memo: dict[int, Any] = {}
 
     def run(self, file: IO[bytes]) -> Any:
+        """Execute the instructions up to STOP, and return the object on top of the stack."""
         for opcode, argument, _ in pickletools.genops(file):
             if opcode.name == "STOP":
                 return self.stack.pop()
@@ -120,7 +115,7 @@ class _Machine:
         raise ValueError("ends too early")
 
     def step(self, name: str, argument: Any) -> None:
-        """Carry out one instruction."""
+        """Execute one instruction."""
         stack = self.stack
         if name in LITERALS:
             stack.append(argument)
@@ -153,12 +148,12 @@ class _Machine:
             raise UserError(f"uses the pickle instruction {name}, which plain data does not need")
 
     def spend(self, *values: Any) -> None:
-        """Count the items of values that are about to be copied, for the file can name them any number of times."""
+        """Count the items of values that are about to be copied, since a file can refer to them any number of times."""
         self.budget -= 1 + sum(len(value) for value in values if isinstance(value, bytes | tuple | list | dict))
         check(self.budget >= 0, "builds more than a file of its size can hold: it may be hostile, and is not loaded")
 
     def collect(self, name: str, items: list[Any]) -> None:
-        """Put items into the container on top of the stack, or make a tuple of them there."""
+        """Put items into the container on top of the stack; for TUPLE, put a new tuple of them there."""
         if name == "TUPLE":
             self.stack.append(tuple(items))
         elif name == "APPENDS":
@@ -169,7 +164,11 @@ class _Machine:
             _expect(self.stack[-1], dict).update(zip(map(_key, items[::2]), items[1::2], strict=True))
 
     def push_global(self, argument: str | None) -> None:
-        """Put a name on the stack, unless there is no constructor for it."""
+        """Put a name on the stack.
+
+        Raises:
+            UserError: there is no constructor for it.
+        """
         if argument is None:  # STACK_GLOBAL takes its two parts from the stack
             name, module = self.stack.pop(), self.stack.pop()
             argument = f"{_expect(module, str)} {_expect(name, str)}"
@@ -182,7 +181,7 @@ class _Machine:
         self.stack.append(_Name(name))
 
     def build(self, state: Any) -> None:
-        """Give the record on top of the stack its state."""
+        """Set the state of the record on top of the stack."""
         check(
             isinstance(self.stack[-1], Record) and isinstance(state, dict | tuple),
             "gives a state to what has none; it is not loaded",
@@ -191,55 +190,69 @@ class _Machine:
         self.stack[-1].state |= state if isinstance(state, dict) else {"state": state}
 
     def construct(self, function: Any, arguments: Any) -> Any:
+        """Call the constructor for a name."""
         name = _expect(function, _Name).name
         self.spend(_expect(arguments, tuple), *arguments)
         return self.constructors[name](*arguments)
 
 
 def _expect(value: Any, kind: type[T]) -> T:
-    """`value`, which must be of exactly this type."""
+    """Check that a value is of exactly this type, and return it."""
     if type(value) is not kind:
         raise TypeError(f"{type(value).__name__} where {kind.__name__} is due")
     return value
 
 
 def _key(key: Any) -> str | int:
-    """A key of a dictionary or member of a set: nothing whose hash could be made to take for ever."""
+    """Check the type of a key of a dictionary or member of a set: hashing nested tuples could take for ever."""
     if type(key) not in (str, int):
         raise TypeError(f"{type(key).__name__} as a key")
     return key
 
 
 def dictionary(items: Any = ()) -> dict[str | int, Any]:
-    """What `collections.OrderedDict` makes of pairs."""
+    """The constructor in place of `collections.OrderedDict`: a dictionary of pairs."""
     return {_key(key): value for key, value in items}
 
 
-# ---------------------------------------------------------------------- tensors
+# ---- tensors
+
+MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
+"""The first numbers of a storage in torch's old format without an archive (torch.serialization)."""
+DTYPES: Mapping[str, torch.dtype] = {
+    "torch.HalfStorage": torch.float16,
+    "torch.BFloat16Storage": torch.bfloat16,
+    "torch.FloatStorage": torch.float32,
+    "torch.DoubleStorage": torch.float64,
+    "torch.LongStorage": torch.int64,
+    "torch.IntStorage": torch.int32,
+}
+
+
 @dataclass(frozen=True)
 class Storage:
-    """Memory that tensors are views of, as a flat tensor."""
+    """The memory that tensors are views of, as a flat tensor."""
 
     items: Tensor
 
 
 def storage_from_bytes(data: bytes) -> Storage:
-    """What `torch.storage._load_from_bytes` makes.
+    """The constructor in place of `torch.storage._load_from_bytes`.
 
-    Not by torch.load, which inflates archives, and leaves memory as it finds it for a storage that the data does not
-    hold. The format: five pickles (magic number, version, system, the storage's persistent id, list of the keys of
-    what follows), then the number of items as int64, and the items.
+    It does not use torch.load, which unpacks archives, and returns uninitialised memory for a storage whose data are
+    missing. The format is: five pickles (magic number, version, system, the storage's persistent id, the list of keys
+    of the storages that follow), then the number of items as int64, and the items.
     """
     if _expect(data, bytes).startswith(b"PK"):
         raise ValueError("a storage in an archive, which may be larger than the file")
     file = io.BytesIO(data)
     names = dict.fromkeys(DTYPES, _uncallable)
-    # With the instruction ignored, a persistent id stands for its object.
+    # Because BINPERSID is ignored, a persistent id takes the place of its object.
     machines = [_Machine(names, len(data), IGNORED | {"BINPERSID"}) for _ in range(5)]
     magic, version, system, storage, keys = (machine.run(file) for machine in machines)
     kind, dtype, key, _, count, *view = _expect(storage, tuple)
-    form = (magic, version, _expect(system, dict).get("little_endian"), kind, keys, view or [None])
-    if form != (MAGIC, PROTOCOL, True, "storage", [_expect(key, str)], [None]):
+    header = (magic, version, _expect(system, dict).get("little_endian"), kind, keys, view or [None])
+    if header != (MAGIC, PROTOCOL, True, "storage", [_expect(key, str)], [None]):
         raise ValueError("not a storage as torch writes it")
     dtype, content = DTYPES[_expect(dtype, _Name).name], memoryview(data)[file.tell() :]
     if content[:8] != _expect(count, int).to_bytes(8, "little") or len(content) != 8 + count * dtype.itemsize:
@@ -252,17 +265,17 @@ def _uncallable(*_: Any) -> None:
 
 
 def rebuild_tensor(storage: Storage, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
-    """What `torch._utils._rebuild_tensor_v2` makes, after checking that the storage holds all of it."""
+    """The constructor in place of `torch._utils._rebuild_tensor_v2`; checks that the storage contains the tensor."""
     whole = _expect(storage, Storage).items
     numbers = [offset, *_expect(size, tuple), *_expect(stride, tuple)]
     if not all(type(n) is int and n >= 0 for n in numbers) or len(size) != len(stride):
         raise ValueError("a tensor's shape is not made of whole numbers")
     count, last = math.prod(size), offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-    if count > len(whole) or (count and last >= len(whole)):  # a stride of 0 would make much of little
+    if count > len(whole) or (count and last >= len(whole)):  # a stride of 0 would make a large tensor of few items
         raise ValueError("a tensor is larger than its storage")
     return whole.as_strided(size, stride, offset)
 
 
 def rebuild_parameter(tensor: Tensor, *_: Any) -> Tensor:
-    """What `torch._utils._rebuild_parameter` makes, as a plain tensor."""
+    """The constructor in place of `torch._utils._rebuild_parameter`: a plain tensor."""
     return _expect(tensor, Tensor)

@@ -1,33 +1,39 @@
-"""How good generated images are: Fréchet and kernel distances, class scores, precision and recall, memorisation."""
+"""Scores of generated images: Fréchet and kernel distances, class scores, precision and recall, memorisation."""
 
 from warm_lightning.metrics.digits import DigitsFeatures
+from warm_lightning.metrics.evaluation import Scores, split_rounds, summarise_rounds
 from warm_lightning.metrics.features import (
     BATCH_SIZE,
+    Extraction,
     FeatureExtractor,
     ImportedFeatures,
-    Observer,
     Pixels,
     TorchScriptFeatures,
 )
-from warm_lightning.metrics.inception import InceptionFeatures
-from warm_lightning.metrics.reference import NEIGHBOURS, Reference, ScoreProtocol, measure
+from warm_lightning.metrics.inception import InceptionFeatures, default_extractor
+from warm_lightning.metrics.reference import measure
 from warm_lightning.metrics.reference_file import read_statistics
-from warm_lightning.metrics.scores import Scores, summarise_rounds
+from warm_lightning.metrics.scores import NEIGHBOURS, Better, FrechetDistance, Reference, Score, ScoreProtocol
 
 __all__ = [
     "BATCH_SIZE",
     "NEIGHBOURS",
+    "Better",
     "DigitsFeatures",
+    "Extraction",
     "FeatureExtractor",
+    "FrechetDistance",
     "ImportedFeatures",
     "InceptionFeatures",
-    "Observer",
     "Pixels",
     "Reference",
+    "Score",
     "ScoreProtocol",
     "Scores",
     "TorchScriptFeatures",
+    "default_extractor",
     "measure",
     "read_statistics",
+    "split_rounds",
     "summarise_rounds",
 ]

@@ -1,4 +1,4 @@
-"""A small classifier of scikit-learn's digits, whose last hidden layer is what `fd_digits` compares."""
+"""A small classifier of scikit-learn's digits, whose last hidden layer gives the features of `fd_digits`."""
 
 import hashlib
 import io
@@ -39,8 +39,8 @@ class DigitsFeatures(FeatureExtractor):
         self.network: nn.Sequential | None = None
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        found = tuple(images.shape[1:])
-        check(found == (1, 8, 8), f"DigitsFeatures takes images of 1×8×8, not {found}: use other extractors")
+        shape = tuple(images.shape[1:])
+        check(shape == (1, 8, 8), f"DigitsFeatures takes images of 1×8×8, not {shape}: use other extractors")
         if self.network is None:
             self.network = load_classifier().to(images.device)
         features = self.network[:-1](dequantise(images))
@@ -53,16 +53,15 @@ class DigitsFeatures(FeatureExtractor):
 
 
 def cache_path() -> Path:
-    """Where the classifier is kept: in `warm_lightning/` under $WARM_CACHE, $XDG_CACHE_HOME or ~/.cache."""
+    """The classifier's file: in `warm_lightning/` under $WARM_CACHE, $XDG_CACHE_HOME or ~/.cache."""
     folder = os.environ.get("WARM_CACHE") or os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(folder).expanduser() / "warm_lightning" / f"digits-classifier-v{VERSION}.pt"
 
 
 def load_classifier() -> nn.Sequential:
-    """The classifier in evaluation mode, from the cache or trained and put there.
+    """The classifier in evaluation mode, from the cache, or trained and stored there.
 
-    Processes that do this at the same time train the same bits, each puts a whole file there, and the last
-    one stays.
+    Processes that do this at the same time train the same bits, each stores a whole file, and the last file stays.
 
     Raises:
         UserError: the cache cannot be written.
@@ -81,7 +80,7 @@ def load_classifier() -> nn.Sequential:
 
 
 def train_classifier() -> dict[str, Tensor]:
-    """Train on all 1,797 digits: the same weights whatever the caller's random state, threads and contexts.
+    """Train on all 1,797 digits; the weights do not depend on the caller's random state, threads or contexts.
 
     In float64, so that other processors' rounding rarely survives the final rounding to float32.
 
@@ -90,7 +89,7 @@ def train_classifier() -> dict[str, Tensor]:
     """
     from warm_lightning.data import Digits
 
-    with _undisturbed():
+    with _defined_state():
         data = Digits().train_images()
         images, labels = dequantise(data.all(), torch.float64), data.labels
         generator = torch.Generator().manual_seed(SEED)
@@ -128,8 +127,8 @@ def _network(dtype: torch.dtype) -> nn.Sequential:
 
 
 @contextmanager
-def _undisturbed() -> Iterator[None]:
-    """One thread, gradients, the CPU and no autocast, whatever surrounds this."""
+def _defined_state() -> Iterator[None]:
+    """A context with one thread, gradients, the CPU and no autocast, whatever context it is used in."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,16 +1,29 @@
-"""Fréchet distance between two sets of features, each seen as a normal distribution."""
+"""Distances between sets of features: Fréchet, kernel and nearest neighbours; and the score of class probabilities.
+
+Sums over images are dictionaries of tensors that can be added over batches and over processes, and subtracted.
+"""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from warm_lightning.rng import key
+
+SUBSETS = 100
+"""Random subsets that a kernel distance is averaged over."""
+SUBSET_SIZE = 1000
+"""Images in each of them, where there are as many."""
+BLOCK = 2**25
+"""Squared distances held at once: 128 MiB in float32."""
+RESOLUTION = 2.0**-18
+"""Of |x|² + |y|²; smaller squared distances are rounding errors."""
+
+
+# ---------------------------------------------------------------------- Fréchet distance
 
 
 @dataclass(frozen=True)
@@ -24,6 +37,14 @@ class Normal:
 
     mean: Tensor
     covariance: Tensor
+
+    @classmethod
+    def from_sums(cls, sums: Mapping[str, Tensor]) -> "Normal":
+        """Mean and covariance (divided by N − 1) of N ≥ 2 images, from their `moment_sums`."""
+        count = sums["count"]
+        mean = sums["features"] / count
+        scatter = sums["products"] - count * torch.outer(mean, mean)
+        return cls(mean, scatter / (count - 1))
 
     @cached_property
     def spectrum(self) -> tuple[Tensor, Tensor]:
@@ -44,11 +65,27 @@ class Normal:
         return vectors * values.where(values > floor, 0).sqrt()
 
 
+def moment_sums(features: Tensor) -> dict[str, Tensor]:
+    """Sums over images from which `Normal.from_sums` gets mean and covariance, in float64.
+
+    They are the states of torchmetrics' FrechetInceptionDistance, for one set of images.
+
+    Args:
+        features: [B, F].
+
+    Returns:
+        "count" [], "features" [F] and "products" [F, F], the sum of outer products.
+    """
+    features = features.double()
+    count = features.new_tensor(float(len(features)))
+    return {"count": count, "features": features.sum(dim=0), "products": features.T @ features}
+
+
 def frechet_distance(a: Normal, b: Normal) -> float:
     """d² = |μ_a − μ_b|² + tr(Σ_a + Σ_b − 2(Σ_a Σ_b)^½) (Dowson & Landau 1982; Heusel et al. 2017, Eq. 6).
 
-    tr (Σ_a Σ_b)^½ is the sum of the singular values of root_aᵀ root_b. That holds 10⁻⁸ of d² also without
-    full rank, where the eigenvalues of Σ_a Σ_b, which torchmetrics takes, and scipy's sqrtm are wrong by
+    tr (Σ_a Σ_b)^½ is the sum of the singular values of root_aᵀ root_b. That is accurate to 10⁻⁸ of d² also without
+    full rank, where the eigenvalues of Σ_a Σ_b, which torchmetrics uses, and scipy's sqrtm are wrong by
     10⁻⁷ for distant sets and by several per cent for close ones.
     """
     cross = torch.linalg.svdvals(a.root.T @ b.root).sum()
@@ -56,70 +93,123 @@ def frechet_distance(a: Normal, b: Normal) -> float:
     return max(0.0, distance.item())  # rounding can leave -1e-14 for a set and itself
 
 
-class Moments(Metric):
-    """Running mean and covariance of features, summed in float64 and over devices.
-
-    The states are those of torchmetrics' FrechetInceptionDistance, for one set of images.
-
-    Args:
-        num_features: F.
-        **kwargs: torchmetrics' own, such as `sync_on_compute`.
-    """
-
-    full_state_update = False
-    feature_sum: Tensor
-    outer_sum: Tensor
-    num_images: Tensor
-
-    def __init__(self, num_features: int, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        sums = torch.zeros(num_features, dtype=torch.float64)
-        self.add_state("feature_sum", sums, dist_reduce_fx="sum")
-        self.add_state("outer_sum", torch.outer(sums, sums), dist_reduce_fx="sum")
-        self.add_state("num_images", torch.tensor(0), dist_reduce_fx="sum")
-
-    def update(self, features: Tensor) -> None:
-        """Take in features, [B, F]."""
-        features = features.double()
-        # Not in place: states made in inference mode could then not be updated outside it.
-        self.feature_sum = self.feature_sum + features.sum(dim=0)
-        self.outer_sum = self.outer_sum + features.T @ features
-        self.num_images = self.num_images + len(features)
-
-    def compute(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean [F], covariance [F, F] (divided by N − 1) and N of what all devices took in."""
-        mean = self.feature_sum / self.num_images
-        scatter = self.outer_sum - self.num_images * torch.outer(mean, mean)
-        return mean, scatter / (self.num_images - 1), self.num_images
+# ---------------------------------------------------------------------- class score
 
 
-BLOCK = 2**25  # distances held at once: 128 MiB in float32
-RESOLUTION = 2.0**-18  # of |x|² + |y|²: squared distances below are rounding error
-
-
-def precision_recall(samples: Tensor, reference: Tensor, k: int = 3) -> tuple[float, float]:
-    """Improved precision and recall (Kynkäänniemi et al. 2019, Eqs. 1–2).
-
-    The manifold of a set is the union of balls around its members, each as large as the distance to the
-    member's k-th nearest neighbour. Precision is the fraction of samples in the reference's manifold,
-    recall that of the reference in the samples' manifold.
+def class_sums(logits: Tensor, index: Tensor, splits: int) -> dict[str, Tensor]:
+    """Sums over images from which `class_score` is computed, in float64.
 
     Args:
-        samples: float32 [S, F], S > k.
-        reference: float32 [R, F], R > k.
-        k: which neighbour.
+        logits: [B, K].
+        index: numbers of the images, int64 [B]; image i is in split i mod `splits`.
+        splits: S.
 
     Returns:
-        precision and recall, each in [0, 1].
+        "counts" [S], "probabilities" [S, K], and "information" [S], the sum of Σ_y p(y|x) ln p(y|x).
     """
-    return _covered(samples, reference, k), _covered(reference, samples, k)
+    split = index.to(logits.device) % splits
+    logs = logits.double().log_softmax(dim=1)
+    zeros = logs.new_zeros(splits, logits.shape[1])
+    return {
+        "counts": zeros[:, 0].index_add(0, split, torch.ones_like(logs[:, 0])),
+        "probabilities": zeros.index_add(0, split, logs.exp()),
+        "information": zeros[:, 0].index_add(0, split, (logs.exp() * logs).sum(dim=1)),
+    }
+
+
+def class_score(sums: Mapping[str, Tensor]) -> tuple[float, float]:
+    """exp E KL(p(y|x) ‖ p(y)) (Salimans et al. 2016), from 1 to the number of classes, from `class_sums`.
+
+    It equals torchmetrics' InceptionScore, which cuts a random order of the images into splits instead.
+
+    Returns:
+        The mean over splits, and their standard deviation, not a number for a single split. Published scores are means
+        over 10 splits, which are lower than the score of all images at once.
+    """
+    filled = sums["counts"] > 0
+    counts = sums["counts"][filled]
+    marginals = sums["probabilities"][filled] / counts[:, None]
+    entropies = torch.special.xlogy(marginals, marginals).sum(dim=1)
+    scores = (sums["information"][filled] / counts - entropies).exp()
+    return scores.mean().item(), scores.std().item() if len(scores) > 1 else math.nan
+
+
+# ---------------------------------------------------------------------- kernel distance
+
+
+def kernel_distance(samples: Tensor, reference: Tensor, seed: int = 0) -> tuple[float, float]:
+    """Mean and standard deviation, over random subsets, of the unbiased squared MMD (Bińkowski et al. 2018, sec. 4).
+
+    The kernel is (x·y/F + 1)³; each of 100 subsets has 1,000 images of either set or, where there are fewer, as many
+    as the smaller set has. That is torchmetrics' KernelInceptionDistance with its defaults, but summed in float64, and
+    with subsets that are a function of `seed` and of the sets' sizes: two models are compared on the same ones.
+
+    Args:
+        samples: [S, F], S ≥ 2.
+        reference: [R, F], R ≥ 2.
+        seed: of the subsets.
+    """
+    size = subset_size(len(samples), len(reference))
+    generator = torch.Generator().manual_seed(key(seed, "kernel distance"))
+    distances = []
+    for _ in range(SUBSETS):
+        x, y = (
+            features[torch.randperm(len(features), generator=generator)[:size].to(features.device)]
+            for features in (reference, samples)
+        )
+        distances.append(squared_mmd(x, y))
+    values = torch.stack(distances)
+    return values.mean().item(), values.std(unbiased=False).item()
+
+
+def subset_size(samples: int, reference: int) -> int:
+    """Number of images in a subset of sets of given sizes."""
+    return min(SUBSET_SIZE, samples, reference)
+
+
+def squared_mmd(x: Tensor, y: Tensor) -> Tensor:
+    """Unbiased estimate of the squared maximum mean discrepancy (Gretton et al. 2012, Eq. 4); negative by chance.
+
+    Args:
+        x: [m, F], m ≥ 2.
+        y: [m, F].
+    """
+    within, across = x.new_zeros((), dtype=torch.float64), _kernel(x, y).mean(dtype=torch.float64)
+    for kernel in (_kernel(x, x), _kernel(y, y)):
+        within += kernel.sum(dtype=torch.float64) - kernel.diagonal().sum(dtype=torch.float64)
+    return within / (len(x) * (len(x) - 1)) - 2 * across
+
+
+def _kernel(x: Tensor, y: Tensor) -> Tensor:
+    base = torch.addmm(x.new_ones(()), x, y.T, alpha=1 / x.shape[1])
+    return (base * base).mul_(base)  # pow takes ten times as long
+
+
+# ---------------------------------------------------------------------- nearest neighbours
+
+
+def coverage(queries: Tensor, points: Tensor, k: int = 3) -> float:
+    """Fraction of the queries that lie in the manifold of the points, in [0, 1].
+
+    The manifold of a set is the union of balls around its members, each as large as the distance to the member's k-th
+    nearest neighbour. With samples as queries and a reference as points it is improved precision, the other way round
+    improved recall (Kynkäänniemi et al. 2019, Eqs. 1–2).
+
+    Args:
+        queries: float32 [Q, F].
+        points: float32 [P, F], P > k.
+        k: which neighbour.
+    """
+    radii = nearest_distances(points, points, k + 1).square()
+    inside = [(squared <= radii).any(dim=1) for squared in _squared_distances(queries, points)]
+    return torch.cat(inside).double().mean().item()
 
 
 def memorisation(samples: Tensor, training: Tensor, unseen: float) -> float:
     """Mean distance of samples to their nearest training image, over that of images that were not trained on.
 
     1 for new images of the data's distribution, clearly below 1 for copies, 0 for exact ones; above 1 for
-    samples far from all data; not a number where those others are, all of them, copies themselves.
+    samples far from all data; not a number where the images that were not trained on are all copies themselves.
 
     Args:
         samples: float32 [S, F].
@@ -157,20 +247,14 @@ def nearest_distances(queries: Tensor, points: Tensor, k: int = 1) -> Tensor:
     Returns:
         float32 [Q].
     """
-    found = [squared.topk(k, largest=False).indices[:, -1] for squared in _squared_distances(queries, points)]
+    nearest = [squared.topk(k, largest=False).indices[:, -1] for squared in _squared_distances(queries, points)]
     # From the difference: the products that find a neighbour do not resolve how near it is.
-    blocks = zip(_blocks(queries, points), found, strict=True)
+    blocks = zip(_blocks(queries, points), nearest, strict=True)
     return torch.cat([(block - points[index]).norm(dim=1) for block, index in blocks])
 
 
 def _mean_distance(queries: Tensor, points: Tensor, k: int = 1) -> float:
     return nearest_distances(queries, points, k).double().mean().item()
-
-
-def _covered(queries: Tensor, points: Tensor, k: int) -> float:
-    radii = nearest_distances(points, points, k + 1).square()
-    inside = [(squared <= radii).any(dim=1) for squared in _squared_distances(queries, points)]
-    return torch.cat(inside).double().mean().item()
 
 
 def _squared_distances(queries: Tensor, points: Tensor) -> Iterator[Tensor]:
@@ -187,99 +271,3 @@ def _squared_distances(queries: Tensor, points: Tensor) -> Iterator[Tensor]:
 
 def _blocks(queries: Tensor, points: Tensor) -> tuple[Tensor, ...]:
     return queries.split(max(1, BLOCK // len(points)))
-
-
-class InceptionScore(Metric):
-    """exp E KL(p(y|x) ‖ p(y)) (Salimans et al. 2016), from 1 to the number of classes, of each split of the images.
-
-    Published scores are means over 10 splits, which are lower than the score of all images at once. Equal to
-    torchmetrics' InceptionScore, from sums over images instead of all their logits; image i is in split i mod
-    `splits` where that one shuffles with the global random generator.
-
-    Args:
-        num_classes: K.
-        splits: number of splits.
-        **kwargs: torchmetrics' own, such as `sync_on_compute`.
-    """
-
-    full_state_update = False
-    probability_sums: Tensor
-    information_sums: Tensor
-    counts: Tensor
-
-    def __init__(self, num_classes: int, splits: int = 1, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        zeros = torch.zeros(splits, num_classes, dtype=torch.float64)
-        self.add_state("probability_sums", zeros, dist_reduce_fx="sum")
-        self.add_state("information_sums", zeros[:, 0].clone(), dist_reduce_fx="sum")
-        self.add_state("counts", zeros[:, 0].clone(), dist_reduce_fx="sum")
-
-    def update(self, logits: Tensor, index: Tensor) -> None:
-        """Take in logits [B, K] of the images with numbers `index`, int64 [B]."""
-        split = index.to(logits.device) % len(self.counts)
-        logs = logits.double().log_softmax(dim=1)
-        # Not in place: states made in inference mode could then not be updated outside it.
-        self.probability_sums = self.probability_sums.index_add(0, split, logs.exp())
-        self.information_sums = self.information_sums.index_add(0, split, (logs.exp() * logs).sum(dim=1))
-        self.counts = self.counts.index_add(0, split, torch.ones_like(logs[:, 0]))
-
-    def compute(self) -> tuple[float, float | None]:
-        """Mean over the splits of what all devices took in, and standard deviation; None for a single split."""
-        filled = self.counts > 0
-        counts = self.counts[filled]
-        marginals = self.probability_sums[filled] / counts[:, None]
-        entropies = torch.special.xlogy(marginals, marginals).sum(dim=1)
-        scores = (self.information_sums[filled] / counts - entropies).exp()
-        return scores.mean().item(), scores.std().item() if len(scores) > 1 else None
-
-
-SUBSETS = 100
-SUBSET_SIZE = 1000
-
-
-def kernel_distance(samples: Tensor, reference: Tensor, seed: int = 0) -> tuple[float, float]:
-    """Mean and standard deviation, over random subsets, of the unbiased squared MMD (Bińkowski et al. 2018, sec. 4).
-
-    The kernel is (x·y/F + 1)³; of each set, 100 subsets of 1,000 images or, where there are fewer, as many as the
-    smaller set has. That is torchmetrics' KernelInceptionDistance with its defaults, but summed in float64,
-    and with subsets that are a function of `seed` and of the sets' sizes: two models are compared on the same ones.
-
-    Args:
-        samples: [S, F], S ≥ 2.
-        reference: [R, F], R ≥ 2.
-        seed: of the subsets.
-    """
-    size = subset_size(len(samples), len(reference))
-    generator = torch.Generator().manual_seed(key(seed, "kernel distance"))
-    distances = []
-    for _ in range(SUBSETS):
-        x, y = (
-            features[torch.randperm(len(features), generator=generator)[:size].to(features.device)]
-            for features in (reference, samples)
-        )
-        distances.append(squared_mmd(x, y))
-    values = torch.stack(distances)
-    return values.mean().item(), values.std(unbiased=False).item()
-
-
-def subset_size(samples: int, reference: int) -> int:
-    """Images in a subset."""
-    return min(SUBSET_SIZE, samples, reference)
-
-
-def squared_mmd(x: Tensor, y: Tensor) -> Tensor:
-    """Unbiased estimate of the squared maximum mean discrepancy (Gretton et al. 2012, Eq. 4); negative by chance.
-
-    Args:
-        x: [m, F], m ≥ 2.
-        y: [m, F].
-    """
-    within, across = x.new_zeros((), dtype=torch.float64), _kernel(x, y).mean(dtype=torch.float64)
-    for kernel in (_kernel(x, x), _kernel(y, y)):
-        within += kernel.sum(dtype=torch.float64) - kernel.diagonal().sum(dtype=torch.float64)
-    return within / (len(x) * (len(x) - 1)) - 2 * across
-
-
-def _kernel(x: Tensor, y: Tensor) -> Tensor:
-    base = torch.addmm(x.new_ones(()), x, y.T, alpha=1 / x.shape[1])
-    return (base * base).mul_(base)  # pow takes ten times as long

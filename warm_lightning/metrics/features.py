@@ -1,4 +1,4 @@
-"""What sees the images that are scored: from uint8 images to features and, with classes, to logits."""
+"""Feature extractors: from the uint8 images that are scored to features and, with classes, to logits."""
 
 import importlib
 import re
@@ -10,16 +10,18 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torchmetrics.utilities.distributed import gather_all_tensors
 
-from warm_lightning.data import ImageSet
-from warm_lightning.distributed import place, progress
+from warm_lightning.data.image_set import ImageSet
+from warm_lightning.distributed import gather, place, progress
 from warm_lightning.errors import UserError, check
 from warm_lightning.images import dequantise
 from warm_lightning.records import file_hash, tensors_hash
 from warm_lightning.spectral import full_precision
 
+BATCH_SIZE = 250
+"""Images that pass an extractor at once, by default."""
 MAX_PIXELS = 3 * 64 * 64
+"""Features of an image that `Pixels` allows."""
 
 
 class FeatureExtractor(nn.Module, ABC):
@@ -28,11 +30,11 @@ class FeatureExtractor(nn.Module, ABC):
     A subclass gives `forward`, `describe` and a `name`.
 
     Attributes:
-        name: what to call it in the names of scores; nothing for scores with a number of images alone.
+        name: the extractor's part in the names of scores; empty for names with a number of images alone.
         counted: whether names of scores always hold the number of images. Otherwise they do not where there are as
             many samples as images of data.
         frechet_name: "fid" for Inception's own features, otherwise "fd".
-        splits: over how many parts of the images the class score is averaged.
+        splits: number of parts of the images that the class score is averaged over.
     """
 
     name: str
@@ -50,30 +52,29 @@ class FeatureExtractor(nn.Module, ABC):
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """What one has to know to compare scores with others'; plain data."""
+        """The facts about the extractor that scores must share to be comparable; plain data."""
 
     def prepare(self) -> None:
-        """Make ready what may take a download. All processes must call it.
+        """Get ready, which may take a download; all processes must call this.
 
         Raises:
-            UserError: it cannot be had.
+            UserError: a file is missing and cannot be downloaded.
         """
 
     def identity(self) -> dict[str, Any]:
-        """What makes two extractors the same: `describe` without where it was found."""
+        """The facts that are equal for equal extractors; see `identity`."""
         return identity(self.describe())
 
     def score_name(self, score: str, num_images: int, reference_images: int | None = None) -> str:
-        """The name of a score on a number of images: `fd10k_cifar10_features`, `fid50k`, `fd_digits`.
+        """The name of a score on a number of images: `kid10k_cifar10_features`, `fid50k`, `fd_digits`.
 
         Args:
-            score: "frechet", "is", "kid", "precision", "recall" or "memorisation".
+            score: the score's own part of the name, such as "kid".
             num_images: number of samples; see `short_count`.
             reference_images: number of images of data, where known; see `counted`.
         """
         whole = not self.counted and num_images == reference_images
-        base = self.frechet_name if score == "frechet" else score
-        return base + ("" if whole else short_count(num_images)) + (f"_{self.name}" if self.name else "")
+        return score + ("" if whole else short_count(num_images)) + (f"_{self.name}" if self.name else "")
 
 
 class Pixels(FeatureExtractor):
@@ -100,12 +101,12 @@ class Pixels(FeatureExtractor):
 
 
 class ModuleFeatures(FeatureExtractor):
-    """Features from a module that is not ours: uint8 [B, C, H, W] → [B, F], or a pair with logits [B, K].
+    """Features from a given module: uint8 [B, C, H, W] → [B, F], or a pair with logits [B, K].
 
     Args:
         network: the module.
-        name: what to call it in the names of scores; letters, digits and underscores, or nothing.
-        source: what to call it in messages.
+        name: the extractor's part in the names of scores; letters, digits and underscores, or empty.
+        source: the module's name in messages.
         kwargs: passed on with the images.
     """
 
@@ -140,16 +141,16 @@ class ModuleFeatures(FeatureExtractor):
 class TorchScriptFeatures(ModuleFeatures):
     """Features from any TorchScript file that maps uint8 [B, C, H, W] to [B, F], or to a pair with logits.
 
-    Resizing and scaling of the images must be in the file. Two that suit:
+    Resizing and scaling of the images must be in the file. Two examples:
 
-    * StyleGAN2-ADA's `inception-2015-12-05.pt`, the extractor of many published FIDs, which is told to return the
-      2,048 features instead of class probabilities. There are no logits then, and so no Inception score:
+    * StyleGAN2-ADA's `inception-2015-12-05.pt`, the extractor of many published FIDs, which returns the 2,048 features
+      instead of class probabilities if asked to. There are no logits then, and so no Inception score:
       `{path: inception-2015-12-05.pt, kwargs: {return_features: true}, frechet_name: fid, name: ""}`
     * an export of DINOv2, with its preprocessing, for FD-DINOv2: `{path: dinov2.pt}` gives `fd50k_dinov2`.
 
     Args:
         path: the file.
-        name: what to call it in the names of scores; by default the file's name without its suffix; "" for scores
+        name: the extractor's part in the names of scores; by default the file's name without its suffix; "" for names
             with a number of images alone, such as `fid50k`.
         kwargs: passed to the module's forward with the images.
         frechet_name: "fid" if these are Inception's features, otherwise "fd".
@@ -190,9 +191,9 @@ class ImportedFeatures(ModuleFeatures):
     """Features from anything importable: a module, or a class or function that makes one without arguments.
 
     Args:
-        module: "package.module:attribute" or "package.module.attribute". What it names maps, or makes what
-            maps, uint8 [B, C, H, W] to [B, F], or to a pair with logits [B, K].
-        name: what to call it in the names of scores.
+        module: "package.module:attribute" or "package.module.attribute" of the module, class or function. The module
+            maps uint8 [B, C, H, W] to [B, F], or to a pair with logits [B, K].
+        name: the extractor's part in the names of scores.
 
     Raises:
         UserError: it cannot be imported, or is no module.
@@ -201,13 +202,13 @@ class ImportedFeatures(ModuleFeatures):
     def __init__(self, module: str, name: str) -> None:
         where, _, attribute = module.rpartition(":" if ":" in module else ".")
         try:
-            found = getattr(importlib.import_module(where), attribute)
+            named = getattr(importlib.import_module(where), attribute)
         except (ImportError, AttributeError, ValueError) as error:
             raise UserError(
                 f"{module!r} cannot be imported ({error}): write package.module:attribute, "
                 "and put the package on PYTHONPATH"
             ) from error
-        network = found if isinstance(found, nn.Module) or not callable(found) else found()
+        network = named if isinstance(named, nn.Module) or not callable(named) else named()
         if not isinstance(network, nn.Module):
             raise UserError(f"{module!r} gives a {type(network).__name__}: it must be, or return, a torch.nn.Module")
         super().__init__(network, name, repr(module))
@@ -219,7 +220,7 @@ class ImportedFeatures(ModuleFeatures):
 
 
 def identity(description: Mapping[str, Any]) -> dict[str, Any]:
-    """What in an extractor's description makes it the same as another."""
+    """The facts in an extractor's description that are equal for equal extractors, wherever their files lie."""
     return {name: value for name, value in description.items() if name not in ("file", "published_weights")}
 
 
@@ -233,24 +234,23 @@ def _shape(images: Tensor) -> str:
 
 
 def _last_line(error: Exception) -> str:
-    # TorchScript's messages are tracebacks, with what happened at the end.
+    # TorchScript's messages are tracebacks, with the error in the last line.
     return (str(error).strip().splitlines() or [type(error).__name__])[-1]
 
 
-BATCH_SIZE = 250
-"""Images that pass an extractor at once, if nothing else is said."""
-
-
-class Observer:
-    """A feature extractor at work on a device.
+class Extraction:
+    """A feature extractor in use on a device.
 
     Args:
-        extractor: what sees the images. It is made ready, moved to `device` and frozen.
+        extractor: made ready, moved to `device` and frozen.
         batch_size: images that pass it at once.
         device: where to compute. With several processes, one that they communicate from.
 
+    Attributes:
+        feature_device: where features are returned and summed.
+
     Raises:
-        UserError: the extractor is not there.
+        UserError: the extractor cannot be made ready.
     """
 
     def __init__(
@@ -260,11 +260,11 @@ class Observer:
         self.extractor = extractor.to(device).eval().requires_grad_(False)
         self.batch_size = batch_size
         self.device = torch.device(device)
-        # Moments are in float64, which Apple's GPUs do not have.
-        self.home = torch.device("cpu") if self.device.type == "mps" else self.device
+        # Sums over images are in float64, which Apple's GPUs do not have.
+        self.feature_device = torch.device("cpu") if self.device.type == "mps" else self.device
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """uint8 [B, C, H, W] → features, float32 [B, F], and logits, float32 [B, K], if any, on `home`.
+        """uint8 [B, C, H, W] → features, float32 [B, F], and logits, float32 [B, K], if any, on `feature_device`.
 
         Raises:
             UserError: the images are not uint8, or the extractor does not take them.
@@ -272,23 +272,29 @@ class Observer:
         check(images.dtype == torch.uint8, f"scores take uint8 images, not {images.dtype}: quantise them")
         with full_precision(self.device), torch.no_grad():
             features, logits = self.extractor(images.to(self.device))
-        return features.to(self.home), None if logits is None else logits.to(self.home)
+        return features.to(self.feature_device), None if logits is None else logits.to(self.feature_device)
 
-    def all(self, images: ImageSet, order: Tensor, what: str) -> tuple[Tensor, Tensor | None]:
-        """Features [N, F] and logits of many images in an order, int64 [N]: the same on all processes.
+    def extract(self, images: ImageSet, order: Tensor, title: str) -> tuple[Tensor, Tensor | None]:
+        """Features [N, F] and logits of a set's images, shared out over the processes; all get the same.
 
-        Each process sees every W-th batch. Which images make a batch does not depend on W, so that the bits do not.
+        Each of W processes extracts every W-th batch. Which images make a batch does not depend on W, so that the bits
+        do not either.
+
+        Args:
+            images: the set.
+            order: numbers of the N images, int64 [N].
+            title: of the progress bar.
         """
         batches = order.split(self.batch_size)
         rank, world_size = place()
         if len(batches) < world_size:
             rank, world_size = 0, 1  # too few to share
-        parts = [self(images.take(index)) for index in progress(batches[rank::world_size], what)]
+        parts = [self(images.take(index)) for index in progress(batches[rank::world_size], title)]
         features = torch.cat([part for part, _ in parts])
         logits = torch.cat([part for _, part in parts if part is not None]) if parts[0][1] is not None else None
         if world_size == 1:
             return features, logits
         turns = torch.arange(len(order)).split(self.batch_size)
-        back = torch.cat([turn for r in range(world_size) for turn in turns[r::world_size]]).argsort().to(self.home)
-        whole = torch.cat(gather_all_tensors(features))[back]
-        return whole, None if logits is None else torch.cat(gather_all_tensors(logits))[back]
+        gathered = torch.cat([turn for r in range(world_size) for turn in turns[r::world_size]])
+        back = gathered.argsort().to(self.feature_device)
+        return torch.cat(gather(features))[back], None if logits is None else torch.cat(gather(logits))[back]

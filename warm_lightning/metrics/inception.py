@@ -1,4 +1,4 @@
-"""The features of the Fréchet inception distance."""
+"""Inception-v3, whose features the Fréchet inception distance compares, and the default choice of an extractor."""
 
 import os
 from functools import cached_property
@@ -9,53 +9,20 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from warm_lightning.distributed import place
 from warm_lightning.errors import UserError, check
-from warm_lightning.metrics.features import FeatureExtractor
+from warm_lightning.metrics.features import FeatureExtractor, Pixels
 from warm_lightning.records import file_hash
 
-SIGMA, WINDOW = 1.5, 11
-
-
-def ssim_window(size: int) -> tuple[int, float]:
-    """Width and standard deviation in pixels of SSIM's Gaussian window for images of a size.
-
-    11 and 1.5 as published (Wang et al. 2004); smaller images get the largest odd width that fits, in proportion.
-    """
-    width = min(WINDOW, size - 1 + size % 2)
-    return width, SIGMA * width / WINDOW
-
-
-def fidelity(images: Tensor, truth: Tensor) -> dict[str, Tensor]:
-    """PSNR in decibels and SSIM of each image, [B]; PSNR is infinite for an image without error.
-
-    Args:
-        images: uint8 [B, C, H, W], what a file holds.
-        truth: likewise.
-    """
-    pair = images.double(), truth.double()
-    _, sigma = ssim_window(min(images.shape[-2:]))
-    return {
-        "psnr": peak_signal_noise_ratio(*pair, data_range=255.0, reduction="none", dim=(1, 2, 3)),
-        "ssim": torch.atleast_1d(
-            structural_similarity_index_measure(*pair, sigma=sigma, data_range=255.0, reduction="none")
-        ),
-    }
-
-
-def describe(size: int) -> dict[str, str]:
-    """The measures in words, for images of a size."""
-    width, sigma = ssim_window(size)
-    return {
-        "psnr": "decibels, mean over images; of uint8 images with a range of 255",
-        "ssim": f"mean over images; of uint8 images with a range of 255, in a Gaussian window of {width} pixels with "
-        f"standard deviation {sigma:.3g}",
-    }
-
-
 VARIABLE = "WARM_INCEPTION_WEIGHTS"
+SMALL = 32
+"""Height and width of images up to which pixels are the default features."""
+
+
+def default_extractor(resolution: int) -> FeatureExtractor:
+    """The extractor where the configuration names none: pixels up to 32×32, else Inception."""
+    return Pixels() if resolution <= SMALL else InceptionFeatures()
 
 
 class InceptionFeatures(FeatureExtractor):
@@ -66,15 +33,15 @@ class InceptionFeatures(FeatureExtractor):
     Inception score is the mean over 10 splits, as it is published (Salimans et al. 2016).
 
     The weights, torch-fidelity's, are the file that `weights_path` names, or else the one that the environment
-    variable WARM_INCEPTION_WEIGHTS names, or torch hub's cached copy, or a download to there. They are read when
-    images first come, so that a configuration that names this extractor can train where they are not.
+    variable WARM_INCEPTION_WEIGHTS names, or torch hub's cached copy, or a download to there. They are read for the
+    first images, so that a configuration that names this extractor can train where they are missing.
 
     Args:
-        weights_path: see above.
+        weights_path: file with the weights; see above.
 
     Raises:
-        UserError: when images first come, if torch-fidelity is not installed, or the weights cannot be had or are
-            something else.
+        UserError: for the first images, if torch-fidelity is not installed, or the weights cannot be downloaded or are
+            of another network.
     """
 
     name = ""
@@ -87,7 +54,7 @@ class InceptionFeatures(FeatureExtractor):
 
     @cached_property
     def path(self) -> Path:
-        """The file with the weights, whether it is there or not."""
+        """The file with the weights, which may be missing."""
         given = self.weights_path or os.environ.get(VARIABLE)
         if given:
             return Path(given).expanduser()
@@ -95,7 +62,7 @@ class InceptionFeatures(FeatureExtractor):
 
     def prepare(self) -> None:
         """Find or download the weights, once a machine; all processes must call this, and all succeed or none."""
-        problem = None
+        problem: str | None = None
         if os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0":
             try:
                 self._obtain()
@@ -106,8 +73,8 @@ class InceptionFeatures(FeatureExtractor):
         if world_size > 1:
             problems = [None] * world_size
             dist.all_gather_object(problems, problem)
-        for found in problems:
-            check(found is None, str(found))
+        for problem in problems:
+            check(problem is None, str(problem))
 
     def _obtain(self) -> None:
         url = self._url

@@ -1,15 +1,14 @@
-"""Which of two models is better: the difference of their scores with a confidence interval over paired seeds."""
+"""The difference of two models' scores with a confidence interval over paired seeds."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
 
 import numpy as np
-import torch
-from scipy.stats import t as student
+from scipy.special import stdtrit
 from torch import Tensor
 
-from warm_lightning.metrics.distances import Moments, Normal, frechet_distance
+from warm_lightning.metrics.distances import Normal, frechet_distance, moment_sums
 
 BLOCKS = 20
 CONFIDENCE = 0.95
@@ -45,8 +44,7 @@ def paired_frechet(a: Tensor, b: Tensor, reference: Normal, blocks: int = BLOCKS
     t for blocks − 1 degrees of freedom. It is for the difference of the *expected* distances *at this number of
     images*, given these two trained models and this reference: it says nothing of other trainings, nor of the
     distances' limit for many images. A distance is biased upwards by the order of F/N, and that bias cancels only
-    between models with about the same covariance. What chance does to both models, who share their seeds' noise,
-    cancels in part.
+    between models with about the same covariance. The noise of the seeds, which both models share, cancels in part.
 
     It is conservative near the reference: where both models are nearly perfect, the distance has no first-order term,
     and intervals are 1.3 to 1.5 times too wide. With N < 2F (see `too_few`) the bias rules. (A bootstrap, whose
@@ -55,17 +53,20 @@ def paired_frechet(a: Tensor, b: Tensor, reference: Normal, blocks: int = BLOCKS
     Args:
         a: features of A's samples, [N, F]; row i is of seed i.
         b: features of B's, likewise.
-        reference: what both are compared with.
+        reference: to which both distances are measured.
         blocks: 2 to N/2; block j has the seeds j, j + blocks, …
     """
-    whole = [_moments(features) for features in (a, b)]
-    scores = [_distance(moments, reference) for moments in whole]
+    whole = [_moment_sums(features) for features in (a, b)]
+    scores = [frechet_distance(Normal.from_sums(sums), reference) for sums in whole]
     differences = []
     for j in range(blocks):
-        left_out = [_moments(features[j::blocks]) for features in (a, b)]
-        pair = [_distance(_without(m, part), reference) for m, part in zip(whole, left_out, strict=True)]
+        pair = []
+        for sums, features in zip(whole, (a, b), strict=True):
+            block = _moment_sums(features[j::blocks])
+            rest = Normal.from_sums({name: sums[name] - block[name] for name in sums})
+            pair.append(frechet_distance(rest, reference))
         differences.append(pair[0] - pair[1])
-    # Of estimates that have all but one block in common, scaled up to one on all of them.
+    # The estimates have all but one block in common: their spread is scaled up to that of one on all blocks.
     error = float(np.std(differences, ddof=1)) * (blocks - 1) / sqrt(blocks)
     half = error * _quantile(blocks - 1)
     value = scores[0] - scores[1]
@@ -73,7 +74,7 @@ def paired_frechet(a: Tensor, b: Tensor, reference: Normal, blocks: int = BLOCKS
 
 
 def too_few(images: int, features: int) -> str:
-    """What to say of a comparison of so many images with so many features; nothing where there are enough."""
+    """A warning where a comparison has few images for its number of features; empty where there are enough."""
     if images >= 2 * features:
         return ""
     return (
@@ -87,7 +88,7 @@ def paired_rounds(a: Sequence[float], b: Sequence[float]) -> Difference:
 
     Args:
         a: A's score in each of at least 2 rounds.
-        b: B's in the same ones.
+        b: B's score in the same rounds.
     """
     differences = np.subtract(a, b)
     half = float(differences.std(ddof=1)) / sqrt(len(differences)) * _quantile(len(differences) - 1)
@@ -96,25 +97,13 @@ def paired_rounds(a: Sequence[float], b: Sequence[float]) -> Difference:
 
 
 def _quantile(freedom: int) -> float:
-    return float(student.ppf((1 + CONFIDENCE) / 2, freedom))
+    """Student's t for both ends of the interval."""
+    return float(stdtrit(freedom, (1 + CONFIDENCE) / 2))
 
 
-def _moments(features: Tensor) -> Moments:
-    moments = Moments(features.shape[1], sync_on_compute=False).to(features.device)
+def _moment_sums(features: Tensor) -> dict[str, Tensor]:
+    """The `moment_sums` of many images, of which few are in float64 at once."""
+    sums = moment_sums(features[:0])
     for part in features.split(4096):
-        moments.update(part)
-    return moments
-
-
-def _without(whole: Moments, part: Moments) -> Moments:
-    rest = Moments(len(whole.feature_sum), sync_on_compute=False).to(whole.feature_sum.device)
-    rest.feature_sum = whole.feature_sum - part.feature_sum
-    rest.outer_sum = whole.outer_sum - part.outer_sum
-    rest.num_images = whole.num_images - part.num_images
-    rest.update(torch.empty(0, len(whole.feature_sum), device=whole.feature_sum.device))
-    return rest
-
-
-def _distance(moments: Moments, reference: Normal) -> float:
-    mean, covariance, _ = moments.compute()
-    return frechet_distance(Normal(torch.atleast_1d(mean), torch.atleast_2d(covariance)), reference)
+        sums = {name: sums[name] + more for name, more in moment_sums(part).items()}
+    return sums

@@ -1,260 +1,156 @@
-"""What samples are scored against: a data set as its features, with what halves of it and a Gaussian get."""
+"""The reference that a data set makes: its features, and the scores of halves of it and of a Gaussian like it."""
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
-from torchmetrics.utilities.distributed import gather_all_tensors
 
-from warm_lightning.data import ImageSet
-from warm_lightning.data.image_set import random_order
-from warm_lightning.distributed import place, progress
+from warm_lightning.data.image_set import ImageSet, random_order
+from warm_lightning.distributed import gather, place, progress, total
 from warm_lightning.errors import check
 from warm_lightning.images import dequantise, quantise
-from warm_lightning.metrics.distances import (
-    InceptionScore,
-    Moments,
-    Normal,
-    frechet_distance,
-    kernel_distance,
-    memorisation,
-    precision_recall,
-    unseen_distance,
+from warm_lightning.metrics.distances import Normal, moment_sums, unseen_distance
+from warm_lightning.metrics.features import Extraction, FeatureExtractor
+from warm_lightning.metrics.scores import (
+    DEFAULT,
+    NEIGHBOURS,
+    Reference,
+    Score,
+    ScoreProtocol,
+    Summary,
+    all_scores,
+    evaluate,
+    usable,
 )
-from warm_lightning.metrics.features import Observer
 from warm_lightning.rng import key
 from warm_lightning.spectral import full_precision
 
-CHUNK = 4096  # images whose features are in float64 at once
+LARGE = 1 << 18
+"""Images whose features are kept all, which are 2 GB of Inception's; LSUN-bedroom has three million."""
+AT_ONCE = 1 << 16
+"""Images whose features are held at once."""
+CHUNK = 4096
+"""Images whose features are in float64 at once."""
+DRAWN_AT_ONCE = 1024
+"""Images whose pixels are in float32 at once, beside the Gaussian's draws."""
+MOMENTS = "mean and covariance"
+"""The key of the sums for mean and covariance, beside the scores' keys."""
 
 
-@dataclass(frozen=True)
-class Summary:
-    """A set of images as the scores see it.
-
-    Attributes:
-        count: number of images.
-        normal: mean and covariance of their features.
-        class_scores: "is" and, with several splits, "is_split_std"; empty where the extractor has no classes.
-        features: float32 [min(count, limit), F], of the first images.
-    """
-
-    count: int
-    normal: Normal
-    class_scores: dict[str, float]
-    features: Tensor
+# ---------------------------------------------------------------------- summaries
 
 
 class Summariser:
-    """Makes a `Summary` from a stream of images' features.
+    """Makes a `Summary` of a stream of images' features and logits.
 
     Args:
-        num_features: F.
-        num_classes: K; 0 where there are no logits.
-        splits: of the images, for the class score.
-        limit: of how many images, over all devices, to keep the features.
-        device: where the features come from.
-        over_devices: whether each device has its own part of the images, as opposed to all of them. Then
-            `compute` must be called on all devices, and `device` be one that they communicate from.
+        scores: whose sums the summary needs.
+        extractor: gives the features.
+        features: of any images, [B, F]: an example of shape, type and device.
+        logits: of the same images, [B, K], or None without classes.
+        limit: number of images, over all processes, whose features are kept.
+        over_processes: whether each process has its own part of the images, as opposed to all of them. Then
+            all processes must call `compute`, and the features be on a device that they communicate from.
     """
 
     def __init__(
-        self, num_features: int, num_classes: int, splits: int, limit: int, device: torch.device, over_devices: bool
+        self,
+        scores: Sequence[Score],
+        extractor: FeatureExtractor,
+        features: Tensor,
+        logits: Tensor | None,
+        limit: int,
+        over_processes: bool = False,
     ) -> None:
-        self.moments = Moments(num_features, sync_on_compute=over_devices).to(device)
-        self.classes = None
-        if num_classes:
-            self.classes = InceptionScore(num_classes, splits, sync_on_compute=over_devices).to(device)
+        self.scores = [s for s in scores if logits is not None or "logits" not in s.needs]
+        self.extractor = extractor
+        self.none = torch.empty_like(features[:0]), None if logits is None else torch.empty_like(logits[:0])
         self.limit = limit
-        self.rank, self.world_size = place() if over_devices else (0, 1)
-        self.empty = torch.empty(0, num_features, device=device)
-        self.no_logits = torch.empty(0, num_classes, device=device)
+        self.rank, self.world_size = place() if over_processes else (0, 1)
         self.reset()
 
     def reset(self) -> None:
         """Forget all images."""
-        self.kept = [self.empty]
+        self.kept = [self.none[0]]
         self.seen = 0
-        # An update with no image, because torchmetrics warns of devices that have not been given any.
-        self.moments.reset()
-        self.moments.update(self.empty)
-        if self.classes is not None:
-            self.classes.reset()
-            self.classes.update(self.no_logits, torch.arange(0))
+        # Zeros of the right shapes: a process may be given no images at all.
+        self.sums = self._sums(*self.none, torch.arange(0))
 
     def update(self, features: Tensor, logits: Tensor | None) -> None:
-        """Take in features [B, F] and logits [B, K]; of W devices, device r has images r, r + W, r + 2W, …"""
-        for part in features.split(CHUNK):
-            self.moments.update(part)
-        if self.classes is not None and logits is not None:
-            mine = torch.arange(self.seen, self.seen + len(logits))
-            self.classes.update(logits, mine * self.world_size + self.rank)
+        """Add features [B, F] and logits [B, K]; of W processes, process r has images r, r + W, r + 2W, …"""
         room = self.limit - self.seen
         if room > 0:
             self.kept.append(features[:room])
+        index = torch.arange(self.seen, self.seen + len(features)) * self.world_size + self.rank
+        for start in range(0, len(features), CHUNK):
+            rows = slice(start, start + CHUNK)
+            more = self._sums(features[rows], None if logits is None else logits[rows], index[rows])
+            # Not in place: sums made in inference mode could then not be updated outside it.
+            self.sums = {k: {name: of[name] + more[k][name] for name in of} for k, of in self.sums.items()}
         self.seen += len(features)
 
     def compute(self) -> Summary:
         """The summary of all images; at least 2."""
-        mean, covariance, count = self.moments.compute()
-        normal = Normal(torch.atleast_1d(mean), torch.atleast_2d(covariance))  # torchmetrics squeezes [1, 1]
-        scores = {}
-        if self.classes is not None:
-            score, spread = self.classes.compute()
-            scores = {"is": score} if spread is None else {"is": score, "is_split_std": spread}
-        return Summary(int(count), normal, scores, self._first_features())
+        sums = self.sums
+        if self.world_size > 1:
+            sums = {k: {name: total(of[name]) for name in of} for k, of in sums.items()}
+        moments = sums[MOMENTS]
+        return Summary(int(moments["count"]), Normal.from_sums(moments), self._first_features(), sums)
+
+    def _sums(self, features: Tensor, logits: Tensor | None, index: Tensor) -> dict[str, dict[str, Tensor]]:
+        sums = {MOMENTS: moment_sums(features)}
+        return sums | {score.key: score.sums(self.extractor, features, logits, index) for score in self.scores}
 
     def _first_features(self) -> Tensor:
-        mine = torch.cat(self.kept)
+        kept = torch.cat(self.kept)
         if self.world_size == 1:
-            return mine
-        parts = gather_all_tensors(mine)
-        # Image i is on device i mod W: taking turns restores the order, and the first are the same for any W.
+            return kept
+        parts = gather(kept)
+        # Image i is on process i mod W: taking turns restores the order, and the first are the same for any W.
         turns = [torch.arange(len(part)) * len(parts) + rank for rank, part in enumerate(parts)]
         order = torch.cat(turns).argsort()[: self.limit]
-        return torch.cat(parts)[order.to(mine.device)]
+        return torch.cat(parts)[order.to(kept.device)]
 
 
 def whole_and_halves(
-    parts: Iterable[tuple[Tensor, Tensor | None]], count: int, splits: int, limit: int
+    parts: Iterable[tuple[Tensor, Tensor | None]],
+    count: int,
+    scores: Sequence[Score],
+    extractor: FeatureExtractor,
+    limit: int,
 ) -> tuple[Summary, Summary, Summary]:
-    """Summaries of a set of `count` images, and of its first and second half, which have no class scores.
+    """Summaries of a set of `count` images, for scores with `whole_data`, and of its halves, for the other scores.
 
     Args:
-        parts: features and logits of some of them after the other.
+        parts: features and logits of the images, in parts.
         count: ≥ 4.
-        splits: as `Summariser`'s.
+        scores: whose sums the summaries need.
+        extractor: gives the features.
         limit: as `Summariser`'s.
     """
     seen = 0
     summarisers: list[Summariser] = []
+    alone, compared = [s for s in scores if s.whole_data], [s for s in scores if not s.whole_data]
     for features, logits in parts:
         if not summarisers:
-            classes = 0 if logits is None else logits.shape[1]
-            size, device = features.shape[1], features.device
-            summarisers = [Summariser(size, k, splits, limit, device, over_devices=False) for k in (classes, 0, 0)]
+            summarisers = [Summariser(of, extractor, features, logits, limit) for of in (alone, compared, compared)]
         cut = max(0, count // 2 - seen)
-        for summariser, its in zip(summarisers, (features, features[:cut], features[cut:]), strict=True):
-            summariser.update(its, logits if summariser is summarisers[0] else None)
+        for summariser, rows in zip(summarisers, (slice(None), slice(cut), slice(cut, None)), strict=True):
+            summariser.update(features[rows], None if logits is None else logits[rows])
         seen += len(features)
     whole, first, second = (summariser.compute() for summariser in summarisers)
     return whole, first, second
 
 
-def summarise(features: Tensor, logits: Tensor | None, splits: int, limit: int) -> Summary:
-    """The summary of a set of images that is all here; see `Summariser`."""
-    num_classes = 0 if logits is None else logits.shape[1]
-    summariser = Summariser(features.shape[1], num_classes, splits, limit, features.device, over_devices=False)
-    summariser.update(features, logits)
-    return summariser.compute()
-
-
-LARGE = 1 << 18
-"""Images whose features are kept all, which are 2 GB of Inception's; LSUN-bedroom has three million."""
-AT_ONCE = 1 << 16
-"""Images whose features are there at once."""
-NEIGHBOURS = 3  # k of precision and recall, as Kynkäänniemi et al. 2019 recommend
-
-
-@dataclass(frozen=True)
-class ScoreProtocol:
-    """How scores that need single images' features are computed.
-
-    Attributes:
-        max_neighbours: kernel distance, precision and recall compare the first so many samples with as many
-            images of the reference, drawn at random; memorisation is of the first so many samples. The expectation
-            of a kernel distance does not depend on it. That of precision and recall does, so that they compare as
-            many of either as the smaller set has.
-        seed: of the order of the reference, of halves, Gaussian and subsets.
-    """
-
-    max_neighbours: int = 10_000
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        enough = self.max_neighbours > NEIGHBOURS
-        check(enough, f"max_neighbours is {self.max_neighbours}: it must be at least {NEIGHBOURS + 1}")
-
-
-DEFAULT = ScoreProtocol()
-
-
-@dataclass(frozen=True)
-class Reference:
-    """A set of images to compare others with.
-
-    Attributes:
-        normal: mean and covariance of its features.
-        source: what it is, in words.
-        protocol: by which `features` were chosen and `companions` computed.
-        count: number of images; None where a file does not say.
-        held_out_count: number of images that were not trained on.
-        features: float32 [min(count, max_neighbours), F], of images in random order; None where not known, which
-            leaves out kernel distance, precision and recall.
-        training: float32 [count, F], of all images; None where not known, or too many (over 262,144 images), which
-            leaves out memorisation.
-        unseen: mean distance to the nearest training image of images that were not trained on; as `training`.
-        companions: the same scores of other things, by ending: "halves", "data" and "gaussian"; see `Scores`.
-        shape: C, H, W of the images; None where a file does not say.
-    """
-
-    normal: Normal
-    source: str
-    protocol: ScoreProtocol = DEFAULT
-    count: int | None = None
-    held_out_count: int = 0
-    features: Tensor | None = None
-    training: Tensor | None = None
-    unseen: float | None = None
-    companions: dict[str, dict[str, float]] = field(default_factory=dict)
-    shape: tuple[int, ...] | None = None
-
-    def describe(self) -> dict[str, Any]:
-        """What one has to know to compare scores with others'; plain data."""
-        return {
-            "reference": self.source,
-            "reference_images": self.count,
-            "held_out_images": self.held_out_count,
-            **self.describe_companions(),
-            "neighbours": NEIGHBOURS,
-            "max_neighbours": self.protocol.max_neighbours,
-            "seed": self.protocol.seed,
-        }
-
-    def describe_companions(self) -> dict[str, Any]:
-        """How many images each half of the data has, and how many were drawn from the Gaussian."""
-        count = self.count or 0
-        if not self.companions:
-            return {"halves_images": None, "gaussian_images": 0}
-        gaussian = min(count, self.protocol.max_neighbours)
-        return {"halves_images": [count // 2, count - count // 2], "gaussian_images": gaussian}
-
-
-def evaluate(samples: Summary, reference: Reference) -> dict[str, float]:
-    """Every score of a set against a reference, as far as that is known.
-
-    "frechet", "is" with "is_split_std", "kid" with "kid_subset_std", "precision", "recall" and "memorisation".
-    Precision and recall, whose balls are the larger the fewer images there are, are of as many images of either set.
-    """
-    values = {"frechet": frechet_distance(samples.normal, reference.normal), **samples.class_scores}
-    if reference.features is not None:
-        kernel = kernel_distance(samples.features, reference.features, reference.protocol.seed)
-        values |= dict(zip(("kid", "kid_subset_std"), kernel, strict=True))
-        count = min(len(samples.features), len(reference.features))
-        coverage = precision_recall(samples.features[:count], reference.features[:count], NEIGHBOURS)
-        values |= dict(zip(("precision", "recall"), coverage, strict=True))
-    if reference.training is not None and reference.unseen is not None:
-        values["memorisation"] = memorisation(samples.features, reference.training, reference.unseen)
-    return values
+# ---------------------------------------------------------------------- references
 
 
 def measure(
-    observer: Observer,
+    extraction: Extraction,
     images: ImageSet,
     held_out: ImageSet | None = None,
     *,
+    scores: Sequence[Score] | None = None,
     source: str = "images",
     protocol: ScoreProtocol = DEFAULT,
     normal: Normal | None = None,
@@ -263,12 +159,13 @@ def measure(
     """The reference that a data set makes; with several processes, all must call this and get the same.
 
     Args:
-        observer: what sees the images.
+        extraction: gives the features.
         images: the training images, at least 8.
-        held_out: images that are not trained on; None where the data has none.
-        source: what to call the data.
+        held_out: images that are not trained on; None where the data have none.
+        scores: to compute of the companions; all by default.
+        source: name or description of the data.
         protocol: see there.
-        normal: moments to use instead of the images'.
+        normal: mean and covariance to use instead of the images'.
         companions: whether to score halves of the data and the moment-matched Gaussian, too.
 
     Raises:
@@ -276,32 +173,41 @@ def measure(
     """
     smallest = 2 * (NEIGHBOURS + 1)
     check(len(images) >= smallest, f"scores need at least {smallest} images of data, not {len(images)}")
-    limit, splits = protocol.max_neighbours, observer.extractor.splits
+    scores = all_scores() if scores is None else scores
+    extractor, limit = extraction.extractor, protocol.max_neighbours
     kept: list[Tensor] = []
 
     def parts() -> Iterator[tuple[Tensor, Tensor | None]]:
         # In random order, or the first images of a folder would all be of its first classes.
         for order in random_order(len(images), protocol.seed).split(AT_ONCE):
-            features, logits = observer.all(images, order, "reference features")
+            features, logits = extraction.extract(images, order, "reference features")
             if len(images) <= LARGE:
                 kept.append(features)
             yield features, logits
 
     unseen = None
     if held_out is not None:
-        unseen = observer.all(held_out, random_order(len(held_out), protocol.seed), "held-out features")[0]
-    with full_precision(observer.device):
-        summary, a, b = whole_and_halves(parts(), len(images), splits, limit)
+        unseen = extraction.extract(held_out, random_order(len(held_out), protocol.seed), "held-out features")[0]
+    with full_precision(extraction.device):
+        summary, first, second = whole_and_halves(parts(), len(images), scores, extractor, limit)
         features = torch.cat(kept) if kept else None
         whole = _reference(features, summary, unseen, normal, source, protocol, images.shape)
         if not companions:
             return whole
         half = None if features is None else features[len(images) // 2 :]
-        rest = _reference(half, b, unseen, None, source, protocol, images.shape)
+        rest = _reference(half, second, unseen, None, source, protocol, images.shape)
         count = min(len(images), limit)
-        drawn = ImageSet.without_classes(moment_matched(images, count, protocol.seed, observer.device))
-        gaussian = summarise(*observer.all(drawn, torch.arange(count), "Gaussian's features"), splits, limit)
-        whole.companions.update(halves=evaluate(a, rest), data=summary.class_scores, gaussian=evaluate(gaussian, whole))
+        drawn = ImageSet.without_classes(moment_matched(images, count, protocol.seed, extraction.device))
+        drawn_features, logits = extraction.extract(drawn, torch.arange(count), "Gaussian's features")
+        gaussian = Summariser(scores, extractor, drawn_features, logits, limit)
+        gaussian.update(drawn_features, logits)
+        chosen = usable(scores, whole, logits is not None)
+        alone, compared = [s for s in chosen if s.whole_data], [s for s in chosen if not s.whole_data]
+        whole.companions.update(
+            halves=evaluate(compared, extractor, first, rest),
+            data=evaluate(alone, extractor, summary, whole),
+            gaussian=evaluate(chosen, extractor, gaussian.compute(), whole),
+        )
     return whole
 
 
@@ -327,7 +233,7 @@ def _reference(
     )
 
 
-DRAWN_AT_ONCE = 1024  # images at once
+# ---------------------------------------------------------------------- the moment-matched Gaussian
 
 
 def moment_matched(images: ImageSet, count: int, seed: int = 0, device: torch.device | str = "cpu") -> Tensor:

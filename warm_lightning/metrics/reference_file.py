@@ -1,4 +1,4 @@
-"""Reference statistics as files: `mu` and `sigma` as other programs write them, and what else our scores need.
+"""Reference statistics as files: `mu` and `sigma` as other programs write them, and more that our scores need.
 
 A file is an `.npz` without pickled objects. Every one has
 
@@ -9,9 +9,9 @@ and one that `warm reference-stats` wrote has also
 
     features  float32 [n, F]   of n images in random order: for kernel distance, precision and recall
     training  float32 [N, F]   of all images, if asked for: for memorisation
-    facts     JSON: what the images, the extractor and the protocol were, and what halves and Gaussian get
+    facts     JSON: the images, the extractor, the protocol, and the scores of halves and Gaussian by the scores' keys
 
-Other arrays are not looked at.
+Other arrays are ignored.
 """
 
 import io
@@ -30,22 +30,22 @@ from torch import Tensor
 
 from warm_lightning.errors import UserError, check
 from warm_lightning.metrics.distances import Normal
-from warm_lightning.metrics.features import Observer
-from warm_lightning.metrics.reference import DEFAULT, Reference, ScoreProtocol
+from warm_lightning.metrics.features import Extraction
+from warm_lightning.metrics.scores import DEFAULT, Reference, ScoreProtocol
 from warm_lightning.records import file_hash, to_json
 
 FORMAT_VERSION = 2  # 1 had no shape of the images
 SUFFIX = ".npz"
 ARRAYS = ("mu", "sigma", "features", "training", "facts")
-SMALLEST_EIGENVALUE = -1e-6  # of a covariance, relative to the largest: float32 files round theirs
+SMALLEST_EIGENVALUE = -1e-6  # of a covariance, relative to the largest: rounding errors of float32 files
 
 
-def to_bytes(reference: Reference, observer: Observer, memorisation: bool = False) -> bytes:
-    """The contents of a file that `read_statistics` makes the same reference of.
+def to_bytes(reference: Reference, extraction: Extraction, memorisation: bool = False) -> bytes:
+    """The contents of a file from which `read_statistics` reads the same reference.
 
     Args:
         reference: as `measure` gives it.
-        observer: what it was measured with.
+        extraction: that it was measured with.
         memorisation: whether to include the features of all images, 4 bytes each: 410 MB for 50,000 images and
             Inception. Without them, scores against the file have no memorisation.
     """
@@ -55,8 +55,8 @@ def to_bytes(reference: Reference, observer: Observer, memorisation: bool = Fals
         "num_images": reference.count,
         "shape": reference.shape,
         "held_out_images": reference.held_out_count,
-        "extractor": observer.extractor.describe(),
-        "identity": observer.extractor.identity(),
+        "extractor": extraction.extractor.describe(),
+        "identity": extraction.extractor.identity(),
         "protocol": asdict(reference.protocol),
         "unseen": reference.unseen,
         "companions": reference.companions,
@@ -74,15 +74,15 @@ def to_bytes(reference: Reference, observer: Observer, memorisation: bool = Fals
 
 
 def read_statistics(
-    path: str | Path, observer: Observer, protocol: ScoreProtocol = DEFAULT, companions: bool = True
+    path: str | Path, extraction: Extraction, protocol: ScoreProtocol = DEFAULT, companions: bool = True
 ) -> Reference:
     """The reference that a file holds: only mean and covariance if another program wrote it.
 
     Args:
         path: the file.
-        observer: what the samples will be seen with.
-        protocol: for a file of another program; ours bring their own.
-        companions: whether to take over what halves and Gaussian get.
+        extraction: that the samples will be scored with.
+        protocol: for a file of another program; our files have their own.
+        companions: whether to read the scores of halves and Gaussian.
 
     Raises:
         UserError: the file is not there, damaged, not as above, or of another extractor.
@@ -92,20 +92,22 @@ def read_statistics(
         path.is_file(), f"{path}: no such file: make it with `warm reference-stats`, or name an .npz with mu and sigma"
     )
     arrays = _read(path)
-    normal = _normal(path, arrays["mu"], arrays["sigma"], observer)
+    normal = _normal(path, arrays["mu"], arrays["sigma"], extraction)
     source = f"{path.name} (sha256 {file_hash(path)})"
     if "facts" not in arrays:
         return Reference(normal, source, protocol)
     facts = _facts(path, arrays["facts"])
-    ours, theirs = observer.extractor.identity(), facts["identity"]
-    different = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
+    here, there = extraction.extractor.identity(), facts["identity"]
+    different = [name for name in {**here, **there} if here.get(name) != there.get(name)]
     check(
         not different,
         f"{path} was made with another extractor: {', '.join(different)} there "
-        f"{[theirs.get(name) for name in different]}, here {[ours.get(name) for name in different]}: make it again",
+        f"{[there.get(name) for name in different]}, here {[here.get(name) for name in different]}: make it again",
     )
-    features, training = (_matrix(path, name, arrays, len(normal.mean), observer) for name in ("features", "training"))
-    with _ours(path):
+    features, training = (
+        _matrix(path, name, arrays, len(normal.mean), extraction) for name in ("features", "training")
+    )
+    with _our_facts(path):
         return Reference(
             normal,
             f"{facts['source']}, from {source}",
@@ -125,7 +127,7 @@ def _numbers(values: dict[str, float | None]) -> dict[str, float]:
 
 
 @contextmanager
-def _ours(path: Path) -> Iterator[None]:
+def _our_facts(path: Path) -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -136,32 +138,34 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     check(is_zipfile(path), f"{path} is damaged or no .npz file: make or copy it again")
     try:
         with np.load(path, allow_pickle=False) as file:
-            found = {name: file[name] for name in ARRAYS if name in file.files}
+            arrays = {name: file[name] for name in ARRAYS if name in file.files}
             others = sorted(set(file.files) - set(ARRAYS))
     except Exception as error:  # a damaged zip fails in as many ways as there are bytes
         pickled = "allow_pickle" in str(error)
-        what = "holds pickled objects, which are not loaded" if pickled else f"is damaged ({type(error).__name__})"
-        raise UserError(f"{path} {what}: use an .npz of plain arrays, such as `warm reference-stats` makes") from error
+        problem = "holds pickled objects, which are not loaded" if pickled else f"is damaged ({type(error).__name__})"
+        raise UserError(
+            f"{path} {problem}: use an .npz of plain arrays, such as `warm reference-stats` makes"
+        ) from error
     for name in ("mu", "sigma"):
-        held = ", ".join(sorted([*found, *others])) or "nothing"
-        check(name in found, f"{path} has no {name!r}, but {held}: use another file")
-    return found
+        held = ", ".join(sorted([*arrays, *others])) or "nothing"
+        check(name in arrays, f"{path} has no {name!r}, but {held}: use another file")
+    return arrays
 
 
 def _facts(path: Path, array: np.ndarray) -> dict[str, Any]:
-    with _ours(path):
+    with _our_facts(path):
         facts = json.loads(array.item())
         version = facts["format_version"]
     check(
         version == FORMAT_VERSION,
         f"{path} has format {version}, this version reads {FORMAT_VERSION}: make it again with `warm reference-stats`",
     )
-    with _ours(path):
+    with _our_facts(path):
         dict(facts["identity"])
     return facts
 
 
-def _normal(path: Path, mu: np.ndarray, sigma: np.ndarray, observer: Observer) -> Normal:
+def _normal(path: Path, mu: np.ndarray, sigma: np.ndarray, extraction: Extraction) -> Normal:
     check(
         mu.ndim == 1 and mu.size > 0 and sigma.shape == 2 * mu.shape and mu.dtype.kind == sigma.dtype.kind == "f",
         f"{path} has mu {mu.dtype} {list(mu.shape)} and sigma {sigma.dtype} {list(sigma.shape)}: they must be floats "
@@ -171,11 +175,13 @@ def _normal(path: Path, mu: np.ndarray, sigma: np.ndarray, observer: Observer) -
         bool(np.isfinite(mu).all() and np.isfinite(sigma).all()),
         f"{path} has numbers that are not finite: make it again",
     )
-    mean, covariance = (torch.from_numpy(array.astype(np.float64)).to(observer.home) for array in (mu, sigma))
+    mean, covariance = (
+        torch.from_numpy(array.astype(np.float64)).to(extraction.feature_device) for array in (mu, sigma)
+    )
     symmetric = torch.allclose(covariance, covariance.T, rtol=1e-6, atol=1e-6 * covariance.abs().max().item())
     check(symmetric, f"{path}: sigma is no covariance, for it is not symmetric: make it again")
     normal = Normal(mean, covariance)
-    values = normal.spectrum[0]  # which the distance needs, too
+    values = normal.spectrum[0]  # cached, for the distance needs it too
     check(
         bool(values[0] >= SMALLEST_EIGENVALUE * values.abs().max()),
         f"{path}: sigma is no covariance, for it has the eigenvalue {values[0]:.3g}: make it again",
@@ -184,11 +190,11 @@ def _normal(path: Path, mu: np.ndarray, sigma: np.ndarray, observer: Observer) -
 
 
 def _matrix(
-    path: Path, name: str, arrays: dict[str, np.ndarray], num_features: int, observer: Observer
+    path: Path, name: str, arrays: dict[str, np.ndarray], num_features: int, extraction: Extraction
 ) -> Tensor | None:
     if name not in arrays:
         return None
     array = arrays[name]
-    right = array.ndim == 2 and array.shape[1] == num_features and array.dtype == np.float32
-    check(right and bool(np.isfinite(array).all()), f"{path}: {name} is damaged: make it again")
-    return torch.from_numpy(array).to(observer.home)
+    fits = array.ndim == 2 and array.shape[1] == num_features and array.dtype == np.float32
+    check(fits and bool(np.isfinite(array).all()), f"{path}: {name} is damaged: make it again")
+    return torch.from_numpy(array).to(extraction.feature_device)

@@ -1,236 +1,388 @@
-"""Scores of generated images against a data set, each beside what is needed to read it."""
+"""Scores of generated images: a class for each score, and the data that scores are computed from.
 
+A new score is a subclass of `Score`, listed in `SCORES` or named by its class path in the configuration
+(`scores.scores`). Names, tables, companions, summaries of rounds and files follow from the class.
+"""
+
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from warm_lightning.errors import check
-from warm_lightning.metrics.distances import SUBSETS, subset_size
-from warm_lightning.metrics.features import Observer
-from warm_lightning.metrics.reference import NEIGHBOURS, Reference, Summariser, evaluate
-from warm_lightning.spectral import full_precision
+from warm_lightning.metrics.distances import (
+    SUBSETS,
+    Normal,
+    class_score,
+    class_sums,
+    coverage,
+    frechet_distance,
+    kernel_distance,
+    memorisation,
+    subset_size,
+)
+from warm_lightning.metrics.features import FeatureExtractor
 
-BESIDE = {"halves of the data": ("_halves", "_data"), "Gaussian": ("_gaussian",)}
-BETTER = {"f": "lower", "i": "higher", "k": "lower", "p": "higher", "r": "higher", "m": "near 1"}  # by first letter
-BEST = {"lower": "min", "higher": "max"}
+Better = Literal["lower", "higher", "near 1"]
+Need = Literal["features", "logits", "reference features", "training features"]
+NEIGHBOURS = 3
+"""k of precision and recall, as Kynkäänniemi et al. 2019 recommend; scores need more images than that."""
 
 
-def summarise_rounds(rounds: Sequence[Mapping[str, float]], names: Sequence[str]) -> dict[str, float]:
-    """One set of scores from those of rounds of as many samples each.
+# ---------------------------------------------------------------------- data that scores are computed from
 
-    A single round's keep their names. Of several, all are there as `<name>_round1`, …; and of those in `names` the
-    mean over rounds as `<name>_mean`, the sample standard deviation as `_std` and the best, as `_min` where lower is
-    better and `_max` where higher is. (Memorisation, which should be 1, has no best.)
+
+@dataclass(frozen=True)
+class ScoreProtocol:
+    """Settings of the scores that need single images' features.
+
+    Attributes:
+        max_neighbours: kernel distance, precision and recall compare the first so many samples with as many
+            images of the reference, drawn at random; memorisation is of the first so many samples. The expectation
+            of a kernel distance does not depend on it. That of precision and recall does, so that they compare as
+            many images of either set as the smaller one has.
+        seed: of the order of the reference, of halves, Gaussian and subsets.
     """
-    if len(rounds) == 1:
-        return dict(rounds[0])
+
+    max_neighbours: int = 10_000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        enough = self.max_neighbours > NEIGHBOURS
+        check(enough, f"max_neighbours is {self.max_neighbours}: it must be at least {NEIGHBOURS + 1}")
+
+
+DEFAULT = ScoreProtocol()
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A set of images in the form that scores are computed from.
+
+    Attributes:
+        count: number of images.
+        normal: mean and covariance of their features.
+        features: float32 [min(count, max_neighbours), F], of the first images.
+        sums: for each score by its key, the `Score.sums` of all images.
+    """
+
+    count: int
+    normal: Normal
+    features: Tensor
+    sums: Mapping[str, Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A set of images that others are compared with.
+
+    Attributes:
+        normal: mean and covariance of its features.
+        source: name or description of the data.
+        protocol: by which `features` were chosen and `companions` computed.
+        count: number of images; None where a file does not say.
+        held_out_count: number of images that were not trained on.
+        features: float32 [min(count, max_neighbours), F], of images in random order; None where not known.
+        training: float32 [count, F], of all images; None where not known, or too many (over 262,144 images).
+        unseen: mean distance to the nearest training image of images that were not trained on; as `training`.
+        companions: scores of other images by the score's key, under "halves", "data" and "gaussian"; see `Score`.
+        shape: C, H, W of the images; None where a file does not say.
+    """
+
+    normal: Normal
+    source: str
+    protocol: ScoreProtocol = DEFAULT
+    count: int | None = None
+    held_out_count: int = 0
+    features: Tensor | None = None
+    training: Tensor | None = None
+    unseen: float | None = None
+    companions: dict[str, dict[str, float]] = field(default_factory=dict)
+    shape: tuple[int, ...] | None = None
+
+    def describe(self) -> dict[str, Any]:
+        """The facts about the reference that scores must share to be comparable; plain data."""
+        return {
+            "reference": self.source,
+            "reference_images": self.count,
+            "held_out_images": self.held_out_count,
+            **self.describe_companions(),
+            "neighbours": NEIGHBOURS,
+            "max_neighbours": self.protocol.max_neighbours,
+            "seed": self.protocol.seed,
+        }
+
+    def describe_companions(self) -> dict[str, Any]:
+        """Numbers of images in each half of the data, and drawn from the Gaussian."""
+        count = self.count or 0
+        if not self.companions:
+            return {"halves_images": None, "gaussian_images": 0}
+        gaussian = min(count, self.protocol.max_neighbours)
+        return {"halves_images": [count // 2, count - count // 2], "gaussian_images": gaussian}
+
+
+# ---------------------------------------------------------------------- the base class
+
+
+class Score(ABC):
+    """A score of generated images against a reference.
+
+    A subclass sets `key` and `better` and gives `compute`; the rest has defaults. Objects hold settings only, as
+    attributes of the names of their arguments.
+
+    Beside a score stand its companions, the same score of other images, under its name with an ending:
+
+    * `_halves`: one random half of the reference scored against the other. A Fréchet distance between finite sets is
+      biased upwards by about 1/N for each of them: the halves' is about twice that of a perfect model with as many
+      samples as the reference has. A score with `whole_data` has `_data` instead: that of the whole reference.
+    * `_gaussian`: images drawn from the normal distribution that has the reference's pixel mean and covariance, as many
+      as the reference has and at most `max_neighbours`, against the whole reference.
+
+    Attributes:
+        key: in names, such as `kid` of `kid50k`, and in files of reference statistics.
+        better: the direction of better values.
+        needs: "features" of the first `max_neighbours` samples, "logits" of all samples, "reference features" of as
+            many images of the reference, "training features" of all of its images. Mean and covariance of all features
+            are always there. The score is left out where the extractor or the reference does not have what it needs.
+        equal_counts: whether it compares as many images of either set as the smaller one has.
+        whole_data: whether it scores a set by itself, so that the companion is the whole data instead of halves.
+        can_be_undefined: whether the value may be not a number, which files hold as null.
+        halves_note: a remark on the halves' score for the notes below the table; empty for none.
+        protocol_key: the name of `protocol` in files of scores; empty for none.
+    """
+
+    key: ClassVar[str]
+    better: ClassVar[Better]
+    needs: ClassVar[tuple[Need, ...]] = ("features", "reference features")
+    equal_counts: ClassVar[bool] = False
+    whole_data: ClassVar[bool] = False
+    can_be_undefined: ClassVar[bool] = False
+    halves_note: ClassVar[str] = ""
+    protocol_key: ClassVar[str] = ""
+
+    @abstractmethod
+    def compute(self, samples: Summary, reference: Reference) -> float | tuple[float, float]:
+        """The score of a set of images, and a spread if `spread` names one."""
+
+    def sums(
+        self, extractor: FeatureExtractor, features: Tensor, logits: Tensor | None, index: Tensor
+    ) -> dict[str, Tensor]:
+        """Tensors to be added up over all images for `compute`, by name, float64; by default none.
+
+        Args:
+            extractor: gave the features.
+            features: float32 [B, F], of some images; B may be 0.
+            logits: float32 [B, K], or None where the extractor has no classes.
+            index: numbers of the images, int64 [B].
+        """
+        return {}
+
+    def name(self, extractor: FeatureExtractor) -> str:
+        """The score's part of its name on an extractor's features."""
+        return self.key
+
+    def spread(self, extractor: FeatureExtractor) -> str:
+        """The ending of the name of a second number, such as a standard deviation; empty for none."""
+        return ""
+
+    def protocol(self, extractor: FeatureExtractor, count: int, reference: Reference) -> Any:
+        """The facts about the score of `count` samples that others must share to be comparable; plain data."""
+        return None
+
+    def notes(self, extractor: FeatureExtractor) -> list[str]:
+        """Lines to print below a table with the score."""
+        return []
+
+    # ------------------------------------------------------------------ derived from the class
+
+    def images(self, count: int, reference: Reference) -> int:
+        """How many of `count` samples the score is of."""
+        if "features" in self.needs:
+            count = min(count, reference.protocol.max_neighbours)
+        if self.equal_counts and reference.features is not None:
+            count = min(count, len(reference.features))
+        return count
+
+    def full_name(self, extractor: FeatureExtractor, count: int, reference: Reference) -> str:
+        """The name of the score of `count` samples, such as `kid10k_digits`."""
+        return extractor.score_name(self.name(extractor), self.images(count, reference), reference.count)
+
+    def with_spread(self, name: str, extractor: FeatureExtractor) -> list[str]:
+        """A key or name of the score and, if there is one, that of its spread."""
+        spread = self.spread(extractor)
+        return [name, f"{name}_{spread}"] if spread else [name]
+
+    def lacks(self, reference: Reference) -> bool:
+        """Whether a reference has no features that the score needs."""
+        missing: dict[Need, bool] = {
+            "reference features": reference.features is None,
+            "training features": reference.training is None,
+        }
+        return any(missing.get(need) for need in self.needs)
+
+    def identity(self) -> dict[str, Any]:
+        """Class path and settings, which tell scores with equal names apart."""
+        return {"class": f"{type(self).__module__}.{type(self).__qualname__}", **vars(self)}
+
+
+def usable(scores: Sequence[Score], reference: Reference, classes: bool) -> list[Score]:
+    """The scores for which everything that they need is there.
+
+    Args:
+        scores: to choose from.
+        reference: to score against.
+        classes: whether the extractor gives logits.
+    """
+    return [s for s in scores if not s.lacks(reference) and (classes or "logits" not in s.needs)]
+
+
+def evaluate(
+    scores: Sequence[Score], extractor: FeatureExtractor, samples: Summary, reference: Reference
+) -> dict[str, float]:
+    """Scores of a set of images, and their spreads, by `Score.with_spread` of the scores' keys."""
     values: dict[str, float] = {}
-    for name in rounds[0]:
-        over = [scores[name] for scores in rounds]
-        values |= {f"{name}_round{k}": value for k, value in enumerate(over, start=1)}
-        if name in names:
-            best = BEST.get(BETTER[name[0]])
-            if best:
-                values[f"{name}_{best}"] = min(over) if best == "min" else max(over)
-            values |= {f"{name}_mean": float(np.mean(over)), f"{name}_std": float(np.std(over, ddof=1))}
+    for score in scores:
+        result = score.compute(samples, reference)
+        numbers = result if isinstance(result, tuple) else (result,)
+        values |= zip(score.with_spread(score.key, extractor), numbers, strict=True)
     return values
 
 
-def table(values: Mapping[str, float], names: Sequence[str], rounds: int = 1, notes: Sequence[str] = ()) -> str:
-    """A row for each score, with what halves of the data and the moment-matched Gaussian get beside it.
-
-    Args:
-        values: scores by name, with companions under `<name>_halves` or `<name>_data` and `<name>_gaussian`; of
-            several rounds as `summarise_rounds` gives them.
-        names: which scores, in order.
-        rounds: number of rounds.
-        notes: lines to put below.
-    """
-    columns: dict[str, tuple[str, ...]] = {"samples": ("",)}
-    if rounds > 1:
-        columns = {f"best of {rounds}": ("_min", "_max"), "mean": ("_mean",), "std": ("_std",)}
-    columns |= BESIDE
-    rows = [["score", *columns, "better is"]]
-    for name in names:
-        cells = [_find(values, name, endings) for endings in columns.values()]
-        rows.append([name, *cells, BETTER[name[0]]])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
-    return "\n".join([lines[0], "─" * len(lines[0]), *lines[1:], *notes])
+# ---------------------------------------------------------------------- the scores
 
 
-def _find(values: Mapping[str, float], name: str, endings: Sequence[str]) -> str:
-    found = [values[name + ending] for ending in endings if name + ending in values]
-    return f"{found[0]:.4g}" if found else "–"
+class FrechetDistance(Score):
+    """Fréchet distance between the features of all samples and of the whole reference."""
+
+    key = "frechet"
+    better = "lower"
+    needs = ()
+    halves_note = "a Fréchet distance about twice a perfect model's bias"
+
+    def name(self, extractor: FeatureExtractor) -> str:
+        return extractor.frechet_name
+
+    def compute(self, samples: Summary, reference: Reference) -> float:
+        return frechet_distance(samples.normal, reference.normal)
 
 
-SPREAD = "_std"  # of scores' names: not a score by itself
+class InceptionScore(Score):
+    """Inception-style score, from the class probabilities of all samples; see `class_score`.
 
-
-class Scores:
-    """Scores of generated images against a reference, with one feature extractor.
-
-    `compute` gives, for the digits' extractor and as many samples as there are images of data (see
-    `FeatureExtractor.score_name` for other names):
-
-    * `fd_digits`: Fréchet distance between the features of the samples and of the whole reference.
-    * `is_digits`: Inception-style score of the samples; only where the extractor has classes. Over the extractor's
-      number of splits, with the standard deviation over them as `is_digits_split_std` if there are several.
-    * `kid_digits`: kernel distance, with its standard deviation over subsets as `kid_digits_subset_std`.
-    * `precision_digits`, `recall_digits`: with 3rd neighbours, in this extractor's features; published ones are often
-      in VGG-16's.
-    * `memorisation_digits`: how near samples are to training images, relative to held-out images.
-
-    And `companions` beside each, under the same name with an ending, the same score of two other things:
-
-    * `_halves`: one random half of the reference as if it were the samples, with the other as the
-      reference. A Fréchet distance between finite sets is biased upwards by about 1/N for each of them: the halves'
-      is about twice that of a perfect model with as many samples as the reference has. For the Inception-style
-      score, `_data`: that of the whole reference.
-    * `_gaussian`: images drawn from the normal distribution that has the reference's pixel mean and
-      covariance, as many as the reference has and at most `max_neighbours`, against the whole reference.
-
-    Of how many images kernel distance, precision, recall and memorisation are, see `ScoreProtocol`.
-
-    Args:
-        observer: what sees the images.
-        reference: what to compare them with.
-        shape: C, H, W of the samples.
-
-    Raises:
-        UserError: the extractor does not take such images, or the reference is of other features.
+    It is the mean over the extractor's number of splits, with the standard deviation over them if there are several.
     """
 
-    def __init__(self, observer: Observer, reference: Reference, shape: tuple[int, int, int]) -> None:
-        self.observer = observer
-        self.extractor = observer.extractor
-        self.reference = reference
-        self.shape = tuple(shape)
-        self._check_shape(reference.shape or self.shape, self.shape)
-        features, logits = observer(torch.zeros(1, *shape, dtype=torch.uint8))
-        ours, theirs = features.shape[1], len(reference.normal.mean)
-        check(
-            ours == theirs,
-            f"{reference.source} has {theirs} features an image, but the extractor gives {ours}: use statistics that "
-            "were made with this extractor",
-        )
-        self.num_classes = 0 if logits is None else logits.shape[1]
-        self._samples = Summariser(
-            ours,
-            self.num_classes,
-            self.extractor.splits,
-            reference.protocol.max_neighbours,
-            observer.home,
-            over_devices=True,
-        )
+    key = "is"
+    better = "higher"
+    needs = ("logits",)
+    whole_data = True
+    protocol_key = "inception_score_splits"
 
-    def update(self, images: Tensor) -> None:
-        """Take in this device's next samples, uint8 [B, C, H, W].
+    def spread(self, extractor: FeatureExtractor) -> str:
+        return "split_std" if extractor.splits > 1 else ""
 
-        Of several devices, device r of W is expected to have samples r, r + W, r + 2W, …
-        """
-        self._check_shape(self.shape, tuple(images.shape[1:]))
-        for batch in images.split(self.observer.batch_size):
-            self._samples.update(*self.observer(batch))
+    def sums(
+        self, extractor: FeatureExtractor, features: Tensor, logits: Tensor | None, index: Tensor
+    ) -> dict[str, Tensor]:
+        assert logits is not None
+        return class_sums(logits, index, extractor.splits)
 
-    @staticmethod
-    def _check_shape(expected: tuple[int, ...], found: tuple[int, ...]) -> None:
-        check(found == expected, f"images of {found} cannot be scored against data of {expected}")
+    def compute(self, samples: Summary, reference: Reference) -> float | tuple[float, float]:
+        sums = samples.sums[self.key]
+        mean, spread = class_score(sums)
+        return mean if len(sums["counts"]) == 1 else (mean, spread)
 
-    def reset(self) -> None:
-        """Forget the samples and keep the reference."""
-        self._samples.reset()
+    def protocol(self, extractor: FeatureExtractor, count: int, reference: Reference) -> int:
+        return extractor.splits
 
-    def compute(self) -> tuple[int, dict[str, float]]:
-        """Number and scores of the samples on all devices, which must all call this and get the same.
+    def notes(self, extractor: FeatureExtractor) -> list[str]:
+        return [f"is: mean over {extractor.splits} splits."] if extractor.splits > 1 else []
 
-        Raises:
-            UserError: there are fewer than 4 samples.
-        """
-        samples = self._samples.compute()
-        enough = samples.count > NEIGHBOURS
-        check(enough, f"scores need at least {NEIGHBOURS + 1} samples, not {samples.count}")
-        with full_precision(self.observer.device):
-            scores = evaluate(samples, self.reference)
-        return samples.count, {self._name(score, samples.count): value for score, value in scores.items()}
 
-    def companions(self, count: int) -> dict[str, float]:
-        """What is beside the scores of `count` samples."""
-        ends = self.reference.companions.items()
-        return {
-            f"{self._name(score, count)}_{end}": of[score]
-            for score in self._scores()
-            for end, of in ends
-            if score in of and not score.endswith(SPREAD)
-        }
+class KernelDistance(Score):
+    """Kernel distance with its standard deviation over subsets; see `kernel_distance`."""
 
-    def names(self, count: int, spreads: bool = False) -> list[str]:
-        """The names of the scores of `count` samples; with `spreads`, of all that `compute` gives."""
-        return [self._name(score, count) for score in self._scores() if spreads or not score.endswith(SPREAD)]
+    key = "kid"
+    better = "lower"
+    protocol_key = "kernel_distance"
 
-    def _scores(self) -> list[str]:
-        scores = ["frechet"]
-        if self.num_classes:
-            scores += ["is"] if self.extractor.splits == 1 else ["is", f"is_split{SPREAD}"]
-        if self.reference.features is not None:
-            scores += ["kid", f"kid_subset{SPREAD}", "precision", "recall"]
-        return scores + (["memorisation"] if self.reference.training is not None else [])
+    def spread(self, extractor: FeatureExtractor) -> str:
+        return "subset_std"
 
-    def table(self, values: Mapping[str, float], count: int, rounds: int = 1) -> str:
-        """Those of `values` that are of this extractor, for people to read.
+    def compute(self, samples: Summary, reference: Reference) -> tuple[float, float]:
+        assert reference.features is not None
+        return kernel_distance(samples.features, reference.features, reference.protocol.seed)
 
-        Args:
-            values: scores and companions; with several rounds as `summarise_rounds` gives them.
-            count: number of samples, in each round.
-            rounds: number of rounds.
-        """
-        reference, limit = self.reference, self.reference.protocol.max_neighbours
-        times = f" in each of {rounds} rounds" if rounds > 1 else ""
-        size = "an unknown number of" if reference.count is None else f"{reference.count:,}"
-        beside = reference.describe_companions()
-        notes = [f"{count:,} samples{times}, {size} images of data, {beside['gaussian_images']:,} of the Gaussian."]
-        if beside["halves_images"]:
-            notes += ["halves: of the data, against each other; a Fréchet distance about twice a perfect model's bias."]
-        if self.extractor.describe().get("published_weights") is False:
-            notes += ["NOT COMPARABLE WITH PUBLISHED SCORES: the Inception weights are not the published file."]
-        if self.num_classes and "data" in reference.companions:
-            notes += ["is: of all the data instead of halves."]
-        if self.num_classes and self.extractor.splits > 1:
-            notes += [f"is: mean over {self.extractor.splits} splits."]
-        missing = ["kid", "precision", "recall"] if reference.features is None else []
-        missing += ["memorisation"] if reference.training is None else []
-        if missing:
-            notes += [f"{', '.join(missing)}: the reference statistics have not what it takes."]
-        if max(count, reference.count or 0) > limit:
-            notes += [f"kid, precision, recall, memorisation: of {limit:,} images at most."]
-        return table(values, self.names(count), rounds, notes)
+    def protocol(self, extractor: FeatureExtractor, count: int, reference: Reference) -> dict[str, Any]:
+        assert reference.features is not None
+        size = subset_size(self.images(count, reference), len(reference.features))
+        return {"subsets": SUBSETS, "subset_size": size, "kernel": "(x·y/F + 1)^3"}
 
-    def describe(self, count: int) -> dict[str, Any]:
-        """By what protocol `count` samples are scored; plain data."""
-        reference = self.reference.features
-        subsets = pairs = None
-        if reference is not None:
-            kept = min(count, self.reference.protocol.max_neighbours)
-            size = subset_size(kept, len(reference))
-            subsets = {"subsets": SUBSETS, "subset_size": size, "kernel": "(x·y/F + 1)^3"}
-            pairs = {"images_of_each": min(kept, len(reference)), "features": "the extractor's, not VGG-16's"}
-        return {
-            "extractor": self.extractor.describe(),
-            "samples": count,
-            **self.reference.describe(),
-            "inception_score_splits": self.extractor.splits if self.num_classes else None,
-            "kernel_distance": subsets,
-            "precision_recall": pairs,
-        }
 
-    def _name(self, score: str, count: int) -> str:
-        base, _, rest = score.partition("_")
-        if base not in ("frechet", "is"):
-            count = min(count, self.reference.protocol.max_neighbours)
-        if base in ("precision", "recall") and self.reference.features is not None:
-            count = min(count, len(self.reference.features))
-        name = self.extractor.score_name(base, count, self.reference.count)
-        return f"{name}_{rest}" if rest else name
+class _Coverage(Score):
+    """Precision and recall with 3rd neighbours, in the extractor's features; published ones are often in VGG-16's."""
+
+    better = "higher"
+    equal_counts = True
+    protocol_key = "precision_recall"
+
+    def pair(self, samples: Summary, reference: Reference) -> tuple[Tensor, Tensor]:
+        """Features of as many images of either set."""
+        assert reference.features is not None
+        count = min(len(samples.features), len(reference.features))
+        return samples.features[:count], reference.features[:count]
+
+    def protocol(self, extractor: FeatureExtractor, count: int, reference: Reference) -> dict[str, Any]:
+        return {"images_of_each": self.images(count, reference), "features": "the extractor's, not VGG-16's"}
+
+
+class Precision(_Coverage):
+    """Improved precision: the fraction of samples in the manifold of the reference; see `coverage`."""
+
+    key = "precision"
+
+    def compute(self, samples: Summary, reference: Reference) -> float:
+        of_samples, of_reference = self.pair(samples, reference)
+        return coverage(of_samples, of_reference, NEIGHBOURS)
+
+
+class Recall(_Coverage):
+    """Improved recall: the fraction of the reference in the manifold of the samples; see `coverage`."""
+
+    key = "recall"
+
+    def compute(self, samples: Summary, reference: Reference) -> float:
+        of_samples, of_reference = self.pair(samples, reference)
+        return coverage(of_reference, of_samples, NEIGHBOURS)
+
+
+class Memorisation(Score):
+    """Distance of samples to the nearest training images, relative to that of images not trained on."""
+
+    key = "memorisation"
+    better = "near 1"
+    needs = ("features", "training features")
+    can_be_undefined = True
+
+    def compute(self, samples: Summary, reference: Reference) -> float:
+        assert reference.training is not None
+        assert reference.unseen is not None
+        return memorisation(samples.features, reference.training, reference.unseen)
+
+
+SCORES: tuple[type[Score], ...] = (
+    FrechetDistance,
+    InceptionScore,
+    KernelDistance,
+    Precision,
+    Recall,
+    Memorisation,
+)
+"""The scores of every run, in the order of tables."""
+
+
+def all_scores() -> list[Score]:
+    """One object of each class in `SCORES`."""
+    return [kind() for kind in SCORES]

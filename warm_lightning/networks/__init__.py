@@ -1,4 +1,4 @@
-"""Networks: they map images and conditioning signals to raw output branches, and know no diffusion."""
+"""Networks, which map images and conditioning signals to raw output branches, independent of diffusion."""
 
 from warm_lightning.networks.base import Network
 from warm_lightning.networks.unet import DDPM, DDPMpp, NCSNpp

@@ -1,4 +1,4 @@
-"""What the suite asks of a network: images and conditioning signals in, raw output branches out."""
+"""The base class of networks, which map images and conditioning signals to raw output branches."""
 
 from abc import ABC, abstractmethod
 
@@ -8,19 +8,20 @@ from warm_lightning.errors import check
 
 
 class Network(nn.Module, ABC):
-    """A network with any number of output branches; it knows no diffusion.
+    """The base class of networks, which have any number of output branches.
 
-    What the branches mean is a parameterization's business, and scaling of inputs and outputs a
-    preconditioning's. A new network subclasses this, calls `super().__init__` and writes `forward`.
+    A network contains nothing specific to diffusion: the parameterization gives the branches their meaning, and the
+    preconditioning scales inputs and outputs. A new network subclasses this, calls `super().__init__` and defines
+    `forward`.
 
     Attributes:
-        branches: number of images that the network puts out for each input image.
+        branches: number of output images for each input image.
         resolution: height and width of the images in pixels.
         image_channels: channels of the images.
         label_dim: number of classes; 0 for an unconditional network.
-        augment_dim: length of the vector that tells the network how an image was augmented; 0 for none.
-        time_scale: what a time from 0 to 1,000, as DDPM counts it, is to be multiplied with to suit the embedding
-            of c_noise.
+        augment_dim: length of the vector that describes the augmentation of an image; 0 for none.
+        time_scale: the factor that a time from 0 to 1,000, as in DDPM, is multiplied by to suit the embedding of
+            c_noise.
     """
 
     time_scale: float = 1.0
@@ -47,28 +48,31 @@ class Network(nn.Module, ABC):
         class_labels: Tensor | None = None,
         augment_labels: Tensor | None = None,
     ) -> Tensor:
-        """Raw outputs of all branches.
+        """Compute the raw outputs of all branches.
 
-        There is no label dropout in here: to train for guidance, the training step draws from its own
-        generator which images lose their class, and zeroes their one-hot rows.
+        The network has no label dropout: to train for guidance, the training step chooses the images without class
+        by its own random generator, and sets their one-hot rows to zero.
 
         Args:
             x: images, scaled to unit variance; [B, C, H, W].
-            c_noise: noise conditioning, one scalar an image; [B]. Keep it in float32 or better.
-            c_blur: blur conditioning, one scalar ≥ 0 an image; [B]. None is the same as zeros: no blur.
-            class_labels: one-hot classes, zeros for "no class"; [B, label_dim]. None is the same as zeros.
-            augment_labels: how each image was augmented, zeros for "not at all"; [B, augment_dim]. None
-                is the same as zeros.
+            c_noise: noise conditioning, one scalar per image; [B]. Keep it in float32 or better.
+            c_blur: blur conditioning, one scalar ≥ 0 per image; [B]. None means zeros: no blur.
+            class_labels: one-hot classes, zeros for "no class"; [B, label_dim]. None means zeros.
+            augment_labels: the augmentation of each image, zeros for none; [B, augment_dim]. None means zeros.
 
         Returns:
             [B, branches, C, H, W].
 
         Raises:
-            UserError: images or labels whose shape is not what the network was built for.
+            UserError: images or labels do not have the shape that the network was built for.
         """
 
     def vector(self, name: str, labels: Tensor | None, width: int, like: Tensor) -> Tensor:
-        """`labels`, or zeros for None, as [B, width] in the dtype and on the device of `like` [B, …]."""
+        """Check labels [B, width] and convert them to the dtype and device of `like` [B, …]; None gives zeros.
+
+        Raises:
+            UserError: the labels have another shape; the message calls them by `name`.
+        """
         if labels is None:
             return like.new_zeros(like.shape[0], width)
         check(
@@ -79,10 +83,14 @@ class Network(nn.Module, ABC):
         return labels.to(like)
 
     def check_images(self, x: Tensor) -> None:
-        """Raise UserError unless `x` is [B, image_channels, resolution, resolution]."""
+        """Check that `x` is [B, image_channels, resolution, resolution].
+
+        Raises:
+            UserError: it has another shape.
+        """
         expected = (self.image_channels, self.resolution, self.resolution)
         check(
             x.shape[1:] == expected,
-            f"the network was built for images of (channels, height, width) {expected} and met "
+            f"the network was built for images of (channels, height, width) {expected} but got "
             f"{tuple(x.shape[1:])}: set its resolution and image_channels to those of the data",
         )

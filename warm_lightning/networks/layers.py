@@ -1,4 +1,4 @@
-"""Layers of DDPM++ and NCSN++: initialised linear maps, convolutions that resample, group norm.
+"""The parts of DDPM, DDPM++ and NCSN++: layers, embeddings of noise and blur, residual and attention blocks.
 
 Architectures: Song et al. 2021, "Score-based generative modeling through SDEs", as configured by Karras
 et al. 2022 (EDM). Feature maps are [B, C, H, W].
@@ -15,16 +15,18 @@ from torch.nn import functional as F
 
 from warm_lightning.errors import check
 
+# ---- layers
+
 
 def initialise(layer: nn.Linear | nn.Conv2d, scale: float = 1.0) -> None:
-    """Xavier-uniform weights times `scale`, fan-in and fan-out counted over the kernel; biases zero."""
+    """Set Xavier-uniform weights times `scale`, with fan-in and fan-out counted over the kernel, and zero biases."""
     nn.init.xavier_uniform_(layer.weight, gain=scale)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
 
 
 class Linear(nn.Linear):
-    """A linear map with the initialisation above."""
+    """A linear map initialised by `initialise`."""
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
         super().__init__(in_features, out_features, bias)
@@ -32,7 +34,7 @@ class Linear(nn.Linear):
 
 
 class Conv2d(nn.Conv2d):
-    """A convolution with an odd kernel that keeps the resolution, with the initialisation above."""
+    """A convolution with an odd kernel that keeps the resolution, initialised by `initialise`."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, scale: float = 1.0) -> None:
         super().__init__(in_channels, out_channels, kernel, padding=kernel // 2)
@@ -43,7 +45,7 @@ class ResamplingConv2d(Conv2d):
     """A convolution that first resamples its input by a factor of two with a separable low-pass filter.
 
     Args:
-        taps: the one-dimensional filter, of even length; normalised here.
+        taps: the one-dimensional filter, of even length; it is normalised to sum 1.
     """
 
     resample_filter: Tensor
@@ -57,15 +59,15 @@ class ResamplingConv2d(Conv2d):
         self.margin = (len(taps) - 1) // 2
 
     def depthwise(self, channels: int) -> Tensor:
-        """The filter once for each channel: [channels, 1, L, L]."""
+        """The filter repeated for each channel, [channels, 1, L, L], for a depthwise convolution."""
         return self.resample_filter.expand(channels, -1, -1, -1)
 
 
 class DownConv2d(ResamplingConv2d):
-    """Halves the resolution, then convolves: [B, C, H, W] → [B, C', H/2, W/2]."""
+    """A layer that halves the resolution and then convolves: [B, C, H, W] → [B, C', H/2, W/2]."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.box:  # the same numbers as the filter [1, 1], several times faster
+        if self.box:  # equal to the filter [1, 1], and several times faster
             return super().forward(F.avg_pool2d(x, 2))
         channels = x.shape[1]
         x = F.conv2d(x, self.depthwise(channels), stride=2, padding=self.margin, groups=channels)
@@ -73,7 +75,7 @@ class DownConv2d(ResamplingConv2d):
 
 
 class UpConv2d(ResamplingConv2d):
-    """Doubles the resolution, then convolves: [B, C, H, W] → [B, C', 2H, 2W]."""
+    """A layer that doubles the resolution and then convolves: [B, C, H, W] → [B, C', 2H, 2W]."""
 
     def forward(self, x: Tensor) -> Tensor:
         if self.box:
@@ -85,10 +87,10 @@ class UpConv2d(ResamplingConv2d):
 
 
 class ConvDown2d(ResamplingConv2d):
-    """Convolves, then halves the resolution: NCSN++'s path of the auxiliary image.
+    """A layer that convolves and then halves the resolution, for NCSN++'s path of the auxiliary image.
 
-    The convolution's result is filtered with what lies just outside the image, so the convolution is
-    padded for both and the filter not at all; the bias comes last, so that no border sees it filtered.
+    The filter also uses results of the convolution just outside of the image. The convolution is therefore padded for
+    both, and the filter is not padded. The bias is added last, so that the zero padding does not affect it at borders.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -99,17 +101,17 @@ class ConvDown2d(ResamplingConv2d):
 
 
 def dropout(x: Tensor, p: float, training: bool) -> Tensor:
-    """`F.dropout`, drawn several times faster on a CPU; from the global generator there too.
+    """A replacement of `F.dropout` that draws several times faster on a CPU, also from the global generator.
 
-    Torch's Bernoulli draws serially, one number an element, which is a tenth of a training step on two
-    cores. Here one 64-bit number serves four elements: p is rounded to a multiple of 2⁻¹⁶, and what is
-    kept is divided by exactly its probability.
+    PyTorch's Bernoulli draws serially, one number per element, which is a tenth of a training step on two
+    cores. Here one 64-bit number serves four elements: p is rounded to a multiple of 2⁻¹⁶, and the remaining elements
+    are divided by exactly the probability to remain.
     """
     if not training or p == 0 or x.device.type != "cpu" or torch.compiler.is_compiling():
         return F.dropout(x, p, training)
     dropped = min(round(p * 2**16), 2**16 - 1)  # of the 2¹⁶ values of 16 bits
     bits = torch.empty(math.ceil(x.numel() / 4), dtype=torch.int64).random_(-(2**63), None)
-    # In floating point throughout, in x's order in memory: booleans and gathers are slow.
+    # All steps are in floating point and in x's order in memory, since booleans and gathers are slow.
     kept = bits.view(torch.int16)[: x.numel()].as_strided(x.shape, x.stride())
     mask = kept.to(torch.promote_types(x.dtype, torch.float32)).ge_(dropped - 2**15)
     return x * mask.mul_(2**16 / (2**16 - dropped)).to(x.dtype)
@@ -128,8 +130,11 @@ class GroupNorm(nn.GroupNorm):
         super().__init__(groups, channels, eps=1e-6)
 
 
+# ---- embeddings of noise and blur
+
+
 class Embedding(nn.Module, ABC):
-    """[sin, cos] of a scalar at `channels`/2 frequencies; a subclass says which.
+    """The embedding [sin, cos] of a scalar at `channels`/2 frequencies, which a subclass defines.
 
     Phases reach hundreds of radians, so they are computed in float32 or in the scalar's own dtype,
     whichever is more precise, even in a half-precision network.
@@ -145,17 +150,17 @@ class Embedding(nn.Module, ABC):
 
     @abstractmethod
     def angular_frequencies(self, c: Tensor) -> Tensor:
-        """Radians per unit of the scalar; [channels/2] in the dtype and on the device of `c`."""
+        """The frequencies in radians per unit of the scalar, [channels/2], in the dtype and on the device of `c`."""
 
     def forward(self, c: Tensor) -> Tensor:
-        """[B] → [B, channels], in float32 or better."""
+        """Embed scalars [B] as [B, channels], in float32 or better."""
         c = c.to(torch.promote_types(c.dtype, torch.float32))
         phase = c[:, None] * self.angular_frequencies(c)
         return torch.cat([phase.sin(), phase.cos()], dim=1)
 
 
 class PositionalEmbedding(Embedding):
-    """Frequencies from 1 down to 1/10000, both included, evenly spaced in their logarithm (DDPM++)."""
+    """The embedding of DDPM++: frequencies from 1 down to 1/10000, both included, evenly spaced in their logarithm."""
 
     def angular_frequencies(self, c: Tensor) -> Tensor:
         half = self.channels // 2
@@ -164,7 +169,7 @@ class PositionalEmbedding(Embedding):
 
 
 class FourierEmbedding(Embedding):
-    """Random frequencies 2π·16·N(0, 1), drawn once and never trained (NCSN++; Tancik et al. 2020)."""
+    """The embedding of NCSN++ (Tancik et al. 2020): random frequencies 2π·16·N(0, 1), drawn once and not trained."""
 
     freqs: Tensor
 
@@ -177,11 +182,11 @@ class FourierEmbedding(Embedding):
 
 
 def embed_levels(embedding: Embedding, c_noise: Tensor, c_blur: Tensor | None) -> Tensor:
-    """The two-signal conditioning of Warm Diffusion (Fig. 7) without parameters: [B], [B] → [B, channels].
+    """The conditioning of Warm Diffusion on noise and blur (Fig. 7), without parameters: [B], [B] → [B, channels].
 
-    PE(c_noise) + reversed(PE(c_blur) - PE(0)), the second with its channels reversed. It is PE(c_noise)
-    bit for bit where c_blur = 0, so a hot model is an EDM model; and because the slow frequencies of one
-    signal meet the fast ones of the other, no two pairs (c_noise, c_blur) coincide.
+    It is PE(c_noise) + reversed(PE(c_blur) - PE(0)), where `reversed` reverses the order of channels. For c_blur = 0 it
+    is PE(c_noise) bit for bit, so that a hot model is an EDM model. Because the slow frequencies of one signal are
+    added to the fast ones of the other, different pairs (c_noise, c_blur) have different embeddings.
     """
     noise = embedding(c_noise)
     if c_blur is None:
@@ -189,18 +194,20 @@ def embed_levels(embedding: Embedding, c_noise: Tensor, c_blur: Tensor | None) -
     return noise + (embedding(c_blur) - embedding(torch.zeros_like(c_blur))).flip(1)
 
 
+# ---- blocks
+
 HALF_VARIANCE = 0.5**0.5
-"""A sum of two signals of equal variance is scaled by this to keep that variance."""
+"""The factor that keeps the variance of a sum of two signals of equal variance."""
 
 
 @dataclass(frozen=True)
 class Style:
-    """How the residual branches of a network start and join in.
+    """The initialisation of residual branches, and their sum with the skip connection.
 
     Attributes:
-        gain: of the sum of a skip and a branch.
-        last: scale of the initial weights of a branch's last layer, and of the network's.
-        qkv: scale of the initial weights from which queries, keys and values come.
+        gain: factor on the sum of a skip connection and a branch.
+        last: scale of the initial weights of the last layer of a branch, and of the network.
+        qkv: scale of the initial weights of queries, keys and values.
     """
 
     gain: float
@@ -208,27 +215,27 @@ class Style:
     qkv: float
 
     def join(self, skip: Tensor, branch: Tensor) -> Tensor:
-        """Their sum, times `gain`."""
+        """The sum of skip connection and branch, times `gain`."""
         joined = skip + branch
         return joined if self.gain == 1 else joined * self.gain
 
 
 EDM = Style(gain=HALF_VARIANCE, last=1e-5, qkv=0.2**0.5)
-"""DDPM++ and NCSN++: a fresh network is almost the identity."""
+"""The style of DDPM++ and NCSN++: a new network is almost the identity."""
 
 Conv = Callable[[int, int, int], nn.Module]
-"""(in_channels, out_channels, kernel) → convolution, which may resample."""
+"""A function (in_channels, out_channels, kernel) → convolution, which may resample."""
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions, the second one shifted by the embedding, beside a skip (Song et al. 2021).
+    """A residual block of two convolutions, with the embedding added between them (Song et al. 2021).
 
     Args:
         in_channels, out_channels: widths of the input and of the output.
         embedding_channels: width of the conditioning vector.
         dropout: probability before the second convolution.
-        style: initial scales, and of the sum.
-        resample: makes `conv0` and `skip`; None keeps the resolution.
+        style: scales of the initial weights and of the sum.
+        resample: makes the convolutions `conv0` and `skip`; None keeps the resolution.
     """
 
     def __init__(
@@ -253,7 +260,7 @@ class ResidualBlock(nn.Module):
         self.skip = nn.Identity() if same else conv(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        """[B, in, H, W], [B, embedding_channels] → [B, out, H', W']."""
+        """Compute [B, out, H', W'] of x [B, in, H, W] and the embedding [B, embedding_channels]."""
         h = self.conv0(F.silu(self.norm0(x)))
         h = F.silu(self.norm1(h + self.affine(emb)[:, :, None, None]))
         h = self.conv1(dropout(h, self.dropout, self.training))
@@ -279,15 +286,15 @@ class AttentionBlock(ResidualBlock):
         self.proj = Conv2d(out_channels, out_channels, 1, scale=style.last)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        """[B, in, H, W], [B, embedding_channels] → [B, out, H, W]."""
+        """Compute [B, out, H, W] of x [B, in, H, W] and the embedding [B, embedding_channels]."""
         x = super().forward(x, emb)
         return self.style.join(x, self.proj(self.attend(self.qkv(self.norm2(x)))))
 
     def attend(self, qkv: Tensor) -> Tensor:
-        """[B, 3C, H, W], channels laid out as (head, channel, q k v) → [B, C, H, W]."""
+        """Self-attention [B, 3C, H, W] → [B, C, H, W]; input channels are in the order (head, channel, q k v)."""
         batch, _, height, width = qkv.shape
         qkv = qkv.reshape(batch, self.heads, -1, 3, height * width)  # [B, heads, C/heads, 3, HW]
-        # Three of [B, heads, HW, C/heads], contiguous as the fused kernels of attention demand.
+        # q, k and v are [B, heads, HW, C/heads], contiguous as the fused kernels of attention need them.
         q, k, v = qkv.permute(3, 0, 1, 4, 2).contiguous().unbind(0)
         attended = F.scaled_dot_product_attention(q, k, v)
         return attended.transpose(2, 3).reshape(batch, -1, height, width)

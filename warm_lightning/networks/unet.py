@@ -1,7 +1,7 @@
-"""The U-Nets DDPM++ and NCSN++ (Song et al. 2021) as EDM configures them (Karras et al. 2022).
+"""The U-Nets DDPM++ and NCSN++ (Song et al. 2021), as EDM configures them (Karras et al. 2022), and that of DDPM.
 
-One class; the two differ by declared things, and DDPM (see `ddpm`) by some methods. Names of submodules are
-those of EDM's checkpoints.
+All are subclasses of one U-Net: DDPM++ and NCSN++ set class attributes, and DDPM also replaces some methods. Submodules
+have the names of EDM's checkpoints.
 """
 
 from functools import partial
@@ -31,12 +31,14 @@ from warm_lightning.networks.layers import (
     embed_levels,
 )
 
+# ---- the common U-Net
+
 
 class UNet(Network):
-    """What DDPM, DDPM++ and NCSN++ share: encoder, decoder, conditioning on noise, blur, class, augmentation.
+    """The U-Net of DDPM, DDPM++ and NCSN++: encoder, decoder, conditioning on noise, blur, class and augmentation.
 
-    The blur level is embedded without parameters (`embed_levels`), so a network with one branch has
-    exactly the parameters of the published one, and each further branch adds only its part of the output convolution.
+    The blur level is embedded without parameters (`embed_levels`), so that a network with one branch has exactly the
+    parameters of the published one; each further branch adds only its part of the output convolution.
 
     Args:
         branches: number of output images.
@@ -47,26 +49,26 @@ class UNet(Network):
         model_channels: width of a level whose multiplier is 1.
         channel_mult: width multiplier of each level, the full resolution first.
         num_blocks: residual blocks in a level of the encoder; the decoder has one more.
-        attn_resolutions: resolutions with self-attention; those that the network does not have are ignored.
+        attn_resolutions: resolutions with self-attention; resolutions that the network does not have are ignored.
         channels_per_head: width of an attention head; None for one head.
         dropout: probability in every residual block.
-        activation_checkpointing: whether to compute every block again in the backward pass rather than keep what
-            is inside it: about a third more time for a fraction of the memory, and the same numbers.
+        activation_checkpointing: whether to compute every block again in the backward pass instead of storing its
+            activations. This takes about a third more time and a fraction of the memory, with equal results.
 
     Raises:
-        UserError: sizes that do not fit together.
+        UserError: the sizes do not fit together.
     """
 
     embedding: ClassVar[type[Embedding]]
-    """Embedding of c_noise and c_blur."""
+    """The embedding of c_noise and c_blur."""
     embedding_mult: ClassVar[int]
-    """Channels of that embedding, in units of model_channels."""
+    """Number of channels of the embedding, in units of model_channels."""
     resample_filter: ClassVar[tuple[int, ...]]
-    """Filter for down- and upsampling."""
+    """The filter for down- and upsampling."""
     auxiliary: ClassVar[bool]
-    """Whether each level of the encoder is also given the downsampled input."""
+    """Whether each level of the encoder also gets the downsampled input image."""
     style: ClassVar[Style] = EDM
-    """Of the residual branches."""
+    """The initialisation and sum of residual branches."""
 
     def __init__(
         self,
@@ -115,14 +117,14 @@ class UNet(Network):
         self.map_layer0 = Linear(channels, self.emb_channels)
         self.map_layer1 = Linear(self.emb_channels, self.emb_channels)
 
-        kept = self._build_encoder()
-        self._build_decoder(kept)
+        skips = self._build_encoder()
+        self._build_decoder(skips)
 
     def _build_encoder(self) -> list[int]:
-        """Fills `enc`; returns the widths of the feature maps that the decoder takes up, in order."""
+        """Build `enc`; returns the widths of the feature maps with skip connections to the decoder, in order."""
         self.enc = nn.ModuleDict()
         width, auxiliary_width = self.model_channels, self.image_channels
-        kept = []
+        skips = []
         for r, level_width in self.widths.items():
             if r == self.resolution:
                 self.enc[f"{r}x{r}_conv"] = Conv2d(self.image_channels, width, 3)
@@ -132,16 +134,16 @@ class UNet(Network):
                     layer = ConvDown2d(auxiliary_width, width, 3, self.resample_filter)
                     self.enc[f"{r}x{r}_aux_residual"] = layer
                     auxiliary_width = width
-            kept.append(width)
+            skips.append(width)
             for i in range(self.num_blocks):
                 attention = r in self.attn_resolutions
                 self.enc[f"{r}x{r}_block{i}"] = self._block(width, level_width, attention)
                 width = level_width
-                kept.append(width)
-        return kept
+                skips.append(width)
+        return skips
 
-    def _build_decoder(self, kept: list[int]) -> None:
-        """Fills `dec`, given the widths of the feature maps kept by the encoder."""
+    def _build_decoder(self, skips: list[int]) -> None:
+        """Build `dec`, given the widths of the feature maps with skip connections from the encoder."""
         self.dec = nn.ModuleDict()
         lowest = min(self.widths)
         width = self.widths[lowest]
@@ -153,7 +155,7 @@ class UNet(Network):
                 self.dec[f"{r}x{r}_up"] = self._up(width)
             for i in range(self.num_blocks + 1):
                 attention = r in self.attn_resolutions and self._decoder_attends(i)
-                self.dec[f"{r}x{r}_block{i}"] = self._block(width + kept.pop(), level_width, attention)
+                self.dec[f"{r}x{r}_block{i}"] = self._block(width + skips.pop(), level_width, attention)
                 width = level_width
         r = self.resolution
         self.dec[f"{r}x{r}_aux_norm"] = GroupNorm(width)
@@ -161,15 +163,15 @@ class UNet(Network):
         self.dec[f"{r}x{r}_aux_conv"] = out
 
     def _down(self, width: int) -> nn.Module:
-        """What halves the resolution; called with feature maps and the embedding."""
+        """A layer that halves the resolution; it is called with feature maps and the embedding."""
         return self._block(width, width, resample=partial(DownConv2d, taps=self.resample_filter))
 
     def _up(self, width: int) -> nn.Module:
-        """What doubles the resolution; called with feature maps and the embedding."""
+        """A layer that doubles the resolution; it is called with feature maps and the embedding."""
         return self._block(width, width, resample=partial(UpConv2d, taps=self.resample_filter))
 
     def _decoder_attends(self, i: int) -> bool:
-        """Whether block i of a decoder's level has attention, where the encoder's blocks of that level have."""
+        """Whether block i of a level of the decoder has attention, if its resolution is in `attn_resolutions`."""
         return i == self.num_blocks
 
     def _block(
@@ -191,7 +193,7 @@ class UNet(Network):
         class_labels: Tensor | None = None,
         augment_labels: Tensor | None = None,
     ) -> Tensor:
-        """The conditioning vector of every block; see `forward` for the arguments. [B, 4·model_channels]."""
+        """The conditioning vector of every block, [B, 4·model_channels]; see `Network.forward` for the arguments."""
         emb = embed_levels(self.map_noise, c_noise, c_blur).to(self.map_layer0.weight.dtype)
         one_hot = self.vector("class_labels", class_labels, self.label_dim, emb)
         augmentation = self.vector("augment_labels", augment_labels, self.augment_dim, emb)
@@ -215,16 +217,16 @@ class UNet(Network):
         return x.unflatten(1, (self.branches, self.image_channels))
 
     def _run(self, block: nn.Module, x: Tensor, emb: Tensor) -> Tensor:
-        """A block of the encoder or decoder."""
+        """Call a block of the encoder or decoder, with activation checkpointing if that is on."""
         if self.activation_checkpointing and torch.is_grad_enabled():
-            # Without reentrance it composes with distributed training; dropout draws the same bits again.
+            # The non-reentrant form works with distributed training; dropout draws the same bits again.
             return checkpoint(block, x, emb, use_reentrant=False, preserve_rng_state=True)
         return block(x, emb)
 
     def _encode(self, x: Tensor, emb: Tensor) -> list[Tensor]:
-        """All feature maps that the decoder takes up, in order; the last one is where it starts."""
+        """The feature maps with skip connections to the decoder, in order; the decoder starts from the last one."""
         auxiliary = x
-        kept: list[Tensor] = []
+        skips: list[Tensor] = []
         for r in self.widths:
             if r == self.resolution:
                 x = self.enc[f"{r}x{r}_conv"](x)
@@ -232,15 +234,15 @@ class UNet(Network):
                 x = self._run(self.enc[f"{r}x{r}_down"], x, emb)
                 if self.auxiliary:
                     x = auxiliary = self.style.join(x, self.enc[f"{r}x{r}_aux_residual"](auxiliary))
-            kept.append(x)
+            skips.append(x)
             for i in range(self.num_blocks):
                 x = self._run(self.enc[f"{r}x{r}_block{i}"], x, emb)
-                kept.append(x)
-        return kept
+                skips.append(x)
+        return skips
 
-    def _decode(self, kept: list[Tensor], emb: Tensor) -> Tensor:
-        """[B, branches·image_channels, H, W]."""
-        x = kept[-1]
+    def _decode(self, skips: list[Tensor], emb: Tensor) -> Tensor:
+        """The output [B, branches·image_channels, H, W] of the feature maps of the encoder."""
+        x = skips[-1]
         for r in reversed(self.widths):
             if r == min(self.widths):
                 x = self._run(self.dec[f"{r}x{r}_in0"], x, emb)
@@ -248,13 +250,16 @@ class UNet(Network):
             else:
                 x = self._run(self.dec[f"{r}x{r}_up"], x, emb)
             for i in range(self.num_blocks + 1):
-                x = self._run(self.dec[f"{r}x{r}_block{i}"], torch.cat([x, kept.pop()], dim=1), emb)
+                x = self._run(self.dec[f"{r}x{r}_block{i}"], torch.cat([x, skips.pop()], dim=1), emb)
         r = self.resolution
         return self.dec[f"{r}x{r}_aux_conv"](F.silu(self.dec[f"{r}x{r}_aux_norm"](x)))
 
 
+# ---- DDPM++ and NCSN++
+
+
 class DDPMpp(UNet):
-    """DDPM++: sinusoidal embedding, 2 × 2 mean and nearest-neighbour resampling."""
+    """DDPM++: sinusoidal embedding, downsampling by 2 × 2 means, nearest-neighbour upsampling."""
 
     embedding = PositionalEmbedding
     embedding_mult = 1
@@ -263,50 +268,53 @@ class DDPMpp(UNet):
 
 
 class NCSNpp(UNet):
-    """NCSN++: random Fourier embedding, resampling with [1, 3, 3, 1], the input again at every level."""
+    """NCSN++: random Fourier embedding, resampling with [1, 3, 3, 1], and the input image again at every level."""
 
     embedding = FourierEmbedding
     embedding_mult = 2
-    time_scale = 1e-3  # its features are made for c_noise about 1
+    time_scale = 1e-3  # its embedding is made for c_noise of about 1
     resample_filter = (1, 3, 3, 1)
     auxiliary = True
 
 
+# ---- DDPM
+
+
 class StridedConv2d(Conv2d):
-    """Halves the resolution in one convolution, padded on the right and below."""
+    """A convolution that halves the resolution, padded on the right and below."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, channels, 3)
         self.stride, self.padding = (2, 2), (0, 0)
 
     def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:
-        """[B, C, H, W] → [B, C, H/2, W/2]; the embedding is not used."""
+        """Compute [B, C, H, W] → [B, C, H/2, W/2]; the embedding is not used."""
         return super().forward(F.pad(x, (0, 1, 0, 1)))
 
 
 class NearestConv2d(Conv2d):
-    """Doubles the resolution by nearest neighbours, then convolves."""
+    """A layer that doubles the resolution by nearest neighbours and then convolves."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, channels, 3)
 
     def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:
-        """[B, C, H, W] → [B, C, 2H, 2W]; the embedding is not used."""
+        """Compute [B, C, H, W] → [B, C, 2H, 2W]; the embedding is not used."""
         return super().forward(F.interpolate(x, scale_factor=2, mode="nearest"))
 
 
 class DDPM(UNet):
-    """DDPM's network: single convolutions change the resolution, sums are plain, attention has one head.
+    """DDPM's network: single convolutions change the resolution, sums are not scaled, attention has one head.
 
     With one branch and neither classes nor augmentation it has the 35,746,307 parameters of the published model
-    of CIFAR-10. The arguments are those of `UNet`; the defaults are that model's, with room to be told of
-    augmentation. Fresh residual branches and outputs are zero.
+    for CIFAR-10. It takes the arguments of `UNet`; the defaults are those of the published model, plus the
+    conditioning on augmentation. Residual branches and outputs of a new network are zero.
     """
 
     embedding = PositionalEmbedding
     embedding_mult = 1
     auxiliary = False
-    # Queries, keys and values are drawn as three layers of as many channels each: the fan-out of one, not of all.
+    # DDPM initialises queries, keys and values as three layers, whose fan-out is a third of that of one layer.
     style = Style(gain=1.0, last=0.0, qkv=2**0.5)
 
     def __init__(

@@ -53,7 +53,7 @@ class Process(ABC):
         return torch.ones_like(level.clock)
 
     def gains(self, level: Level, like: Tensor) -> Gains:
-        """The gains A and B at a level, scaled blur and noise, in the dtype and on the device of `like` [B, C, H, W]."""
+        """The gains A and B at a level, scaled blur and noise; dtype, device and size as of `like` [B, C, H, W]."""
         scale = per_image(self.scale(level), like)
         return Gains(scale.log() + log_blur_mask(level.alpha, like), scale * per_image(level.beta, like))
 

@@ -64,7 +64,7 @@ class BlurredImages(Blur):
         return {"low_frequencies": torch.cat(kept)}
 
     def _visible(self, size: int) -> int:
-        """The number of frequencies that the largest blur leaves along an axis of `size`: exp(-(πi/size)²α²/2) > 1e-6."""
+        """The number of frequencies i along an axis of `size` that the largest blur leaves, gain above 1e-6."""
         return min(size, 1 + math.floor(math.sqrt(-2 * math.log(GONE)) * size / (math.pi * self.blur_max)))
 
     def prior(self, normal: Tensor, level: Level, draws: Draws) -> Tensor:

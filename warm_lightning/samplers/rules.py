@@ -37,7 +37,7 @@ class Step:
 
     @property
     def kept_noise(self) -> Tensor:
-        """The noise gain B_s, but 0 at the last level, where samplers return the mean even if the process has B_0 > 0."""
+        """The noise gain B_s, but 0 at the last level, where samplers return the mean even if B_0 > 0."""
         return torch.zeros_like(self.target.noise) if self.last else self.target.noise
 
     @classmethod
