@@ -1,16 +1,17 @@
 """`python -m experiments reproduction`: every number of the papers' tables, with its command and what it would cost."""
 
-import json
 import shlex
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from experiments.cells import Cell, Scale
+from experiments.cells import CONDITIONAL, Cell, Scale
 from experiments.experiment import Experiment, expand, read
 from experiments.identity import PAPERS, REPOSITORY
 from experiments.plan import GPU, estimate
 from experiments.report import number, published, render
+from experiments.results import read_rows
 
 OUT = REPOSITORY / "docs" / "reproduction.md"
 MEASURED = REPOSITORY / "docs" / "measurements"
@@ -45,7 +46,8 @@ suite runs, with the command that measures it. Written by `python -m experiments
   on yours; give `--tflops`. Rows of one table that differ in sampling only share one training, which is counted in
   each.
 * **measured here** is what this repository's authors measured, at the scale that the column says; *not run* otherwise.
-  Numbers on digits are no reproduction of numbers on CIFAR-10: they say whether the order of the rows is the same.
+  Numbers on digits are no reproduction of numbers on CIFAR-10: they say whether the order of the rows is the same. They
+  stand in the rows of CIFAR-10 only.
 
 At the paper's budget data are looked for where `configs/` says, and LSUN's of 64×64, resized without cropping as Lee et
 al. do, at `data/lsun_church64.zip` and `data/lsun_bedroom64.zip`, which these commands make:
@@ -81,30 +83,43 @@ def command(path: Path, cell: Cell, scale: Scale, fast: bool) -> str:
 
 
 def measured(name: str, cell: Cell) -> str:
-    """What stands in docs/measurements for a cell's labels, over training seeds."""
-    found: dict[str, list[float]] = {}
+    """What the committed results say of a cell, means over training seeds, in words.
+
+    Results on digits are shown in the rows of CIFAR-10 only, whose place they take in every experiment.
+
+    Args:
+        name: of the experiment.
+        cell: a combination of labels on one of the paper's data sets.
+    """
+    values: dict[str, list[float]] = {}
     words: dict[str, str] = {}
-    files = [path for other in SAME.get(name, (name,)) for path in sorted(MEASURED.glob(f"{other}-*/results.json"))]
-    for path in files:
-        for row in json.loads(path.read_text()):
-            same = all(str(row.get(axis)) == label for axis, label in cell.labels.items())
-            mine = same and set(cell.papers) & set(row["paper_data"].split("+")) and row["shown"]
-            if mine and isinstance(row["value"], str):
-                words[row["score"]] = row["value"]
-            elif mine:
+    for path in (path for other in SAME.get(name, (name,)) for path in sorted(MEASURED.glob(f"{other}-*/results.csv"))):
+        for row in read_rows(path):
+            if not row["shown"] or not is_of(row, cell):
+                continue
+            if row["value"] is None:
+                words[row["score"]] = row["text"]
+            else:
                 text = f"{row['score']} on {row['data']} ({row['experiment']}, budget {row['budget']})"
-                found.setdefault(text, []).append(row["value"])
-    parts = [f"{name} {word}" for name, word in words.items()]
-    for text, values in found.items():
-        trainings = f", mean of {len(values)} trainings" if len(values) > 1 else ""
-        parts.append(f"{number(sum(values) / len(values))} {text}{trainings}")
+                values.setdefault(text, []).append(row["value"])
+    parts = [f"{score} {word}" for score, word in words.items()]
+    for text, numbers in values.items():
+        trainings = f", mean of {len(numbers)} trainings" if len(numbers) > 1 else ""
+        parts.append(f"{number(sum(numbers) / len(numbers))} {text}{trainings}")
     return "; ".join(parts) or "not run"
+
+
+def is_of(row: Mapping[str, Any], cell: Cell) -> bool:
+    """Whether a row of results has a cell's labels, and is of its data set or of one that took its place."""
+    stood_in = cell.data.removesuffix(CONDITIONAL) == "cifar10" and cell.data in row["paper_data"].split("+")
+    same_data = row["data"] == cell.data or stood_in
+    return same_data and all(row.get(axis) == label for axis, label in cell.labels.items())
 
 
 def table(path: Path) -> Iterator[str]:
     """A paper's table in Markdown."""
     experiment = read(path, Experiment)
-    file = f"[`experiments/{path.name}`](../experiments/{path.name})"
+    file = f"[`experiments/papers/{path.name}`](../experiments/papers/{path.name})"
     yield f"## {experiment.source}\n\n{experiment.title}: {file}. {experiment.about}"
     rows = []
     for cell in expand(experiment, None, "paper", seeds=1):

@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -69,7 +69,8 @@ class Calls:
 
 
 MODELS = ("nfe", "num_images", "sample_seeds", "weights", "images_seen", "nonfinite_images")
-"""What is known of a model's samples, and of nothing else."""
+"""Columns that are known of a model's samples only."""
+NOT_A_MODEL: dict[str, Any] = dict.fromkeys(MODELS)
 ABOUT = (*MODELS, "device", "precision")
 NOTED = ("machine", "git_commit", "training_machine", "training_git_commit", "package_version", "torch_version")
 
@@ -103,12 +104,20 @@ def collect(cell: Cell, measure: Measure, job: Job, training: Job | None) -> Res
     return Result(cell, measure, job.folder, measure.read(cell, job.folder), spent, noted)
 
 
-def lines(experiment: str, results: Sequence[Result]) -> list[dict[str, Any]]:
-    """Tidy rows: one a value."""
+def rows_of(experiment: str, results: Sequence[Result]) -> list[dict[str, Any]]:
+    """The results as tidy rows, one for each value of each cell.
+
+    A row holds a number in "value" or a word in "text", the labels of the cell under the names of its axes, what the
+    value belongs to in "of", and where it comes from.
+
+    Args:
+        experiment: name of its file.
+        results: of its cells.
+    """
     rows = []
     for result in results:
         cell, about = result.cell, result.reading.about
-        known = {
+        before = {
             "experiment": experiment,
             "cell": cell.name,
             **cell.labels,
@@ -121,27 +130,45 @@ def lines(experiment: str, results: Sequence[Result]) -> list[dict[str, Any]]:
         after = {name: about.get(name) for name in ABOUT}
         after |= {"seconds_training": result.seconds[0], "seconds_measuring": result.seconds[1]}
         after |= {name: result.noted.get(name) for name in NOTED}
-        of = "the model" if result.measure.trains else "the configuration"
-        for name, value in result.reading.values.items():
-            shown = name in result.reading.shown
-            rows.append({**known, "of": of, "score": name, "value": value, "shown": shown, **after})
-        for name, word in result.reading.words.items():
-            rows.append({**known, "of": of, "score": name, "value": word, "shown": True, **after})
-        for label, values in result.reading.yardsticks.items():
-            beside = [{**known, "of": label, "score": name, "value": v, "shown": False} for name, v in values.items()]
-            rows += [row | after | dict.fromkeys(MODELS) for row in beside]
+
+        reading, subject = result.reading, "the model" if result.measure.trains else "the configuration"
+        entries: list[tuple[str, str, float | None, str | None, bool, dict[str, Any]]]
+        entries = [(subject, name, value, None, name in reading.shown, {}) for name, value in reading.values.items()]
+        entries += [(subject, name, None, word, True, {}) for name, word in reading.words.items()]
+        for label, values in reading.yardsticks.items():
+            entries += [(label, name, value, None, False, NOT_A_MODEL) for name, value in values.items()]
+        for of, name, value, text, shown, known in entries:
+            own = {"of": of, "score": name, "value": value, "text": text, "shown": shown}
+            rows.append(before | own | after | known)
     return rows
 
 
-def save(rows: Sequence[dict[str, Any]], out: Path) -> None:
-    """Write results.csv and results.json into a folder."""
+def save_rows(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Write rows as a CSV file; floats have all their digits, so that `read_rows` gives the same numbers back.
+
+    Args:
+        rows: see `rows_of`.
+        path: of the file, whose folder is made if need be.
+    """
     names = list(dict.fromkeys(name for row in rows for name in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, names, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_file(out / "results.csv", text.getvalue().encode())
-    write_file(out / "results.json", json.dumps(rows, indent=1).encode())
+    write_file(path, text.getvalue().encode())
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Read the rows of a file that `save_rows` wrote.
+
+    Returns:
+        A dictionary a row, all of strings but for "value", a float or None, and "shown", a bool.
+    """
+    with path.open(encoding="utf-8", newline="") as file:
+        return [
+            row | {"value": float(row["value"]) if row["value"] else None, "shown": row["shown"] == "True"}
+            for row in csv.DictReader(file)
+        ]
 
 
 @dataclass(frozen=True)

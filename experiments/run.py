@@ -16,7 +16,7 @@ from experiments.identity import PAPERS
 from experiments.measures import Measure, Scores
 from experiments.plan import Cost, check_affordable, estimate, prepare
 from experiments.report import write
-from experiments.results import Calls, Result, collect, lines, save
+from experiments.results import Calls, Result, collect, rows_of, save_rows
 from experiments.runner import Executor, Job, Processes, Slurm, ThisProcess, circumstances, run_all
 from warm_lightning.errors import UserError, check
 from warm_lightning.records import writable_folder
@@ -172,9 +172,9 @@ def run(options: argparse.Namespace, command: str) -> tuple[int, str]:
     everything = work_of(experiment, cells, out, results)
     found, reasons = gather(everything, work, failed)
     check(bool(found), f"nothing was measured: {'; '.join(reasons)}")
-    save(lines(path.stem, found), results)
+    save_rows(rows_of(path.stem, found), results / "results.csv")
     text = write(experiment, found, reasons, {"calls": calls.lines(), "of": len(everything)}, results)
-    return int(bool(reasons)), f"{text}\nwritten to {results}: report.html, report.md, results.csv, results.json"
+    return int(bool(reasons)), f"{text}\nwritten to {results}: report.html, report.md, results.csv"
 
 
 def gather(

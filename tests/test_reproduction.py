@@ -9,7 +9,8 @@ from small import REPOSITORY
 
 from experiments import reproduction
 from experiments.__main__ import parser
-from experiments.experiment import PAPERS, Experiment, check_extra, expand, read, select
+from experiments.experiment import Experiment, check_extra, expand, read, select
+from experiments.identity import PAPERS
 from experiments.report import published
 from experiments.reproduction import TABLES
 
@@ -46,3 +47,10 @@ def test_rows_and_commands_are_of_the_same_cells(name: str) -> None:
             assert value in re.split("[ ;]+", said)
         assert measured == reproduction.measured(name, cell)
         assert float(hours.replace(",", "")) >= 0
+
+
+def test_numbers_on_digits_stand_in_rows_of_cifar10_only() -> None:
+    others = [row for row in ROWS if not row[0].startswith("cifar10")]
+    assert others
+    assert not [row for row in others if "on digits" in row[3]]
+    assert any("on digits" in row[3] for row in ROWS)

@@ -8,6 +8,7 @@ from pretend import GRID, Pretend, report, rows, start
 
 from experiments.experiment import Experiment, expand, parse
 from experiments.measures import main_scores
+from experiments.results import read_rows, save_rows
 
 
 def test_trainings_are_shared_and_done_work_is_kept(tmp_path: Path, pretend: Pretend) -> None:
@@ -120,12 +121,27 @@ def test_results_are_tidy_and_reports_agree(tmp_path: Path, pretend: Pretend) ->
     assert 'name="viewport"' in page
 
 
+def test_results_are_read_as_they_were_written(tmp_path: Path) -> None:
+    """A third has no short decimal form; words and numbers do not mix, though a word may look like a number."""
+    of = {"cell": "x", "score": "fid"}
+    rows = [
+        of | {"value": 1 / 3, "text": None, "shown": True},
+        of | {"value": None, "text": "128", "shown": True, "nfe": 35},
+        of | {"value": float("inf"), "text": None, "shown": False},
+    ]
+    save_rows(rows, tmp_path / "results.csv")
+    found = read_rows(tmp_path / "results.csv")
+    assert [row["value"] for row in found] == [1 / 3, None, float("inf")]
+    assert [row["text"] for row in found] == ["", "128", ""]
+    assert [row["shown"] for row in found] == [True, True, False]
+    assert [row["nfe"] for row in found] == ["", "35", ""]
+
+
 def test_published_numbers_stay_apart(tmp_path: Path, pretend: Pretend) -> None:
     """In columns or tables whose heads say so, and in no file of results."""
     assert start(tmp_path, GRID) == 0
     folder = tmp_path / "out" / "grid-digits-smoke"
-    for name in ("results.csv", "results.json"):
-        assert "1234.5" not in (folder / name).read_text()
+    assert "1234.5" not in (folder / "results.csv").read_text()
     lines = (folder / "report.md").read_text().splitlines()
     at = next(i for i, line in enumerate(lines) if "1234.5" in line)
     assert lines[at - 2] == "| paper: data | paper: BNR | paper: NFE | paper: FID |"

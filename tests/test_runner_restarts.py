@@ -8,9 +8,10 @@ import pytest
 from pretend import GRID, Pretend, report, rows, start
 from small import DIGITS
 
-from experiments import cells
-from experiments.experiment import FOLDER, Experiment, data_set, expand, parse, read
-from experiments.identity import resolved
+from experiments import experiment
+from experiments.cells import Cell
+from experiments.experiment import Experiment, data_set, expand, parse, read
+from experiments.identity import PAPERS, resolved
 from experiments.results import Calls
 from experiments.run import work_of
 from experiments.runner import Job
@@ -25,7 +26,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path.write_text(DIGITS.read_text())
     digits = data_set("digits")
     smoke = replace(digits.budgets["smoke"], config=str(path))
-    monkeypatch.setattr(cells, "data_set", lambda name: replace(digits, budgets={"smoke": smoke}))
+    monkeypatch.setattr(experiment, "data_set", lambda name: replace(digits, budgets={"smoke": smoke}))
     return path
 
 
@@ -115,9 +116,9 @@ def test_images_that_are_no_numbers_and_unequal_counts_are_told(tmp_path: Path, 
     assert {row["nonfinite_images"] for row in rows(tmp_path) if row["BNR"] == "0.5"} == {"3"}
 
 
-def names(experiment: str, **labels: str) -> set[str]:
+def names(name: str, **labels: str) -> set[str]:
     """The trainings of some cells at the paper's budget."""
-    found = expand(read(FOLDER / f"{experiment}.yaml", Experiment), None, "paper", seeds=1)
+    found = expand(read(PAPERS / f"{name}.yaml", Experiment), None, "paper", seeds=1)
     return {c.training_name for c in found if c.data == "cifar10" and labels.items() <= c.labels.items()}
 
 
@@ -150,9 +151,9 @@ def test_of_the_trainers_settings_those_count_that_weights_depend_on() -> None:
 
 def test_data_are_the_same_wherever_they_are_and_samples_are_of_float32(tmp_path: Path) -> None:
     """Copied to a node's own disk, for instance; another file of the same name and size is another data set."""
-    table3 = read(FOLDER / "table3_bnr.yaml", Experiment)
+    table3 = read(PAPERS / "table3_bnr.yaml", Experiment)
 
-    def cell(path: Path, *extra: str) -> cells.Cell:
+    def cell(path: Path, *extra: str) -> Cell:
         return expand(table3, None, "paper", extra=(f"--data.path={path}", *extra))[0]
 
     def works(path: Path, *extra: str) -> list[Job]:
@@ -217,9 +218,9 @@ def test_a_spectrum_is_of_the_file_that_is_there(tmp_path: Path) -> None:
     spectra = set()
     for content in ("some", "more"):
         path.write_text(content)
-        experiment = read(FOLDER / "oracle_rho.yaml", Experiment)
-        (cell, *_) = expand(experiment, "cifar10", "paper", extra=[f"--data.path={path}"])
-        (work, *_) = work_of(experiment, [cell], tmp_path, tmp_path / "results")
+        oracle = read(PAPERS / "oracle_rho.yaml", Experiment)
+        (cell, *_) = expand(oracle, "cifar10", "paper", extra=[f"--data.path={path}"])
+        (work, *_) = work_of(oracle, [cell], tmp_path, tmp_path / "results")
         spectra.add(next(a for a in work.job.wanted()["meaning"]["call"] if a.startswith("--spectrum=")))
     assert len(spectra) == 2
     assert not any(str(tmp_path) in argument for argument in spectra)
