@@ -34,9 +34,9 @@ FEW = "of 10k"
 """In the names of scores of 10,000 samples."""
 HEAD = f"""# Reproduction
 
-Every number of Tables 1 to 7 of *Warm Diffusion*, and of the tables of *Blurring Diffusion* and of Lee et al. that this
-suite runs, with the command that measures it. Written by `python -m experiments reproduction` from the files in
-`experiments/`.
+Every number of Tables 1 to 7 of *Warm Diffusion* (arXiv 2511.16904), and of the tables of *Blurring Diffusion* and of
+Lee et al. that this suite runs, with the command that measures it. Written by `python -m experiments reproduction` from
+the files in `experiments/papers/`.
 
 * **published** are the papers' own numbers. Those for other systems than Warm Diffusion are their authors', with their
   networks.

@@ -78,6 +78,16 @@ def test_networks_are_of_the_shape_that_table_6_says() -> None:
         assert ours == {name: str(theirs[name]) for name in ours}
 
 
+def test_systems_on_lsun_church_train_as_table_6_says() -> None:
+    papers = REPOSITORY / "experiments" / "papers"
+    published = {e["system"]: e for e in read(papers / "table6_counts.yaml", Experiment).paper if "lsun" in e["data"]}
+    for cell in expand(read(papers / "table2_lsun.yaml", Experiment), None, "paper", seeds=1):
+        of = published["Warm" if cell.labels["system"] == "Warm" else "Baseline"]
+        model = resolved(cell.training)["model"]
+        assert (model["duration"], model["ema_half_life"]) == (of["Mimg"] * 1e6, of["EMA (Mimg)"] * 1e6)
+        assert (model["lr"], model["lr_ramp"]) == (of["lr (1e-4)"] * 1e-4, of["ramp (Mimg)"] * 1e6)
+
+
 @pytest.mark.parametrize("path", DATA_SETS, ids=lambda path: path.stem)
 def test_every_data_set_has_the_papers_budget(path: Path) -> None:
     found = data_set(path.stem)
