@@ -11,7 +11,7 @@ from experiments import reproduction
 from experiments.__main__ import parser
 from experiments.experiment import Experiment, check_extra, expand, read, select
 from experiments.identity import PAPERS
-from experiments.report import published
+from experiments.report import published_numbers
 from experiments.reproduction import TABLES
 
 PAGE = (REPOSITORY / "docs" / "reproduction.md").read_text()
@@ -33,17 +33,17 @@ def test_rows_and_commands_are_of_the_same_cells(name: str) -> None:
         for whole in re.findall("`([^`]+)`", commands):
             command, _, extra = whole.partition(" -- ")
             options = parser().parse_args(shlex.split(command)[3:])
-            assert bool(extra) == any(measure.trains for measure in experiment.measures)
+            assert bool(extra) == any(measure.needs_model for measure in experiment.measures)
             check_extra(experiment, shlex.split(extra))
             assert Path(options.file).stem == name
             assert options.budget == "paper"
             assert select(cells, options.only) == [cell]
             counts.add(options.num_images or cell.scale.images)
-        names = [score for score in published(experiment, cell) if "NFE" not in score]
+        names = [score for score in published_numbers(experiment, cell) if "NFE" not in score]
         assert counts == {10_000 if "of 10k" in score else cell.scale.images for score in names or [""]}
         assert data == cell.data
         assert labels == ", ".join(cell.labels.values())
-        for value in published(experiment, cell).values():
+        for value in published_numbers(experiment, cell).values():
             assert value in re.split("[ ;]+", said)
         assert measured == reproduction.measured(name, cell)
         assert float(hours.replace(",", "")) >= 0

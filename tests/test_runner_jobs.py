@@ -12,7 +12,7 @@ import yaml
 from pretend import GRID, Pretend
 
 from experiments.__main__ import main
-from experiments.runner import Job, Processes, Restartable, Slurm, run_all, taken
+from experiments.runner import Job, Processes, RestartableProcess, Slurm, folder_lock, run_all
 from warm_lightning.errors import UserError
 
 
@@ -125,7 +125,7 @@ def test_a_slurm_job_that_runs_out_of_time_goes_on(tmp_path: Path) -> None:
     executor.update_parameters(timeout_min=12 / 60, signal_delay_s=4)
     left = tmp_path / "left"
     script = f"test -e {left} && exit 7; touch {left}; sleep 60"
-    job = executor.submit(Restartable(("bash", "-c", script), str(tmp_path)))
+    job = executor.submit(RestartableProcess(("bash", "-c", script), tmp_path, {}))
     assert job.result() == 7
 
 
@@ -143,7 +143,7 @@ def test_of_slurm_jobs_trainings_go_on(tmp_path: Path, monkeypatch: pytest.Monke
         (tmp_path / command).mkdir()
         assert Slurm(cluster="local").call([command, "--x=1"], tmp_path / command) == 0
     fit, test = given
-    assert isinstance(fit, Restartable)
+    assert isinstance(fit, RestartableProcess)
     assert fit.command[-2:] == ("fit", "--x=1")
     assert not hasattr(test, "checkpoint")
 
@@ -167,7 +167,7 @@ def test_jobs_run_beside_each_other_and_after_what_they_need(tmp_path: Path) -> 
 
 def test_a_process_that_outlived_its_runner_is_waited_for(tmp_path: Path) -> None:
     """Two trainings in one folder would write over each other's checkpoints."""
-    with taken(tmp_path) as lock:
+    with folder_lock(tmp_path) as lock:
         outlived = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], pass_fds=[lock])
     # This runner is gone, its process is not.
     with ThreadPoolExecutor(1) as pool:

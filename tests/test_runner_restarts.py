@@ -165,14 +165,14 @@ def test_data_are_the_same_wherever_they_are_and_samples_are_of_float32(tmp_path
     for path in (here, there):
         path.parent.mkdir()
         path.write_text("some photos")
-    jobs, notes = works(here), [job.wanted() for job in works(here)]
+    jobs, notes = works(here), [job.noted_identity() for job in works(here)]
     assert [job.folder for job in jobs] == [job.folder for job in works(there)]
-    assert all(map(Job.same, works(there, "--data.cache=false"), notes))
+    assert all(map(Job.is_noted, works(there, "--data.cache=false"), notes))
     there.write_text("same photos")
     assert there.stat().st_size == here.stat().st_size
-    assert not any(map(Job.same, works(there), notes))
+    assert not any(map(Job.is_noted, works(there), notes))
     there.unlink()  # to save space; what was found is still of it
-    assert all(map(Job.same, works(there), notes))
+    assert all(map(Job.is_noted, works(there), notes))
     folders = [tmp_path / name / "train" for name in ("here", "there")]
     for folder in folders:
         folder.mkdir()
@@ -221,7 +221,7 @@ def test_a_spectrum_is_of_the_file_that_is_there(tmp_path: Path) -> None:
         oracle = read(PAPERS / "oracle_rho.yaml", Experiment)
         (cell, *_) = expand(oracle, "cifar10", "paper", extra=[f"--data.path={path}"])
         (work, *_) = work_of(oracle, [cell], tmp_path, tmp_path / "results")
-        spectra.add(next(a for a in work.job.wanted()["meaning"]["call"] if a.startswith("--spectrum=")))
+        spectra.add(next(a for a in work.job.noted_identity()["meaning"]["call"] if a.startswith("--spectrum=")))
     assert len(spectra) == 2
     assert not any(str(tmp_path) in argument for argument in spectra)
 

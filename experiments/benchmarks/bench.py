@@ -25,7 +25,7 @@ from experiments.benchmarks import data_loading as reading
 from experiments.benchmarks.timing import Product, matmul_peak, peak_memory, ratio, ratios, rounds, seconds
 from experiments.benchmarks.training_step import TrainingStep
 from warm_lightning.errors import UserError
-from warm_lightning.records import machine, write_file
+from warm_lightning.records import machine, markdown_table, write_file
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -186,34 +186,38 @@ def limits(results: Mapping[str, Any]) -> list[str]:
 
 
 def table(results: Mapping[str, Any]) -> str:
-    """The results for people."""
+    """The results as text for a terminal."""
     where, matmul, sampling = results["machine"], results["matmul"], results["sampling"]
-    lines = [
-        f"{where.get('gpu', where['cpu'])}: {where['threads']} threads of {where['cores']} cores, "
-        f"{where['cpu_capability']}, torch {where['torch']}",
-        "",
-        f"{'float32 matmul peak':<30}{matmul['flops'] / 1e9:10.1f} GFLOP/s at size {matmul['size']}",
-        f"{'sampling, NFE ' + str(sampling['nfe']):<30}{sampling['images_per_second']:10.2f} images/s "
-        f"in batches of {sampling['batch_size']}",
-        f"{'warm --help':<30}{results['help_seconds']:10.2f} s (aim {HELP_AIM:.0f})",
-        "",
-        f"{'training':<30}{'images/s':>10}{'GFLOP/s':>10}{'of peak':>10}{'s/step':>10}",
-    ]
+    rows = []
     for name, found in results["training"].items():
         for mode in ("eager", "compiled"):
             speed = found[mode]
             gflops = speed["images_per_second"] * found["flops_per_image"] / 1e9
-            lines.append(
-                f"{name + ', ' + mode:<30}{speed['images_per_second']:>10.2f}{gflops:>10.1f}"
-                f"{speed['fraction_of_peak']:>10.2f}{speed['step_seconds']:>10.2f}"
-            )
-        compiling, memory = found["compiled"]["compile_seconds"], found["peak_memory_bytes"] / 2**30
-        lines.append(
-            f"  {found['parameters'] / 1e6:.2f} M parameters, batch {found['batch_size']}, peak memory "
-            f"{memory:.2f} GiB, compiled in {compiling:.0f} s"
-        )
-    lines += ["", "one worker of the data loader", reading.table(results["reading"])]
-    return "\n".join([*lines, "", *results["notes"]])
+            rates = f"{speed['images_per_second']:.2f}", f"{gflops:.1f}", f"{speed['fraction_of_peak']:.2f}"
+            rows.append([f"{name}, {mode}", *rates, f"{speed['step_seconds']:.2f}"])
+    networks = [
+        f"{name}: {found['parameters'] / 1e6:.2f} M parameters, batch {found['batch_size']}, peak memory "
+        f"{found['peak_memory_bytes'] / 2**30:.2f} GiB, compiled in {found['compiled']['compile_seconds']:.0f} s"
+        for name, found in results["training"].items()
+    ]
+    others = [
+        ["float32 matmul peak", f"{matmul['flops'] / 1e9:.1f} GFLOP/s at size {matmul['size']}"],
+        [
+            f"sampling, NFE {sampling['nfe']}",
+            f"{sampling['images_per_second']:.2f} images/s in batches of {sampling['batch_size']}",
+        ],
+        ["warm --help", f"{results['help_seconds']:.2f} s (aim {HELP_AIM:.0f})"],
+    ]
+    parts = [
+        f"{where.get('gpu', where['cpu'])}: {where['threads']} threads of {where['cores']} cores, "
+        f"{where['cpu_capability']}, torch {where['torch_version']}",
+        markdown_table(["", "speed"], others, words=2, padded=True),
+        markdown_table(["training", "images/s", "GFLOP/s", "of peak", "s/step"], rows, padded=True),
+        "\n".join(networks),
+        f"one worker of the data loader\n{reading.table(results['reading'])}",
+        *results["notes"],
+    ]
+    return "\n\n".join(parts)
 
 
 def main(arguments: list[str] | None = None) -> int:

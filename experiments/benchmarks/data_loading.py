@@ -22,6 +22,7 @@ from PIL import Image
 from warm_lightning.commands.dataset import dataset
 from warm_lightning.data import ImageFolder, ImageSet, LSUNChurch
 from warm_lightning.data.stream import Loader, StoredOrder
+from warm_lightning.records import markdown_table
 
 BATCH = 64
 
@@ -107,9 +108,9 @@ def measure_reading(count: int = 512, seconds: float = 1.0) -> dict[str, dict[st
 
 
 def table(found: Mapping[str, Mapping[str, float]]) -> str:
-    """The figures for people."""
-    rows = [f"{size:>9}  {name:<40} {rate:>10,.0f}" for size, rates in found.items() for name, rate in rates.items()]
-    return "\n".join([f"{'size':>9}  {'format':<40} {'images/s':>10}", *rows])
+    """The rates as a table for a terminal."""
+    rows = [[size, name, f"{rate:,.0f}"] for size, rates in found.items() for name, rate in rates.items()]
+    return markdown_table(["size", "format", "images/s"], rows, words=2, padded=True)
 
 
 if __name__ == "__main__":
