@@ -9,6 +9,7 @@ from pretend import GRID, Pretend, report, rows, start
 from experiments.experiment import Experiment, expand, parse
 from experiments.measures import main_scores
 from experiments.results import read_rows, save_rows
+from warm_lightning.records import markdown_table
 
 
 def test_trainings_are_shared_and_done_work_is_kept(tmp_path: Path, pretend: Pretend) -> None:
@@ -213,6 +214,16 @@ def test_scores_of_several_rounds_are_the_best() -> None:
     assert main_scores(names, "fid*") == ["fid50k_min", "is50k_max"]
     assert main_scores(["fd_digits", "is_digits", "fd_pixel"], "fd*_digits") == ["fd_digits", "is_digits"]
     assert main_scores(["fd1k_digits_min", "fd1k_pixel"], "fd*_digits") == ["fd1k_digits_min"]
+
+
+def test_a_table_is_markdown_padded_or_not() -> None:
+    header, rows = ["system", "FID"], [["warm", 1.85], ["hot diffusion", 10]]
+    plain = ["| system | FID |", "| --- | ---: |", "| warm | 1.85 |", "| hot diffusion | 10 |"]
+    assert markdown_table(header, rows).splitlines() == plain
+    padded = markdown_table(header, rows, padded=True)
+    assert padded.splitlines()[2:] == ["| warm          | 1.85 |", "| hot diffusion |   10 |"]
+    cells = [[cell.strip() for cell in line.split("|")] for line in padded.splitlines()]
+    assert cells == [[cell.strip() for cell in line.split("|")] for line in plain]
 
 
 def test_published_digits_are_kept() -> None:
