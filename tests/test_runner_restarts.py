@@ -1,4 +1,4 @@
-"""What the runner takes for the same and what it runs again, when files, options and models change."""
+"""Which jobs the runner runs again when files, options and models change."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -48,8 +48,8 @@ def test_another_training_is_measured_and_pictured_again(tmp_path: Path, pretend
     assert len(list((tmp_path / "out").glob("*/cells/*/samples.replaced-1"))) == 8
 
 
-def test_what_trains_nothing_trains_nothing_again(tmp_path: Path, pretend: Pretend, config: Path) -> None:
-    """Remarks, devices and the like; and what only sampling needs."""
+def test_settings_without_effect_on_weights_train_nothing_again(tmp_path: Path, pretend: Pretend, config: Path) -> None:
+    """Such are remarks, devices and speed, and the settings of the sampler."""
     assert start(tmp_path, GRID) == 0
     pretend.calls.clear()
     config.write_text(f"# A remark.\n{config.read_text()}")
@@ -76,7 +76,7 @@ def test_removed_models_that_are_trained_again_are_measured_again_if_they_are_ot
     assert len(rows(tmp_path)) == 8
 
 
-def test_what_changes_while_it_is_worked_with_is_told(
+def test_a_checkpoint_that_changes_meanwhile_is_reported(
     tmp_path: Path, pretend: Pretend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def call(arguments: list[str], folder: Path) -> int:
@@ -100,7 +100,7 @@ def test_more_samples_leave_those_of_fewer_alone(tmp_path: Path, pretend: Preten
     assert "measurements are done" not in report(tmp_path)
 
 
-def test_images_that_are_no_numbers_and_unequal_counts_are_told(tmp_path: Path, pretend: Pretend) -> None:
+def test_images_that_are_no_numbers_and_unequal_counts_are_reported(tmp_path: Path, pretend: Pretend) -> None:
     content = {**PICTURES, "axes": {"BNR": GRID["axes"]["BNR"]}, "plot": {"x": "BNR"}}
     assert start(tmp_path, content, "--only=BNR=0") == 0
     pretend.broken = 3
@@ -122,7 +122,7 @@ def names(name: str, **labels: str) -> set[str]:
     return {c.training_name for c in found if c.data == "cifar10" and labels.items() <= c.labels.items()}
 
 
-def test_equal_trainings_are_one_whatever_words_say_it() -> None:
+def test_equal_trainings_of_different_experiments_are_one() -> None:
     warm = names("table3_bnr", BNR="0.5")
     assert len(warm) == 1
     assert warm == names("table1_systems", system="Warm") == names("table5_parameterizations", parameterization=FULL)
@@ -133,7 +133,7 @@ def test_equal_trainings_are_one_whatever_words_say_it() -> None:
     assert len(names("fig5_bnr_nfe")) == 8
 
 
-def test_of_the_trainers_settings_those_count_that_weights_depend_on() -> None:
+def test_settings_of_the_trainer_count_if_weights_depend_on_them() -> None:
     def name(*extra: str) -> str:
         return expand(parse(GRID, Experiment, Path("x")), "digits", "smoke", extra=extra)[0].training_name
 
@@ -150,7 +150,7 @@ def test_of_the_trainers_settings_those_count_that_weights_depend_on() -> None:
 
 
 def test_data_are_the_same_wherever_they_are_and_samples_are_of_float32(tmp_path: Path) -> None:
-    """Copied to a node's own disk, for instance; another file of the same name and size is another data set."""
+    """A file may be copied to a node's disk; another file of the same name and size is another data set."""
     table3 = read(PAPERS / "table3_bnr.yaml", Experiment)
 
     def cell(path: Path, *extra: str) -> Cell:
@@ -184,7 +184,7 @@ def test_data_are_the_same_wherever_they_are_and_samples_are_of_float32(tmp_path
 
 
 def test_configurations_are_resolved_by_many_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each changes the working directory, which is the process's."""
+    """Each changes the working directory, which all threads share."""
     monkeypatch.chdir(tmp_path)
     seeds = [["--config=configs/digits.yaml", f"--model.seed={1000 + k}"] for k in range(8)]
     with ThreadPoolExecutor(8) as pool:
@@ -193,7 +193,7 @@ def test_configurations_are_resolved_by_many_threads(tmp_path: Path, monkeypatch
     assert Path.cwd() == tmp_path
 
 
-def test_calls_tell_how_they_ended(tmp_path: Path) -> None:
+def test_calls_note_how_they_ended(tmp_path: Path) -> None:
     calls = Calls(tmp_path)
     with calls.noted("whole", True):
         pass
@@ -213,7 +213,7 @@ def test_calls_tell_how_they_ended(tmp_path: Path) -> None:
 
 
 def test_a_spectrum_is_of_the_file_that_is_there(tmp_path: Path) -> None:
-    """Made anew at the same path, it is measured anew; what was found of the other is not taken for done."""
+    """A file that is made anew at the same path is measured anew."""
     path = tmp_path / "photos.zip"
     spectra = set()
     for content in ("some", "more"):
