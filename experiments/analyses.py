@@ -25,7 +25,7 @@ class Description(Measure):
     """The description of a configuration, without training: `warm describe`.
 
     Attributes:
-        of: which part: the network and its recipe, or the path through the blur-noise plane.
+        of: the part that is shown: network and recipe, or the path through the blur-noise plane.
     """
 
     of: Literal["network", "path"] = "network"

@@ -195,5 +195,5 @@ def config_options(base: str, overlays: Sequence[str]) -> list[str]:
 
 
 def setting_options(settings: Mapping[str, Any]) -> list[str]:
-    """Options for settings."""
+    """Settings as options, such as --model.lr=0.001."""
     return [f"--{name}={as_text(value)}" for name, value in settings.items()]

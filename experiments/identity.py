@@ -48,7 +48,7 @@ SPECTRUM = re.compile("^(--spectrum=).*/")
 
 
 def training_identity(options: Sequence[str]) -> dict[str, Any]:
-    """All that the weights of a training depend on.
+    """All that the weights of a training depend on, as plain data.
 
     Args:
         options: of `warm fit`.
@@ -59,7 +59,7 @@ def training_identity(options: Sequence[str]) -> dict[str, Any]:
 
 
 def measurement_identity(options: Sequence[str], arguments: Sequence[str], training: str | None) -> dict[str, Any]:
-    """All that the result of a call of `warm` depends on.
+    """All that the result of a call of `warm` depends on, as plain data.
 
     Args:
         options: of `warm fit`, that describe the model and how it is sampled.
@@ -95,7 +95,7 @@ def data_and_trainer(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def without(settings: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """Settings but for those of some names."""
+    """The settings whose names are not among some."""
     return {name: value for name, value in settings.items() if name not in names}
 
 
@@ -108,7 +108,7 @@ def short_hash(identity: Any) -> str:
 
 
 def job_identity(result: Mapping[str, Any], checkpoint: Path | None, images: Path | None) -> dict[str, Any]:
-    """What the note of a job must say for its result to count, as it reads after a way through JSON.
+    """The entries that the note of a job must have for its result to count, as JSON gives them back.
 
     Args:
         result: all that the result depends on, beside the contents of files.
@@ -117,7 +117,7 @@ def job_identity(result: Mapping[str, Any], checkpoint: Path | None, images: Pat
     """
     identity: dict[str, Any] = {"meaning": json.loads(json.dumps(result))}
     if checkpoint:
-        identity["needs"] = file_hash(checkpoint)
+        identity["needs"] = file_sha256(checkpoint)
     if images:
         identity["images"] = fingerprint(images)
     return identity
@@ -146,7 +146,7 @@ def resolved(options: Sequence[str]) -> dict[str, Any]:
         UserError: a file, name or value is wrong.
     """
     paths = [option.removeprefix(CONFIG) for option in options if option.startswith(CONFIG)]
-    return _resolved(tuple(options), tuple(file_hash(REPOSITORY / path) for path in paths))
+    return _resolved(tuple(options), tuple(file_sha256(REPOSITORY / path) for path in paths))
 
 
 @cache
@@ -162,16 +162,16 @@ def images_file(options: Sequence[str]) -> Path | None:
     return None if place is None or place.is_dir() else place
 
 
-def file_hash(path: Path) -> str | None:
+def file_sha256(path: Path) -> str | None:
     """The SHA-256 of a file in hexadecimal digits; None if there is no such file."""
     if not path.is_file():
         return None
     status = path.stat()
-    return _file_hash(path, status.st_mtime_ns, status.st_size)
+    return _file_sha256(path, status.st_mtime_ns, status.st_size)
 
 
 @cache
-def _file_hash(path: Path, modified: int, size: int) -> str:
+def _file_sha256(path: Path, modified: int, size: int) -> str:
     # Checkpoints may have gigabytes, and several jobs ask for each.
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

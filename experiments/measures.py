@@ -1,4 +1,4 @@
-"""What is done with a cell: a call of `warm`, and the values that are read from the files that it writes.
+"""Measures: calls of `warm` on the cells of an experiment, and the values that are read from the files they write.
 
 A new measure is a subclass of `Measure`; experiments name it in their files.
 """

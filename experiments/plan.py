@@ -1,4 +1,4 @@
-"""Before an experiment starts: its expected cost, and the data and weights that its jobs share."""
+"""The plan of an experiment before it starts: expected cost, and data and weights that its jobs share."""
 
 import json
 from collections.abc import Iterable, Sequence

@@ -178,7 +178,7 @@ def group_by_seed(results: Sequence[Result]) -> list[Group]:
 
 
 def shown_names(groups: Sequence[Group]) -> list[str]:
-    """The names of the values that tables show of any of some groups."""
+    """The names of the values that tables show for groups."""
     return list(dict.fromkeys(name for group in groups for name in group.first.shown))
 
 

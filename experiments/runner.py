@@ -1,4 +1,4 @@
-"""Jobs of an experiment: what is done already, what runs when, and where it runs.
+"""Jobs of an experiment: whether they are done, in which order they run, and where.
 
 A job is a call of `warm` in a folder of its own. `Job` knows whether it is done, `run_all` starts each job when the one
 that it needs has ended, and an `Executor` runs it: as a process of this machine, inside this process, or on a SLURM
@@ -7,30 +7,28 @@ cluster by submitit. A runner that was killed is started again by the same comma
 submitit could run the jobs of this machine, too, by its executors "local" and "debug". Tried with submitit 1.5.4, these
 lose what is needed here:
 
-* After Ctrl-C, which reaches all processes of the terminal, submitit's controller kills its task within a second, and
-  `warm fit` with it before it has saved the step in progress. The processes below are left to end by themselves.
+* After Ctrl-C, which reaches all processes of the terminal, "local" kills its task within a second, and `warm fit`
+  with it before it has saved the step in progress. The processes of this module are left to end by themselves.
 * "local" sets CUDA_VISIBLE_DEVICES to 0, 1, …, whatever it was before, so that a job on a shared machine takes another
   one's GPU; it knows no GPU by its UUID.
-* "local" adds two processes with 64 MB for each job, and looks for its end once a second, where a call that needs no
-  training takes a tenth of that. Its logs are two files a job in another place, not log.txt in the job's folder.
-* "debug" opens a debugger when a job fails, and leaves what it prints on the screen. What it saves is a single call of
-  `warm`'s main function.
+* "local" adds two processes with 64 MB in all for each job, and looks for its end once a second. Its log is two files
+  of a new name for each run, not log.txt in the job's folder.
+* "debug" starts a debugger when a job raises an error, and does not write what the job prints to its log. It would
+  replace a single call of the main function of `warm`.
 
 A process that outlives a killed runner holds the lock of its folder in all cases.
 """
 
-import fcntl
 import json
 import os
 import shlex
-import subprocess
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from concurrent.futures import Executor as Pool
-from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
+from contextlib import chdir, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -41,13 +39,12 @@ import torch
 from tqdm import tqdm
 
 from experiments.identity import REPOSITORY, is_same_job, job_identity
+from experiments.processes import LOG, LoggedProcess, RestartableProcess, folder_lock
 from warm_lightning.cli import main as warm
 from warm_lightning.errors import UserError, check
 from warm_lightning.records import machine, write_file
 
-LOG = "log.txt"
 NOTE = "job.json"
-LOCK = ".lock"
 
 
 class Executor(ABC):
@@ -89,12 +86,12 @@ class Job:
     images: Callable[[], Path | None] = field(default=lambda: None, compare=False)
 
     def done(self) -> bool:
-        """Whether it has run to its end with these options on these files."""
+        """Whether the job has run to its end with these options on these files."""
         note = self.note()
         return bool(note.get("done")) and (self.folder / self.result).exists() and self.is_noted(note)
 
     def run(self, executor: Executor, conditions: dict[str, Any]) -> None:
-        """Run it unless it is done.
+        """Run the job unless it is done.
 
         A job that was stopped goes on in its folder. If the folder holds something else, which had other options or
         files, that is renamed and the job begins anew.
@@ -361,70 +358,15 @@ class Slurm(Executor):
                 job.cancel()
 
 
-# ---------------------------------------------------------------------- processes
-
-
-@dataclass(frozen=True)
-class LoggedProcess:
-    """A process that holds the lock of a folder until it ends, with its output in the folder's log.
-
-    Attributes:
-        command: the program and its arguments.
-        folder: where it works.
-        environment: variables that it has beside this process's.
-    """
-
-    command: tuple[str, ...]
-    folder: Path
-    environment: dict[str, str]
-
-    def __call__(self) -> int:
-        """Run it; returns its exit code."""
-        environment = os.environ | self.environment
-        with (self.folder / LOG).open("a") as log, folder_lock(self.folder) as lock:
-            return subprocess.run(
-                self.command, cwd=REPOSITORY, env=environment, stdout=log, stderr=log, check=False, pass_fds=[lock]
-            ).returncode
-
-
-class RestartableProcess(LoggedProcess):
-    """A process that may be ended at any time and started again, as `warm fit` may.
-
-    submitit puts it back into the queue when its time is over, or when another job takes its place.
-    """
-
-    def checkpoint(self) -> Any:
-        """Return what submitit is to submit then: the same process."""
-        import submitit
-
-        return submitit.helpers.DelayedSubmission(self)
-
-
 def warm_process(
     arguments: list[str], folder: Path, environment: dict[str, str], restartable: bool = False
 ) -> LoggedProcess:
     """The process of a call of `warm`; see `LoggedProcess` and `RestartableProcess`."""
     command = (sys.executable, "-m", "warm_lightning.cli", *arguments)
     environment = {**LIGHTNING_STARTS_PROCESSES, "PYTHONPATH": python_path(), **environment}
-    return (RestartableProcess if restartable else LoggedProcess)(command, folder, environment)
+    return (RestartableProcess if restartable else LoggedProcess)(command, folder, REPOSITORY, environment)
 
 
 def python_path() -> str:
     """The value of PYTHONPATH with which Python finds the repository's packages from any directory."""
     return os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
-
-
-@contextmanager
-def folder_lock(folder: Path) -> Iterator[int]:
-    """Hold the lock of a folder, waiting until no other process does; gives its file descriptor.
-
-    A process to which the descriptor is passed on holds the lock until it ends, even if this runner is killed before:
-    another runner then waits for it.
-    """
-    with (folder / LOCK).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            tqdm.write(f"waiting for a process of an earlier run, which is still at work in {folder}")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield lock.fileno()

@@ -12,7 +12,8 @@ import yaml
 from pretend import GRID, Pretend
 
 from experiments.__main__ import main
-from experiments.runner import Job, Processes, RestartableProcess, Slurm, folder_lock, run_all
+from experiments.processes import RestartableProcess, folder_lock
+from experiments.runner import Job, Processes, Slurm, run_all
 from warm_lightning.errors import UserError
 
 
@@ -125,7 +126,7 @@ def test_a_slurm_job_that_runs_out_of_time_goes_on(tmp_path: Path) -> None:
     executor.update_parameters(timeout_min=12 / 60, signal_delay_s=4)
     left = tmp_path / "left"
     script = f"test -e {left} && exit 7; touch {left}; sleep 60"
-    job = executor.submit(RestartableProcess(("bash", "-c", script), tmp_path, {}))
+    job = executor.submit(RestartableProcess(("bash", "-c", script), tmp_path, tmp_path, {}))
     assert job.result() == 7
 
 
