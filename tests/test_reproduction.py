@@ -54,3 +54,12 @@ def test_numbers_on_digits_stand_in_rows_of_cifar10_only() -> None:
     assert others
     assert not [row for row in others if "on digits" in row[3]]
     assert any("on digits" in row[3] for row in ROWS)
+
+
+def test_results_in_git_are_small_and_kept_once() -> None:
+    """A folder of an experiment holds its report, the pictures that the report shows, and results.csv."""
+    folder = REPOSITORY / "docs" / "measurements"
+    assert sum(path.stat().st_size for path in folder.rglob("*")) < 3e6
+    for report in folder.glob("*/report.md"):
+        shown = re.findall(r"!\[[^\]]*\]\(([^)]*)\)", report.read_text())
+        assert sorted(path.name for path in report.parent.iterdir()) == sorted([*shown, "report.md", "results.csv"])
