@@ -24,7 +24,7 @@ from PIL import Image
 from torch import Tensor
 
 from warm_lightning.analysis.power_law import fit_rows, measured_rows, suggested_bnr
-from warm_lightning.analysis.spectrum import BLOCKS, RESAMPLES, measure_spectrum, ring_means
+from warm_lightning.analysis.spectrum import BLOCKS, RESAMPLES, MeasuredSpectrum, measure_spectrum, ring_means
 from warm_lightning.data import ImageFolder, ImageSet
 from warm_lightning.data.image_set import random_order
 from warm_lightning.errors import UserError, check
