@@ -31,7 +31,7 @@ def git_commit() -> str | None:
     tracked = ["git", "-C", str(folder), "ls-files", "--error-unmatch", __file__]
     try:
         if subprocess.run(tracked, capture_output=True, check=False).returncode:
-            return None  # installed into an environment that lies in somebody else's checkout
+            return None  # installed into an environment inside the checkout of another project
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
