@@ -92,7 +92,7 @@ class TrainingLog(Callback):
             print(*(f"{name:<20} {value:.5g}" for name, value in values.items()), sep="\n")
 
     def losses(self, sums: torch.Tensor, name: str) -> dict[str, float]:
-        """The mean loss of each branch and their sum, from sums [branches + 1]; the last sum is the number of images."""
+        """The mean loss of each branch and their sum, from sums [branches + 1], the last being the number of images."""
         means = (sums[:-1] / sums[-1]).tolist()
         return {name: sum(means)} | {f"{name}_{n}": mean for n, mean in zip(self.names, means, strict=True)}
 
