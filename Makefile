@@ -14,7 +14,7 @@ COMPARE_full := --budget paper
 BUDGET ?= small
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo compare ablation-bnr test lint format bench gpu-check clean
+.PHONY: help setup demo compare ablation-bnr test lint format docs audit bench gpu-check clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 14
@@ -55,6 +55,23 @@ lint: setup  ## ruff and mypy
 format: setup  ## format the code and mend what ruff can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+$(VENV)/.docs: $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
+docs: $(VENV)/.docs  ## the site into site/; a broken link or an unresolved reference is an error
+	$(BIN)/zensical build --clean --strict
+	@echo 'open site/index.html; for the search: $(BIN)/python -m http.server --directory site'
+
+# An environment of its own: the audit reads constraints.txt and needs none of what is in it.
+$(VENV)/audit/.ready: constraints.txt
+	$(PYTHON) -m venv $(VENV)/audit
+	$(VENV)/audit/bin/python -m pip install --quiet --constraint constraints.txt pip-audit
+	touch $@
+
+audit: $(VENV)/audit/.ready  ## look up known vulnerabilities of the pinned dependencies (needs the network)
+	$(VENV)/audit/bin/pip-audit --strict --no-deps --disable-pip --requirement constraints.txt
 
 bench: setup  ## measure speed and memory on this machine into bench.json (some minutes)
 	$(BIN)/python -m experiments.benchmarks.bench --out bench.json

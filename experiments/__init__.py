@@ -1,1 +1,1 @@
-"""Measurements of the suite and of the machine it runs on: `python -m experiments.NAME`."""
+"""Experiments with the suite: tables and figures of papers (`python -m experiments`), benchmarks and studies."""

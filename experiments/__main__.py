@@ -1,9 +1,9 @@
-"""`python -m experiments`: the tables and figures of the papers, a file each.
+"""`python -m experiments`: runs the tables and figures of the papers, each of which is a file.
 
     python -m experiments list
     python -m experiments run experiments/papers/table3_bnr.yaml --data digits --budget small --jobs 2
 
-A run that was stopped and is started again does what is missing.
+A run that was stopped goes on when it is started again.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from warm_lightning.errors import UserError
 
 
 def parser() -> argparse.ArgumentParser:
-    """Commands and options."""
+    """The parser of commands and options."""
     top = argparse.ArgumentParser(prog="python -m experiments", description=(__doc__ or "").split("\n")[0])
     commands = top.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="all experiments")
@@ -53,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command; returns the exit code: 1 if a run failed, 2 for a user's error, 130 after Ctrl-C."""
+    """Run a command; returns the exit code: 1 if a run failed, 2 for a user's error, 130 after Ctrl-C."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     end = arguments.index("--") if "--" in arguments else len(arguments)
     options = parser().parse_args(arguments[:end])

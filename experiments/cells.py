@@ -1,47 +1,46 @@
-"""The cells of an experiment: what to train, and what to do with it."""
+"""The cells of an experiment: combinations of values, with the options of `warm` that train and sample each."""
 
-import hashlib
-import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from experiments.identity import SAMPLING, around, fingerprint, images_file, measuring, resolved, training
+from experiments.identity import (
+    SAMPLING,
+    images_file,
+    images_identity,
+    measurement_identity,
+    resolved,
+    short_hash,
+    training_identity,
+)
 from warm_lightning.config import as_text
 
 CONDITIONAL = "_cond"
-
-QUIET = "--trainer.enable_progress_bar=false"
+"""The end of the names of data sets that are used with their classes."""
 
 PRECISION = "--trainer.precision="
 
-OUTPUTS = ("--trainer.default_root_dir=", "--ckpt_path=", "--outdir=", "--grid=")
-"""Options that say where things are, and nothing of what they are."""
-SPECTRUM = re.compile("^(--spectrum=).*/")
-"""The name of this file says what it is of."""
-
-
 Settings = dict[str, Any]
-"""Dotted names of `warm fit` and values, such as model.lr: 1.0e-3."""
+"""Dotted names of options of `warm fit` and their values, such as model.lr: 1.0e-3."""
 Budget = Literal["smoke", "small", "paper"]
-"""smoke: does it run; small: minutes or hours, and says something; paper: the paper's own settings."""
+"""smoke shows that everything runs, small takes minutes or hours, paper has the paper's own settings."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """A value of an axis that is more than one number.
+    """A value of an axis that sets more than a single number.
 
     Attributes:
         overlays: files of configs/, such as method/hot, for training and sampling.
         set: settings for training and sampling.
         sample_overlays: files of configs/ for sampling only.
         sample: settings for sampling only.
-        for_data: settings that this value needs on some data set, by its name.
-        sampled: names of other axes, whose values are then for sampling only: one training serves them all.
+        for_data: settings that are needed on some data set, by its name.
+        sampled: names of other axes, whose values are for sampling only with this value: one training serves them all.
         quick: settings unless the budget is the paper's, such as fewer steps of long chains.
-        only: the paper's data sets that have this value; none for all of them.
+        only: the paper's data sets that have this value; all of them if empty.
     """
 
     overlays: list[str] = field(default_factory=list)
@@ -56,15 +55,16 @@ class Point:
 
 @dataclass(frozen=True)
 class Scale:
-    """What a budget means for a data set.
+    """The settings of a budget on a data set.
 
     Attributes:
         config: YAML file of model and data.
-        score: the main score's kind as `warm test` names it, with * for the number of images, such as fd*_digits.
+        score: pattern of the main score's name as `warm test` prints it, with * for the number of images, such as
+            fd*_digits.
         set: settings for training and sampling.
         images: samples in each round of scoring.
         rounds: of scoring.
-        differs: what is not as in the paper, beside numbers that the report compares itself.
+        differs: how this differs from the paper, beside numbers that the report compares by itself.
     """
 
     config: str
@@ -77,13 +77,13 @@ class Scale:
 
 @dataclass(frozen=True)
 class DataSet:
-    """A data set on which experiments run, a file of experiments/data.
+    """A data set on which experiments run, as a file of experiments/data describes it.
 
     Attributes:
-        title: in words.
-        budgets: what each means.
-        base: name of another data set that this one is but for its settings, instead of budgets.
-        set: these settings.
+        title: its name in words.
+        budgets: settings of each budget.
+        base: name of another data set that has the same budgets but for `set`, instead of `budgets`.
+        set: settings in which it differs from `base`.
     """
 
     title: str
@@ -92,22 +92,17 @@ class DataSet:
     set: Settings = field(default_factory=dict)
 
 
-def slug(*words: object) -> str:
-    """Words as the name of a folder."""
-    return "-".join(re.sub(r"[^\w.]+", "-", str(word)).strip("-") for word in words if str(word))
-
-
 @dataclass(frozen=True)
 class Cell:
-    """One combination of values, on one data set, with one training seed.
+    """One combination of an experiment's values, on one data set, with one training seed.
 
     Attributes:
         labels: of its values, by axis.
         data: name of the data set.
-        data_set: what is known of it.
-        scale: what the budget means there.
-        budget: by its name.
-        papers: the paper's data sets that it stands for; its own where nothing was replaced.
+        data_set: its description.
+        scale: settings of the budget on this data set.
+        budget: name of the budget.
+        paper_data: names of the paper's data sets whose place `data` takes; `data` itself where it is the paper's.
         seed: training seed.
         point: all that its values and the experiment set.
         extra: further options for all calls of `warm`, as --name=value.
@@ -118,85 +113,87 @@ class Cell:
     data_set: DataSet
     scale: Scale
     budget: Budget
-    papers: tuple[str, ...]
+    paper_data: tuple[str, ...]
     seed: int
     point: Point
     extra: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
-        """Of its folder."""
+        """The name of the cell's folder."""
         return slug(self.data, *(f"{axis}-{label}" for axis, label in self.labels.items()), f"seed{self.seed}")
 
     @property
     def title(self) -> str:
-        """In words, without its seed."""
+        """The labels in words, without the seed."""
         words = (label if axis == "system" else f"{axis} {label}" for axis, label in self.labels.items())
         return ", ".join(words) or self.data_set.title
 
     @property
-    def training(self) -> list[str]:
-        """Options that say which model is trained how."""
-        here = self.point.for_data.get(self.data.removesuffix(CONDITIONAL), {})
-        quick = {} if self.budget == "paper" else self.point.quick
-        settings = self.scale.set | self.point.set | here | quick | {"model.seed": self.seed}
-        if self.budget == "smoke":
-            settings |= self.scale.set  # whatever an experiment needs, it must be quick
-        return [*configs(self.scale.config, self.point.overlays), *options(settings), *self.extra]
-
-    def trained(self) -> str:
-        """All that the trained weights depend on, as JSON."""
-        return json.dumps(training(self.training), sort_keys=True)
+    def for_data(self) -> Settings:
+        """The settings that are needed on this data set, with or without its classes."""
+        return self.point.for_data.get(self.data.removesuffix(CONDITIONAL), {})
 
     @property
-    def training_name(self) -> str:
-        """Of the training's folder: the same for all cells, of all experiments, whose weights are the same."""
-        digest = hashlib.sha256(self.trained().encode()).hexdigest()[:10]
-        process = training(self.training)["model"]["process"]["class_path"].rpartition(".")[2]
-        return slug(self.data, process, f"seed{self.seed}", digest)
+    def training(self) -> list[str]:
+        """The options of `warm fit` that train the model."""
+        quick = {} if self.budget == "paper" else self.point.quick
+        settings = self.scale.set | self.point.set | self.for_data | quick | {"model.seed": self.seed}
+        if self.budget == "smoke":
+            settings |= self.scale.set  # a smoke test must be quick, whatever the experiment sets
+        return [*config_options(self.scale.config, self.point.overlays), *setting_options(settings), *self.extra]
 
     @property
     def sampling(self) -> list[str]:
-        """Options of `warm` for whatever is done with the trained model, in float32 however it was trained."""
-        files = configs(self.scale.config, [*self.point.overlays, *self.point.sample_overlays])
-        others = [option for option in self.training if not option.startswith(("--config=", PRECISION))]
-        return [*files, *others, *options(self.point.sample)]
-
-    @property
-    def images(self) -> str:
-        """Which images it is of, as JSON."""
-        file = self.images_file()
-        here = around(resolved(self.sampling))["data"]
-        return json.dumps([here, fingerprint(file) if file else None], sort_keys=True)
-
-    def images_file(self) -> Path | None:
-        """The file with its images, where they are in one."""
-        return images_file(self.training)
-
-    def meaning(self, arguments: tuple[str, ...], needs_model: bool) -> str:
-        """All that a call of `warm` on it depends on, as JSON: its configuration, and what else the call says."""
-        known = {*self.sampling, QUIET}
-        own = [SPECTRUM.sub(r"\1", a) for a in arguments if a not in known and not a.startswith(OUTPUTS)]
-        model = self.training_name if needs_model else None
-        depends = measuring(self.sampling, scored=arguments[:1] == ("test",))
-        return json.dumps({"call": own, "training": model, **depends}, sort_keys=True)
+        """The options of `warm` for everything that is done with the trained model, in float32 in any case."""
+        files = config_options(self.scale.config, [*self.point.overlays, *self.point.sample_overlays])
+        settings = [option for option in self.training if not option.startswith(("--config=", PRECISION))]
+        return [*files, *settings, *setting_options(self.point.sample)]
 
     @property
     def overrides(self) -> list[str]:
-        """The same for commands that need no configuration but the checkpoint's: settings of the model.
+        """The options of `warm generate` for settings of the model that may differ from the checkpoint's.
 
-        The checkpoint may be of a training that was to be sampled in another way.
+        Sampling settings are among them in any case, since the checkpoint may be shared with another experiment.
         """
-        before, after = (resolved(options)["model"] for options in (self.training, self.sampling))
-        found = {name: value for name, value in after.items() if name in SAMPLING or before[name] != value}
-        return [f"--override+={name}={as_text(value)}" for name, value in found.items()]
+        trained, sampled = (resolved(options)["model"] for options in (self.training, self.sampling))
+        changed = {name: value for name, value in sampled.items() if name in SAMPLING or trained[name] != value}
+        return [f"--override+={name}={as_text(value)}" for name, value in changed.items()]
+
+    @property
+    def training_name(self) -> str:
+        """The name of the training's folder, equal for all cells of all experiments whose weights are the same."""
+        identity = self.training_identity()
+        process = identity["model"]["process"]["class_path"].rpartition(".")[2]
+        return slug(self.data, process, f"seed{self.seed}", short_hash(identity))
+
+    def training_identity(self) -> dict[str, Any]:
+        """All that the trained weights depend on, see `identity.training_identity`."""
+        return training_identity(self.training)
+
+    def measurement_identity(self, arguments: Sequence[str], needs_model: bool) -> dict[str, Any]:
+        """All that the result of a call of `warm` on the cell depends on, see `identity.measurement_identity`."""
+        return measurement_identity(self.sampling, arguments, self.training_name if needs_model else None)
+
+    def images_identity(self) -> str:
+        """The images of the cell, see `identity.images_identity`."""
+        return images_identity(self.sampling)
+
+    def images_file(self) -> Path | None:
+        """The file with the images, see `identity.images_file`."""
+        return images_file(self.training)
 
 
-def configs(base: str, overlays: Sequence[str]) -> list[str]:
-    """Files as options."""
+def slug(*words: object) -> str:
+    """Words as the name of a folder."""
+    return "-".join(re.sub(r"[^\w.]+", "-", str(word)).strip("-") for word in words if str(word))
+
+
+def config_options(base: str, overlays: Sequence[str]) -> list[str]:
+    """Options for YAML files: a base, unless it is empty, and overlays of configs/ by their names."""
     return [f"--config={path}" for path in (*([base] if base else []), *(f"configs/{o}.yaml" for o in overlays))]
 
 
-def options(settings: dict[str, Any]) -> list[str]:
-    """Settings as options."""
+def setting_options(settings: Mapping[str, Any]) -> list[str]:
+    """Settings as options, such as --model.lr=0.001."""
     return [f"--{name}={as_text(value)}" for name, value in settings.items()]

@@ -1,4 +1,4 @@
-"""What an experiment's file says: base, axes, seeds, what to measure, and the paper's own numbers."""
+"""The file of an experiment: its format, how it is read, and the cells that it stands for."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
@@ -17,16 +17,18 @@ from experiments.identity import DATA
 from experiments.measures import Measure
 from warm_lightning.errors import UserError, check, user_errors
 
+# ---------------------------------------------------------------------- the format
+
 
 @dataclass(frozen=True)
 class Axis:
-    """What cells differ in: values of one setting, or points.
+    """A set of values in which cells differ: values of a single setting, or points that set more.
 
     Attributes:
-        setting: dotted name that the values are of.
-        sampling: whether they are for sampling only, so that one training serves them all.
-        values: numbers or words; or labels and what is set, such as {35: 18} for 35 network calls in 18 steps.
-        points: labels and what they set.
+        setting: dotted name of the setting that `values` are of.
+        sampling: whether the values are for sampling only, so that one training serves them all.
+        values: numbers or words; or their labels with the values, such as {35: 18} for 35 network calls in 18 steps.
+        points: labels with what they set.
     """
 
     setting: str = ""
@@ -34,25 +36,23 @@ class Axis:
     values: list[Any] | dict[str, Any] = field(default_factory=list)
     points: dict[str, Point] = field(default_factory=dict)
 
-    def all(self) -> dict[str, Point]:
-        """Every value by its label."""
+    def by_label(self) -> dict[str, Point]:
+        """All values and points by their labels."""
         values = self.values if isinstance(self.values, dict) else {str(value): value for value in self.values}
-        own = {
-            str(label): Point(sample={self.setting: value}) if self.sampling else Point(set={self.setting: value})
-            for label, value in values.items()
-        }
-        return own | self.points
+        settings = {str(label): {self.setting: value} for label, value in values.items()}
+        single = {n: Point(sample=s) if self.sampling else Point(set=s) for n, s in settings.items()}
+        return single | self.points
 
 
 @dataclass(frozen=True)
 class Plot:
-    """How the report shows the first measure's main score.
+    """How the report plots the main score of the first measure.
 
     Attributes:
-        x: axis along the plot; bars, one a value, where its values are no numbers.
-        lines: axis with a line a value, if any.
+        x: axis along the plot; where its values are no numbers, each has a bar.
+        lines: axis of which each value has a line, if any.
         log: which scales are logarithmic: x, y or xy.
-        labels: what to write at an axis instead of its name, with the unit.
+        labels: text to write at an axis instead of its name, with the unit.
     """
 
     x: str
@@ -63,23 +63,23 @@ class Plot:
 
 @dataclass(frozen=True)
 class Experiment:
-    """One table or figure.
+    """One table or figure, as a file of experiments/papers describes it.
 
     Attributes:
         title: in words.
-        source: paper and table or figure.
-        measures: what is done with every cell; the first one's main score is what tables and plots show.
-        axes: by name; cells are all their combinations.
-        about: what to know in reading it.
+        source: paper with its table or figure.
+        measures: what is done with every cell; tables and plots show the main score of the first.
+        axes: by name; the cells are all combinations of their values.
+        about: remarks for readers of the report.
         data: the paper's data sets, files of experiments/data.
         overlays: files of configs/ for all cells.
         set: settings for all cells.
         sample: settings for sampling all cells.
         for_data: settings that all cells need on some data set, by its name.
-        seeds: training seeds by budget, one where a budget is not named.
+        seeds: number of training seeds by budget; one for budgets that are not named.
         evaluated: how the published numbers came about.
-        paper: published numbers: data, a label for each axis that matters, and scores by the names the paper uses.
-        plot: of the scores.
+        paper: published numbers, as entries with data, a label for each axis that matters, and scores.
+        plot: of the scores, if any.
     """
 
     title: str
@@ -98,37 +98,19 @@ class Experiment:
     plot: Plot | None = None
 
 
+# ---------------------------------------------------------------------- reading files
+
 Kind = TypeVar("Kind", Experiment, DataSet)
 
 
-def parse(content: Mapping[str, Any], kind: type[Kind], source: Path) -> Kind:
-    """Plain data as what it describes, every name and type checked.
-
-    Raises:
-        UserError: for a misspelt name or a wrong value; the file is named.
-    """
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(kind, "file", sub_configs=False)
-    published = deepcopy(content.get("paper", []))  # as it stands there: the parser makes a number of "1.80"
-    try:
-        with user_errors():
-            parsed = parser.parse_object({"file": deepcopy(dict(content))})  # which it changes
-            found = parser.instantiate(parsed).file
-            if isinstance(found, Experiment):
-                found = replace(found, paper=published)
-            return cast(Kind, found)
-    except UserError as error:
-        raise UserError(f"{source}: {error}") from error
-
-
 def read(path: Path, kind: type[Kind]) -> Kind:
-    """An experiment's or a data set's file.
+    """Read the file of an experiment or a data set.
 
     Raises:
-        UserError: it is not there, no YAML, or wrong.
+        UserError: it does not exist, is no YAML, or has a wrong name or value.
     """
-    there = sorted(p.stem for p in path.parent.glob("*.yaml"))
-    check(path.is_file(), f"{path}: no such file; there are {', '.join(there) or 'none'}")
+    names = sorted(p.stem for p in path.parent.glob("*.yaml"))
+    check(path.is_file(), f"{path}: no such file; there are {', '.join(names) or 'none'}")
     try:
         content = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
@@ -137,55 +119,48 @@ def read(path: Path, kind: type[Kind]) -> Kind:
     return parse(content, kind, path)
 
 
+def parse(content: Mapping[str, Any], kind: type[Kind], source: Path) -> Kind:
+    """Make an experiment or a data set from plain data, checking every name and type.
+
+    Args:
+        content: of the file.
+        kind: the class to make.
+        source: path of the file, for messages.
+
+    Raises:
+        UserError: a name is misspelt or a value is wrong.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(kind, "file", sub_configs=False)
+    try:
+        with user_errors():
+            parsed = parser.parse_object({"file": deepcopy(dict(content))})  # a copy, since the parser changes it
+            made = parser.instantiate(parsed).file
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
+    if isinstance(made, Experiment):  # the parser would turn the published "1.80" into 1.8
+        made = replace(made, paper=deepcopy(content.get("paper", [])))
+    return cast(Kind, made)
+
+
 @cache
 def data_set(name: str) -> DataSet:
-    """A data set by the name of its file.
+    """The data set that a file of experiments/data describes.
+
+    Args:
+        name: of the file, without .yaml.
 
     Raises:
         UserError: see `read`.
     """
-    found = read(DATA / f"{name}.yaml", DataSet)
-    if not found.base:
-        return found
-    budgets = {name: replace(scale, set=scale.set | found.set) for name, scale in data_set(found.base).budgets.items()}
-    return replace(found, budgets=budgets)
+    described = read(DATA / f"{name}.yaml", DataSet)
+    if not described.base:
+        return described
+    budgets = data_set(described.base).budgets
+    return replace(described, budgets={b: replace(s, set=s.set | described.set) for b, s in budgets.items()})
 
 
-OWN = ("config", "ckpt_path", "model.seed", "scores.num_images", "scores.rounds", "trainer.default_root_dir")
-"""Options of `warm` that the runner gives itself."""
-
-ENDS = ("trainer.max_time", "trainer.max_steps", "trainer.max_epochs")
-"""Options with which a training would end early, and be taken for done."""
-
-
-def merge(points: Sequence[Point]) -> Point:
-    """What several points set together; later ones win."""
-    for_data: dict[str, dict[str, Any]] = {}
-    for point in points:
-        for data, own in point.for_data.items():
-            for_data[data] = for_data.get(data, {}) | own
-
-    def settings(name: str) -> dict[str, Any]:
-        return {setting: value for point in points for setting, value in getattr(point, name).items()}
-
-    only = [point.only for point in points if point.only]
-    return Point(
-        overlays=[overlay for point in points for overlay in point.overlays],
-        sample_overlays=[overlay for point in points for overlay in point.sample_overlays],
-        for_data=for_data,
-        only=[data for data in only[0] if all(data in others for others in only)] if only else [],
-        set=settings("set"),
-        sample=settings("sample"),
-        quick=settings("quick"),
-    )
-
-
-def stand_in(paper: str, data: str | None) -> str:
-    """The data set that takes the place of a paper's one: with classes where both have them."""
-    if data is None:
-        return paper
-    told = data.removesuffix(CONDITIONAL) + CONDITIONAL
-    return told if paper.endswith(CONDITIONAL) and (DATA / f"{told}.yaml").is_file() else data
+# ---------------------------------------------------------------------- cells
 
 
 def expand(
@@ -195,17 +170,17 @@ def expand(
     seeds: int | None = None,
     extra: Sequence[str] = (),
 ) -> list[Cell]:
-    """The cells of an experiment, those of one training beside each other as far as the axes' order allows.
+    """The cells of an experiment; those of one training are beside each other as far as the axes' order allows.
 
     Args:
-        experiment: what to run.
-        data: the data set to run it on; the paper's where None.
+        experiment: which experiment.
+        data: name of the data set to run it on; the paper's data sets where None.
         budget: how thoroughly.
         seeds: number of training seeds; as the experiment says where None.
         extra: options for all calls of `warm`.
 
     Raises:
-        UserError: there is no such data set or budget for it, or no cell.
+        UserError: there is no such data set, no such budget for it, or no cell.
     """
     check_axes(experiment)
     check_extra(experiment, extra)
@@ -213,48 +188,141 @@ def expand(
     check(count >= 1, f"--seeds {count}: there must be at least 1")
     cells: dict[tuple[Any, ...], Cell] = {}
     for paper, labels, point in combinations(experiment):
-        name = stand_in(paper, data)
-        known = data_set(name)
-        check(budget in known.budgets, f"--budget {budget}: {name} has {', '.join(known.budgets)}; choose one of them")
+        name = substitute(paper, data)
+        described = data_set(name)
+        budgets = described.budgets
+        check(budget in budgets, f"--budget {budget}: {name} has {', '.join(budgets)}; choose one of them")
         for seed in range(count):
             cell = Cell(
                 labels=labels,
                 data=name,
-                data_set=known,
-                scale=known.budgets[budget],
+                data_set=described,
+                scale=budgets[budget],
                 budget=budget,
-                papers=(paper,),
+                paper_data=(paper,),
                 seed=seed,
                 point=point,
                 extra=tuple(extra),
             )
             key = (name, *labels.values(), seed)
-            same = cells.get(key)
-            cells[key] = replace(cell, papers=(*same.papers, paper)) if same else cell
-    names = {cell.name: cell.labels for cell in cells.values()}
+            same = cells.get(key)  # of another one of the paper's data sets, whose place this one takes, too
+            cells[key] = replace(cell, paper_data=(*same.paper_data, paper)) if same else cell
+    names = {cell.name for cell in cells.values()}
     check(len(names) == len(cells), f"{experiment.title}: cells share the names of folders: make their labels differ")
     check(bool(cells), f"{experiment.title}: no cells; give its axes values, or a data set that they are for")
     return list(cells.values())
 
 
+def combinations(experiment: Experiment) -> Iterator[tuple[str, dict[str, str], Point]]:
+    """Every combination of labels on every data set of the paper that has it, with all that it sets."""
+    names = ("overlays", "set", "sample", "for_data")
+    base = Point(**{name: getattr(experiment, name) for name in names})
+    axes = [[(name, label, p) for label, p in axis.by_label().items()] for name, axis in experiment.axes.items()]
+    for paper, chosen in product(experiment.data, product(*axes)):
+        sampled = {axis for _, _, point in chosen for axis in point.sampled}
+        points = [
+            replace(point, set={}, sample=point.set | point.sample) if name in sampled else point
+            for name, _, point in chosen
+        ]
+        merged = merge([base, *points])
+        if not merged.only or paper in merged.only:
+            yield paper, {name: label for name, label, _ in chosen}, merged
+
+
+def merge(points: Sequence[Point]) -> Point:
+    """All that several points set together, where later ones replace settings of earlier ones."""
+    for_data: dict[str, Settings] = {}
+    for point in points:
+        for data, settings in point.for_data.items():
+            for_data[data] = for_data.get(data, {}) | settings
+
+    def merged(name: str) -> Settings:
+        return {setting: value for point in points for setting, value in getattr(point, name).items()}
+
+    only = [point.only for point in points if point.only]
+    return Point(
+        overlays=[overlay for point in points for overlay in point.overlays],
+        sample_overlays=[overlay for point in points for overlay in point.sample_overlays],
+        for_data=for_data,
+        only=[data for data in only[0] if all(data in others for others in only)] if only else [],
+        set=merged("set"),
+        sample=merged("sample"),
+        quick=merged("quick"),
+    )
+
+
+def substitute(paper: str, data: str | None) -> str:
+    """The data set that takes the place of a paper's one, with classes where both have them.
+
+    Args:
+        paper: name of the paper's data set.
+        data: name of the data set to use instead; None for the paper's.
+    """
+    if data is None:
+        return paper
+    conditional = data.removesuffix(CONDITIONAL) + CONDITIONAL
+    return conditional if paper.endswith(CONDITIONAL) and (DATA / f"{conditional}.yaml").is_file() else data
+
+
+def select(cells: Sequence[Cell], only: Sequence[str]) -> list[Cell]:
+    """The cells with some labels.
+
+    Args:
+        cells: to choose from.
+        only: texts such as BNR=0.5 or data=cifar10; several labels of one axis are alternatives.
+
+    Raises:
+        UserError: there is no such axis or no such cell.
+    """
+    wanted: dict[str, set[str]] = {}
+    axes = ["data", *cells[0].labels]
+    for text in only:
+        axis, equals, label = text.partition("=")
+        check(bool(equals) and axis in axes, f"--only {text}: write AXIS=LABEL; the axes are {', '.join(axes)}")
+        wanted.setdefault(axis, set()).add(label)
+    chosen = [
+        cell
+        for cell in cells
+        if all({"data": cell.data, **cell.labels}[axis] in labels for axis, labels in wanted.items())
+    ]
+    check(bool(chosen), f"--only {' '.join(only)}: no cell has these labels; --plan without it lists all")
+    return chosen
+
+
+# ---------------------------------------------------------------------- checks
+
+RUNNER_OPTIONS = (
+    "config",
+    "ckpt_path",
+    "model.seed",
+    "scores.num_images",
+    "scores.rounds",
+    "trainer.default_root_dir",
+)
+"""Options of `warm` that the runner gives by itself."""
+
+ENDING_OPTIONS = ("trainer.max_time", "trainer.max_steps", "trainer.max_epochs")
+"""Options with which a training would end early, but count as done."""
+
+
 def check_axes(experiment: Experiment) -> None:
-    """Raise UserError where something speaks of an axis that is not there."""
+    """Raise UserError where a plot or a point names an axis that does not exist."""
     plot = experiment.plot
     named = {name for axis in experiment.axes.values() for point in axis.points.values() for name in point.sampled}
     named |= {name for name in (plot.x, plot.lines) if name} if plot else set()
-    strange = sorted(named - set(experiment.axes))
-    check(not strange, f"{experiment.title}: {strange[:1]} is no axis; they are {', '.join(experiment.axes) or 'none'}")
+    wrong = sorted(named - set(experiment.axes))
+    check(not wrong, f"{experiment.title}: {wrong[:1]} is no axis; they are {', '.join(experiment.axes) or 'none'}")
 
 
 def check_extra(experiment: Experiment, extra: Sequence[str]) -> None:
-    """Raise UserError for options of `warm` that the runner gives itself, or that would make a cell's labels false."""
-    points = [point for axis in experiment.axes.values() for point in axis.all().values()]
-    named = {name for point in points for name in (*point.set, *point.sample)} | set(OWN)
+    """Raise UserError for options of `warm` that the runner gives by itself, or that contradict labels of cells."""
+    points = [point for axis in experiment.axes.values() for point in axis.by_label().values()]
+    fixed = {name for point in points for name in (*point.set, *point.sample)} | set(RUNNER_OPTIONS)
     for option in extra:
         name = option.removeprefix("--").partition("=")[0]
         check(option.startswith("--") and "=" in option, f"{option}: write options of warm as --name=value")
         check(
-            name not in ENDS,
+            name not in ENDING_OPTIONS,
             f"--{name}: would end trainings before they are done; stop the runner at any time instead, and start it "
             "again: it goes on",
         )
@@ -264,46 +332,7 @@ def check_extra(experiment: Experiment, extra: Sequence[str]) -> None:
             "experiments/data, under set and score",
         )
         check(
-            name not in named,
+            name not in fixed,
             f"--{name}: is what the cells of this experiment differ in, or what their files say; choose cells with "
             "--only, samples with --num_images and --rounds, seeds with --seeds",
         )
-
-
-def select(cells: Sequence[Cell], only: Sequence[str]) -> list[Cell]:
-    """Cells with some labels, such as BNR=0.5 or data=cifar10; several labels of one axis are alternatives.
-
-    Raises:
-        UserError: there is no such axis or no such cell.
-    """
-    wanted: dict[str, set[str]] = {}
-    known = ["data", *cells[0].labels]
-    for text in only:
-        axis, equals, label = text.partition("=")
-        check(bool(equals) and axis in known, f"--only {text}: write AXIS=LABEL; the axes are {', '.join(known)}")
-        wanted.setdefault(axis, set()).add(label)
-    labels = [{"data": cell.data, **cell.labels} for cell in cells]
-    chosen = [
-        cell
-        for cell, own in zip(cells, labels, strict=True)
-        if all(own[axis] in among for axis, among in wanted.items())
-    ]
-    check(bool(chosen), f"--only {' '.join(only)}: no cell has these labels; --plan without it lists all")
-    return chosen
-
-
-def combinations(experiment: Experiment) -> Iterator[tuple[str, dict[str, str], Point]]:
-    """Every data set of the paper with every combination of values that it has."""
-    names = ("overlays", "set", "sample", "for_data")
-    base = Point(**{name: getattr(experiment, name) for name in names})
-    axes = [[(name, label, point) for label, point in axis.all().items()] for name, axis in experiment.axes.items()]
-    for paper, chosen in product(experiment.data, product(*axes)):
-        late = {axis for _, _, point in chosen for axis in point.sampled}
-        point = merge([base, *(for_sampling(point) if name in late else point for name, _, point in chosen)])
-        if not point.only or paper in point.only:
-            yield paper, {name: label for name, label, _ in chosen}, point
-
-
-def for_sampling(point: Point) -> Point:
-    """A point whose settings are for sampling only."""
-    return replace(point, set={}, sample=point.set | point.sample)

@@ -1,6 +1,12 @@
-"""What options of `warm fit` mean, whatever files and words say it: so equal trainings are known to be equal."""
+"""Whether two trainings, measurements or files are the same, whatever options and paths name them.
+
+Options of `warm fit` are resolved to a whole configuration with all defaults, of which only those settings are kept
+that a result depends on. Two results are the same if these are equal.
+"""
 
 import hashlib
+import json
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import chdir
 from functools import cache
@@ -15,105 +21,177 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 PAPERS = REPOSITORY / "experiments" / "papers"
 DATA = REPOSITORY / "experiments" / "data"
 
-CONFIG = "--config="
+# ---------------------------------------------------------------------- settings that results depend on
+
 SAMPLING = ("sampler", "guidance")
 """Sections of the model that only sampling depends on."""
-SPEED = ("compile", "channels_last", "num_workers", "cache", "root")
-"""Settings that say how fast, not what, or where torchvision's files are."""
-LOOKING = ("batch_size", "every", "every_num_images")
-"""Settings of scores that a score does not depend on."""
-PLACES = ("path", "held_out_path")
+MODEL_SPEED = ("compile", "channels_last")
+"""Settings of the model that change its speed only."""
+DATA_SPEED = ("num_workers", "cache", "root")
+"""Settings of the data that change their speed only, or say where torchvision's files are."""
+DATA_PATHS = ("path", "held_out_path")
 """Settings of the data that say where they are: another copy of a file counts as the same."""
-LOCK = Lock()
-"""Jobs are threads, and a working directory is the whole process's."""
+SCORE_SPEED = ("batch_size", "every", "every_num_images")
+"""Settings of scores that a score does not depend on."""
 TRAINER = (
     "precision", "gradient_clip_val", "gradient_clip_algorithm", "max_epochs", "min_epochs", "max_steps",
     "min_steps", "max_time", "limit_train_batches", "overfit_batches", "fast_dev_run", "callbacks", "plugins",
 )  # fmt: skip
-"""Settings of the Trainer that weights or scores depend on; others say where and how it works."""
+"""Settings of the Trainer that weights or scores depend on; the others say where and how it works."""
+
+CONFIG = "--config="
+NO_PROGRESS_BAR = "--trainer.enable_progress_bar=false"
+OUTPUT_PATHS = ("--trainer.default_root_dir=", "--ckpt_path=", "--outdir=", "--grid=")
+"""Options that say where files are."""
+SPECTRUM = re.compile("^(--spectrum=).*/")
+"""An option whose folder says where a file is, while the file's name says which images it is of."""
+
+
+def training_identity(options: Sequence[str]) -> dict[str, Any]:
+    """All that the weights of a training depend on, as plain data.
+
+    Args:
+        options: of `warm fit`.
+    """
+    config = resolved(options)
+    model = without(config["model"], (*SAMPLING, *MODEL_SPEED))
+    return {"model": model, **data_and_trainer(config), "posthoc_ema": config["posthoc_ema"]}
+
+
+def measurement_identity(options: Sequence[str], arguments: Sequence[str], training: str | None) -> dict[str, Any]:
+    """All that the result of a call of `warm` depends on, as plain data.
+
+    Args:
+        options: of `warm fit`, that describe the model and how it is sampled.
+        arguments: the command and its options, among which `options` may be.
+        training: name of the training that made the model; None where none is needed.
+    """
+    config = resolved(options)
+    ignored = {*options, NO_PROGRESS_BAR}
+    call = [
+        SPECTRUM.sub(r"\1", argument)
+        for argument in arguments
+        if argument not in ignored and not argument.startswith(OUTPUT_PATHS)
+    ]
+    scores = without(config["scores"], SCORE_SPEED) if arguments[0] == "test" else None
+    model = without(config["model"], MODEL_SPEED)
+    return {"call": call, "training": training, "model": model, **data_and_trainer(config), "scores": scores}
+
+
+def images_identity(options: Sequence[str]) -> str:
+    """The images that options of `warm fit` name, as 10 hexadecimal digits."""
+    file = images_file(options)
+    images = [data_and_trainer(resolved(options))["data"], fingerprint(file) if file else None]
+    return short_hash(images)
+
+
+def data_and_trainer(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The parts of a configuration that say which data are used, wherever they are, and how the Trainer computes."""
+    data = config["data"]
+    images = without(data["init_args"], DATA_SPEED)
+    images |= {name: source_name(REPOSITORY / images[name]) for name in DATA_PATHS if images.get(name)}
+    trainer = {name: value for name, value in config["trainer"].items() if name in TRAINER}
+    return {"data": data | {"init_args": images}, "trainer": trainer}
+
+
+def without(settings: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """The settings whose names are not among some."""
+    return {name: value for name, value in settings.items() if name not in names}
+
+
+def short_hash(identity: Any) -> str:
+    """The first 10 hexadecimal digits of the SHA-256 of plain data."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
+
+
+# ---------------------------------------------------------------------- notes of jobs
+
+
+def job_identity(result: Mapping[str, Any], checkpoint: Path | None, images: Path | None) -> dict[str, Any]:
+    """The entries that the note of a job must have for its result to count, as JSON gives them back.
+
+    Args:
+        result: all that the result depends on, beside the contents of files.
+        checkpoint: the file with the model, where one is needed.
+        images: the file with the images, where they are in one.
+    """
+    identity: dict[str, Any] = {"meaning": json.loads(json.dumps(result))}
+    if checkpoint:
+        identity["needs"] = file_sha256(checkpoint)
+    if images:
+        identity["images"] = fingerprint(images)
+    return identity
+
+
+def is_same_job(note: Mapping[str, Any], identity: Mapping[str, Any]) -> bool:
+    """Whether a note is of the job with an identity.
+
+    A checkpoint or a file of images that is not there any more counts as unchanged: it may have been removed to save
+    space, and the identity still holds the name of the training and of the file.
+    """
+    removed = [name for name in ("needs", "images") if identity.get(name, "present") is None]
+    return all(note.get(name) == value for name, value in identity.items() if name not in removed)
+
+
+# ---------------------------------------------------------------------- configurations and files
+
+WORKING_DIRECTORY = Lock()
+"""Held while the working directory is changed, which belongs to all threads of the process."""
 
 
 def resolved(options: Sequence[str]) -> dict[str, Any]:
-    """The whole configuration of some options, with all defaults; its files are those of this moment.
+    """The whole configuration of options of `warm fit`, with all defaults, from its files as they are now.
 
     Raises:
         UserError: a file, name or value is wrong.
     """
     paths = [option.removeprefix(CONFIG) for option in options if option.startswith(CONFIG)]
-    return _resolved(tuple(options), tuple(digest(REPOSITORY / path) for path in paths))
+    return _resolved(tuple(options), tuple(file_sha256(REPOSITORY / path) for path in paths))
 
 
 @cache
-def _resolved(options: tuple[str, ...], digests: tuple[str | None, ...]) -> dict[str, Any]:
-    with LOCK, chdir(REPOSITORY):
+def _resolved(options: tuple[str, ...], hashes: tuple[str | None, ...]) -> dict[str, Any]:
+    with WORKING_DIRECTORY, chdir(REPOSITORY):
         return resolve(options)
 
 
-def training(options: Sequence[str]) -> dict[str, Any]:
-    """The part of it that trained weights depend on."""
-    config = resolved(options)
-    model = {name: value for name, value in config["model"].items() if name not in (*SAMPLING, *SPEED)}
-    return {"model": model, **around(config), "posthoc_ema": config["posthoc_ema"]}
-
-
-def measuring(options: Sequence[str], scored: bool) -> dict[str, Any]:
-    """The part of it that what is measured depends on.
-
-    Args:
-        options: of `warm fit`.
-        scored: whether scores are what is measured.
-    """
-    config = resolved(options)
-    model = {name: value for name, value in config["model"].items() if name not in SPEED}
-    scores = {name: value for name, value in config["scores"].items() if name not in LOOKING} if scored else None
-    return {"model": model, **around(config), "scores": scores}
-
-
-def around(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Data, wherever they are, and how the Trainer computes."""
-    data = config["data"]
-    images = {name: value for name, value in data["init_args"].items() if name not in SPEED}
-    images |= {name: source_name(REPOSITORY / images[name]) for name in PLACES if images.get(name)}
-    trainer = {name: value for name, value in config["trainer"].items() if name in TRAINER}
-    return {"data": data | {"init_args": images}, "trainer": trainer}
-
-
 def images_file(options: Sequence[str]) -> Path | None:
-    """The file with the images, which may not be there; None where they are in a folder or in no one place."""
+    """The file with the images of a configuration, which may not exist; None where they are not in a single file."""
     path = resolved(options)["data"]["init_args"].get("path")
     place = REPOSITORY / expand(path) if path else None
     return None if place is None or place.is_dir() else place
 
 
-PART = 1 << 20
-
-
-def digest(path: Path) -> str | None:
-    """SHA-256 of a file; None if it is not there."""
+def file_sha256(path: Path) -> str | None:
+    """The SHA-256 of a file in hexadecimal digits; None if there is no such file."""
     if not path.is_file():
         return None
-    known = path.stat()
-    return _digest(path, known.st_mtime_ns, known.st_size)
+    status = path.stat()
+    return _file_sha256(path, status.st_mtime_ns, status.st_size)
 
 
 @cache
-def _digest(path: Path, changed: int, size: int) -> str:
-    # Checkpoints are gigabytes, and several jobs ask for each.
+def _file_sha256(path: Path, modified: int, size: int) -> str:
+    # Checkpoints may have gigabytes, and several jobs ask for each.
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def fingerprint(path: Path) -> str | None:
-    """Size, beginning and end of a file, which may be of many gigabytes; None if it is not there.
+FINGERPRINTED = 1 << 20
+"""Bytes at each end of a file that its fingerprint is made from."""
 
-    The end of a zip lists checksums of what is in it.
+
+def fingerprint(path: Path) -> str | None:
+    """The size of a file with a hash of its beginning and end; None if there is no such file.
+
+    A data set may have hundreds of gigabytes. The end of a zip file lists the checksums of all its members.
     """
     if not path.is_file():
         return None
     with path.open("rb") as file:
         size = file.seek(0, 2)
         parts = []
-        for start in (0, max(0, size - PART)):
+        for start in (0, max(0, size - FINGERPRINTED)):
             file.seek(start)
-            parts.append(file.read(PART))
+            parts.append(file.read(FINGERPRINTED))
     return f"{size}-{hashlib.sha256(b''.join(parts)).hexdigest()[:16]}"

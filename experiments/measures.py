@@ -1,6 +1,6 @@
-"""What can be done with a cell: a call of `warm`, and what is read of what it wrote.
+"""Measures: calls of `warm` on the cells of an experiment, and the values that are read from the files they write.
 
-A new measure is a subclass; experiments name it in their files.
+A new measure is a subclass of `Measure`; experiments name it in their files.
 """
 
 import json
@@ -11,85 +11,89 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from experiments.cells import QUIET, Cell
+from matplotlib.figure import Figure
+
+from experiments.cells import Cell
+from experiments.figures import sample_figure
+from experiments.identity import NO_PROGRESS_BAR
 from warm_lightning.errors import UserError, check
 from warm_lightning.rng import parse_seeds
 
 COMPANIONS = ("_halves", "_gaussian", "_data")
-"""Ends of the names of scores that are not the samples'."""
+"""Endings of the names of scores that are not those of the samples."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What a measure found in a cell.
+    """The values that a measure finds in a cell.
 
     Attributes:
         values: by name.
-        shown: names of the values that tables show, the first in plots; none where there is nothing but pictures.
-        about: what the values are of: images, nfe, weights, sample_seeds, images_seen, …
-        yardsticks: the same values for something other than the model, by its name and the value's.
-        words: what tables show beside the values and is no number.
+        shown: names of the values that tables show, the first also in plots; empty where there are only pictures.
+        protocol: how the values came about: num_images, nfe, weights, sample_seeds, images_seen, …
+        references: values to compare with, such as those of the data itself, by their label and the value's name.
+        words: texts that tables show beside the values, by name.
     """
 
     values: dict[str, float]
     shown: list[str] = field(default_factory=list)
-    about: dict[str, Any] = field(default_factory=dict)
-    yardsticks: dict[str, dict[str, float]] = field(default_factory=dict)
+    protocol: dict[str, Any] = field(default_factory=dict)
+    references: dict[str, dict[str, float]] = field(default_factory=dict)
     words: dict[str, str] = field(default_factory=dict)
 
 
 class Measure(ABC):
-    """What is done with every cell of an experiment."""
+    """Something that is done with every cell of an experiment."""
 
-    trains = True
-    """Whether it needs the cell's trained model."""
-    makes = ""
-    """The file of results in its folder."""
+    needs_model = True
+    """Whether it needs the trained model of the cell."""
+    result_file = ""
+    """The file in its folder that holds the result."""
 
     @abstractmethod
     def arguments(self, cell: Cell, folder: Path, checkpoint: Path) -> list[str]:
-        """The command of `warm` and its options.
+        """The command of `warm` with its options.
 
         Args:
-            cell: which.
-            folder: where results go.
-            checkpoint: of the trained model, where the measure needs one.
+            cell: which cell is measured.
+            folder: where results are written.
+            checkpoint: of the trained model, where one is needed.
         """
 
     @abstractmethod
     def read(self, cell: Cell, folder: Path) -> Reading:
-        """What the command has found."""
+        """Read the values from a folder that the command has written."""
 
     def calls(self, cell: Cell, nfe: int) -> float:
-        """Network calls that it takes, for the plan; a backward pass counts as two.
+        """The number of network calls that the measure takes, for the plan; a backward pass counts as two.
 
         Args:
-            cell: which.
-            nfe: of the cell's sampler, for an image.
+            cell: which cell is measured.
+            nfe: network calls of the cell's sampler for an image.
         """
         return 0.0
 
-    def pictures(self, cells: Sequence[tuple[Cell, Path]]) -> dict[str, bytes]:
-        """PNG files over all cells, each with its folder, by their titles."""
+    def pictures(self, cells: Sequence[tuple[Cell, Path]]) -> dict[str, Figure | bytes]:
+        """Figures, or contents of PNG files, over all cells, each given with its folder; by their titles."""
         return {}
 
     @property
     def name(self) -> str:
-        """For people."""
+        """The name in tables and results."""
         return type(self).__name__.lower()
 
-    def place(self, cell: Cell) -> str:
-        """Of the folder with its results in a cell's."""
+    def folder_name(self, cell: Cell) -> str:
+        """The name of the folder with its results, inside the cell's folder."""
         return self.name
 
 
 class Scores(Measure):
-    """Samples and scores: `warm test`."""
+    """Scores of samples: `warm test`."""
 
-    makes = "scores.json"
+    result_file = "scores.json"
 
-    def place(self, cell: Cell) -> str:
-        return f"scores-{cell.scale.rounds}x{cell.scale.images}"  # so that more samples leave those of fewer alone
+    def folder_name(self, cell: Cell) -> str:
+        return f"scores-{cell.scale.rounds}x{cell.scale.images}"  # more samples do not replace those of fewer
 
     def calls(self, cell: Cell, nfe: int) -> float:
         return float(cell.scale.images * cell.scale.rounds * nfe)
@@ -97,36 +101,40 @@ class Scores(Measure):
     def arguments(self, cell: Cell, folder: Path, checkpoint: Path) -> list[str]:
         scale = cell.scale
         counts = [f"--scores.num_images={scale.images}", f"--scores.rounds={scale.rounds}"]
-        where = [f"--trainer.default_root_dir={folder}", f"--ckpt_path={checkpoint}"]
-        return ["test", *cell.sampling, *counts, *where, QUIET]
+        paths = [f"--trainer.default_root_dir={folder}", f"--ckpt_path={checkpoint}"]
+        return ["test", *cell.sampling, *counts, *paths, NO_PROGRESS_BAR]
 
     def read(self, cell: Cell, folder: Path) -> Reading:
-        found = load(folder / "scores.json")
-        protocol = found.pop("protocol")
-        own = {name: value for name, value in found.items() if not name.endswith(COMPANIONS)}
+        content = load(folder / "scores.json")
+        protocol = content.pop("protocol")
+        values = {name: value for name, value in content.items() if not name.endswith(COMPANIONS)}
         first = protocol["extractors"][0]
         halves = " against ".join(f"{count:,}" for count in first.get("halves_images") or ["?"])
         labels = {
             "_halves": f"halves of the data ({halves} images)",
             "_gaussian": f"Gaussian with the data's moments ({first.get('gaussian_images') or 0:,} images)",
         }
-        beside: dict[str, dict[str, float]] = {label: {} for label in labels.values()}
-        for name, value in found.items():
-            for end, label in labels.items():
-                if name.endswith(end):
-                    beside[label][name.removesuffix(end)] = value
+        references = {
+            label: {name.removesuffix(ending): value for name, value in content.items() if name.endswith(ending)}
+            for ending, label in labels.items()
+        }
         names = ("nfe", "weights", "images_seen", "num_images", "device", "precision")
-        about = {name: protocol[name] for name in names} | {"sample_seeds": protocol["seeds"]}
-        about["nonfinite_images"] = sum(protocol["nonfinite_images"])
-        return Reading(own, main_scores(own, cell.scale.score), about, beside)
+        chosen = {name: protocol[name] for name in names} | {"sample_seeds": protocol["seeds"]}
+        chosen["nonfinite_images"] = sum(protocol["nonfinite_images"])
+        return Reading(values, main_scores(values, cell.scale.score), chosen, references)
 
 
 def main_scores(names: Iterable[str], pattern: str) -> list[str]:
-    """The score of a pattern such as fid*, and the inception-style score where there is one; of the best round, as
-    papers report them, where there are several.
+    """The names of the scores that tables show: the main one, and the inception-style score where there is one.
+
+    Where there are several rounds, the best one's scores are chosen, as papers report them.
+
+    Args:
+        names: of all scores.
+        pattern: of the main score, such as fid*, where * stands for a number of images.
 
     Raises:
-        UserError: there is none.
+        UserError: no name fits the pattern.
     """
     number = "[0-9]*k?"
     shown = [name for name in names if re.fullmatch(pattern.replace("*", number) + "(_min)?", name)]
@@ -137,37 +145,35 @@ def main_scores(names: Iterable[str], pattern: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Samples(Measure):
-    """A grid of samples of the same seeds: `warm generate`.
+    """Samples of the same seeds for all cells: `warm generate`.
 
     Attributes:
-        seeds: one an image.
+        seeds: one for each image, such as 0-15.
     """
 
     seeds: str = "0-15"
 
-    makes = "grid.png"
+    result_file = "grid.png"
 
     def calls(self, cell: Cell, nfe: int) -> float:
         return float(len(parse_seeds(self.seeds)) * nfe)
 
     def arguments(self, cell: Cell, folder: Path, checkpoint: Path) -> list[str]:
-        where = [f"--ckpt_path={checkpoint}", f"--seeds={self.seeds}", f"--outdir={folder / 'images'}"]
-        return ["generate", *where, f"--grid={folder / 'grid.png'}", *cell.overrides]
+        paths = [f"--ckpt_path={checkpoint}", f"--seeds={self.seeds}", f"--outdir={folder / 'images'}"]
+        return ["generate", *paths, f"--grid={folder / 'grid.png'}", *cell.overrides]
 
     def read(self, cell: Cell, folder: Path) -> Reading:
-        return Reading({}, about={"sample_seeds": self.seeds})
+        return Reading({}, protocol={"sample_seeds": self.seeds})
 
-    def pictures(self, cells: Sequence[tuple[Cell, Path]]) -> dict[str, bytes]:
-        from experiments.figures import png, sample_rows
-
-        return {f"Samples of seeds {self.seeds}": png(sample_rows(cells))}
+    def pictures(self, cells: Sequence[tuple[Cell, Path]]) -> dict[str, Figure | bytes]:
+        return {f"Samples of seeds {self.seeds}": sample_figure(cells)}
 
 
 def load(path: Path) -> dict[str, Any]:
-    """A file of results.
+    """Read a JSON file of results.
 
     Raises:
-        UserError: it is not there or no JSON.
+        UserError: it does not exist or is no JSON.
     """
     try:
         return dict(json.loads(path.read_text()))

@@ -1,4 +1,4 @@
-"""What an experiment is expected to cost, before it starts."""
+"""The plan of an experiment before it starts: expected cost, and data and weights that its jobs share."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -19,32 +19,29 @@ from warm_lightning.config import configured, split_settings
 from warm_lightning.errors import check
 from warm_lightning.module import DiffusionModule
 
-BACKWARD = 3
-"""FLOPs of forward and backward pass over those of the forward pass alone."""
-CPU = 0.13
-"""TFLOP/s in training on two cores: images/s times FLOPs an image in docs/measurements/bench.json."""
-GPU = 60.0
-"""TFLOP/s of one current GPU in training, bf16-mixed and compiled: an assumption until `make gpu-check` measured it."""
-DAY = 86400
-PATIENCE = 7
-"""Days on a machine without GPU that are started without being asked twice."""
+# ---------------------------------------------------------------------- cost
 
-NETWORK = ("--config=", "--model.network", "--model.parameterization", "--model.augment")
-"""Options that a network's size follows from."""
-SMALL = ("--model.network.model_channels=8", "--model.network.num_blocks=1", "--model.network.attn_resolutions=[]")
-"""For modules of which all but the network is asked."""
+TRAINING_PASSES = 3
+"""FLOPs of the forward and backward pass of training, in units of the forward pass."""
+CPU_TFLOPS = 0.13
+"""TFLOP/s in training on two cores: images/s times FLOPs an image in docs/measurements/bench.json."""
+GPU_TFLOPS = 60.0
+"""TFLOP/s of one GPU in training, bf16-mixed and compiled: an assumption until `make gpu-check` has measured it."""
+DAY = 86400
+MOST_CPU_DAYS = 7
+"""Days of work that a machine without GPU starts on without --anyway."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of all cells together.
+    """The expected cost of trainings and measurements.
 
     Attributes:
         flops: floating-point operations.
-        images: trained on.
-        calls: of the network, for what is measured.
-        tflops: 10¹² operations per second that one device sustains.
-        source: where that number is from.
+        images: number of images that are trained on.
+        calls: number of network calls in measuring.
+        tflops: 10¹² operations a second that one device sustains.
+        source: how `tflops` is known.
         gpu: whether the device is a GPU.
     """
 
@@ -57,93 +54,110 @@ class Cost:
 
     @property
     def days(self) -> float:
-        """Of one device."""
+        """Days that one device takes."""
         return self.flops / (self.tflops * 1e12) / DAY
 
     def line(self) -> str:
-        """In words."""
+        """The cost in words."""
         unit = "GPU" if self.gpu else "CPU"
         days = f"{self.days:.1f} {unit}-days" if self.days >= 1 else f"{24 * self.days:.2g} {unit}-hours"
         work = f"{self.images:,.0f} images of training, {self.calls:,.0f} network calls in measuring"
         return f"expected: {days} at {self.tflops:g} TFLOP/s ({self.source}): {work}, {self.flops:.2g} FLOPs in all"
 
 
-def module_of(options: Sequence[str]) -> DiffusionModule:
-    """The module of some options of `warm fit`."""
-    return configured(split_settings(list(options))[0])[0]
-
-
-@cache
-def forward(options: tuple[str, ...]) -> float:
-    """FLOPs of a network, an image."""
-    return float(forward_flops(module_of(options).network))
-
-
-@cache
-def small(options: tuple[str, ...]) -> DiffusionModule:
-    """The module of some options with a network of no matter."""
-    return module_of([*options, *SMALL])
-
-
-def network_flops(cell: Cell) -> float:
-    """Of a cell's network, an image."""
-    return forward(tuple(option for option in cell.training if option.startswith(NETWORK)))
-
-
 def estimate(to_train: Sequence[Cell], to_measure: Sequence[tuple[Cell, Measure]], tflops: float | None) -> Cost:
-    """Cost of some trainings and measurements.
+    """Estimate the cost of trainings and measurements.
 
     Args:
         to_train: a cell for each model that is to be trained.
-        to_measure: cells, and what is to be done with them.
-        tflops: see `Cost`; as known of such machines where None.
+        to_measure: cells with what is to be done with them.
+        tflops: see `Cost`; None for the value that is known of a GPU or two CPU cores.
     """
     flops = images = calls = 0.0
     for cell in to_train:
-        duration = small(seedless(cell.training)).duration
+        duration = module_with_small_network(without_seed(cell.training)).duration
         images += duration
-        flops += BACKWARD * duration * network_flops(cell)
+        flops += TRAINING_PASSES * duration * network_flops(cell)
     for cell, measure in to_measure:
-        if measure.trains:
-            model = small(seedless(cell.sampling)).model()
-            mine = measure.calls(cell, model.nfe(model.sampler))
-            calls += mine
-            flops += mine * network_flops(cell)
-    gpu = torch.cuda.is_available() or flops / (CPU * 1e12) > PATIENCE * DAY
-    known = (GPU, "an assumption: no GPU was measured") if gpu else (CPU, "measured on two cores")
+        if measure.needs_model:
+            model = module_with_small_network(without_seed(cell.sampling)).model()
+            calls_of_measure = measure.calls(cell, model.nfe(model.sampler))
+            calls += calls_of_measure
+            flops += calls_of_measure * network_flops(cell)
+    gpu = torch.cuda.is_available() or flops / (CPU_TFLOPS * 1e12) > MOST_CPU_DAYS * DAY
+    known = (GPU_TFLOPS, "an assumption: no GPU was measured") if gpu else (CPU_TFLOPS, "measured on two cores")
     speed, source = (tflops, "as given") if tflops else known
     return Cost(flops, images, calls, speed, source, gpu)
 
 
-def seedless(options: Sequence[str]) -> tuple[str, ...]:
-    """Options without the training seed, which costs nothing."""
-    return tuple(option for option in options if not option.startswith("--model.seed="))
-
-
 def check_affordable(cost: Cost, anyway: bool) -> None:
-    """Raise UserError where this machine would be busy for weeks."""
-    days = cost.flops / (CPU * 1e12) / DAY
+    """Raise UserError where this machine has no GPU and would work for weeks, unless `anyway`."""
+    days = cost.flops / (CPU_TFLOPS * 1e12) / DAY
     check(
-        anyway or torch.cuda.is_available() or days < PATIENCE,
+        anyway or torch.cuda.is_available() or days < MOST_CPU_DAYS,
         f"this would take about {days:,.0f} days without a GPU: choose --budget small, or --anyway",
     )
 
 
-def prepare(cells: "Iterable[Cell]", scored: "Iterable[Cell]") -> None:
-    """Download or find the data of some cells, and the weights of what scores some, once for all jobs.
+NETWORK_OPTIONS = ("--config=", "--model.network", "--model.parameterization", "--model.augment")
+"""Beginnings of the options that the size of a network depends on."""
+SMALL_NETWORK = (
+    "--model.network.model_channels=8",
+    "--model.network.num_blocks=1",
+    "--model.network.attn_resolutions=[]",
+)
 
-    Jobs that run at the same time would each download them to the same place; and what is missing would be missed
+
+def network_flops(cell: Cell) -> float:
+    """FLOPs of a forward pass of the cell's network for an image."""
+    return network_flops_of(tuple(option for option in cell.training if option.startswith(NETWORK_OPTIONS)))
+
+
+@cache
+def network_flops_of(options: tuple[str, ...]) -> float:
+    """FLOPs of a forward pass for an image of the network that options of `warm fit` describe."""
+    return float(forward_flops(make_module(options).network))
+
+
+@cache
+def module_with_small_network(options: tuple[str, ...]) -> DiffusionModule:
+    """The module of options of `warm fit` with another network, which is made at once."""
+    return make_module([*options, *SMALL_NETWORK])
+
+
+def make_module(options: Sequence[str]) -> DiffusionModule:
+    """The module of options of `warm fit`."""
+    return configured(split_settings(list(options))[0])[0]
+
+
+def without_seed(options: Sequence[str]) -> tuple[str, ...]:
+    """Options without the training seed, on which no cost depends."""
+    return tuple(option for option in options if not option.startswith("--model.seed="))
+
+
+# ---------------------------------------------------------------------- preparation
+
+
+def prepare(cells: Iterable[Cell], scored: Iterable[Cell]) -> None:
+    """Download or find the data of cells, and the weights of the extractors that score them, once for all jobs.
+
+    Jobs that run at the same time would each download them to the same place, and a missing file would be noticed
     after days of training.
 
+    Args:
+        cells: whose data are used.
+        scored: those of them that are scored.
+
     Raises:
-        UserError: something is not there and cannot be had.
+        UserError: something is missing and cannot be downloaded.
     """
     data = {json.dumps(resolved(cell.sampling)["data"], sort_keys=True) for cell in cells}
-    scored = list(scored)
-    named = [one for cell in scored for one in resolved(cell.sampling)["scores"]["extractors"] or []]
-    extractors = {json.dumps(one, sort_keys=True) for one in named}
-    statistics = {resolved(cell.sampling)["scores"]["reference_stats"] for cell in scored} - {None}
-    with chdir(REPOSITORY):  # where jobs run, whose paths may be relative
+    scores = [resolved(cell.sampling)["scores"] for cell in scored]
+    extractors = {
+        json.dumps(extractor, sort_keys=True) for of_cell in scores for extractor in of_cell["extractors"] or []
+    }
+    statistics = {of_cell["reference_stats"] for of_cell in scores} - {None}
+    with chdir(REPOSITORY):  # where jobs run, since paths may be relative
         for text in sorted(data):
             make(json.loads(text)).prepare_data()
         for text in sorted(extractors):
@@ -153,6 +167,6 @@ def prepare(cells: "Iterable[Cell]", scored: "Iterable[Cell]") -> None:
 
 
 def make(described: dict[str, Any]) -> Any:
-    """The object of a class's path and arguments, as configurations describe it."""
+    """The object that a class path and arguments describe, as in configurations."""
     module, _, name = described["class_path"].rpartition(".")
     return getattr(import_module(module), name)(**described.get("init_args", {}))

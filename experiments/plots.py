@@ -1,4 +1,4 @@
-"""Pictures of results: scores with error bars and reference lines, and samples of the same seeds."""
+"""Plots of scores over the axes of an experiment, with error bars and reference lines."""
 
 from collections.abc import Iterator, Sequence
 from math import isnan
@@ -7,11 +7,12 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from experiments.experiment import Plot
-from experiments.results import Group, said_trainings
+from experiments.results import Group
+from warm_lightning.analysis.figures import new_figure
 
 FAR = 3
-"""How many times above or below all scores a yardstick may be to be drawn."""
-DASHES = ("--", ":", "-.")
+"""A reference value this many times above or below all scores is not drawn."""
+LINE_STYLES = ("--", ":", "-.")
 MEANINGS = {
     "frechet_ode": ", squared Fréchet distance to the exact ODE's samples",
     "frechet": ", squared Fréchet distance to the data",
@@ -25,62 +26,62 @@ MEANINGS = {
     "nearest_mse": ", mean square distance to the nearest image",
     "rms_ode": ", root mean square distance to the exact ODE's samples",
 }
-"""What values are, by how their names begin."""
+"""The meaning of a value by the beginning of its name."""
 
 
-def numbers(labels: Sequence[str]) -> list[float] | None:
-    """Labels as numbers, if all are."""
+def score_figure(groups: Sequence[Group], plot: Plot, name: str) -> Figure:
+    """A score along one axis, with a line for each value of another; bars where the axis has no numbers.
+
+    Args:
+        groups: one for each combination of labels.
+        plot: the axes.
+        name: of the score.
+    """
+    labels = list(dict.fromkeys(group.cell.labels[plot.x] for group in groups))
+    positions = as_numbers(labels)
+    return bar_figure(groups, plot, name) if positions is None else line_figure(groups, plot, name, labels, positions)
+
+
+def as_numbers(labels: Sequence[str]) -> list[float] | None:
+    """Labels as numbers; None if one is none."""
     try:
         return [float(label) for label in labels]
     except ValueError:
         return None
 
 
-def ordinate(groups: Sequence[Group], name: str) -> str:
-    """What the scores are, with the number of seeds."""
-    several = any(group.trainings > 1 for group in groups)
-    spread = f"\nmean and standard deviation of {said_trainings(groups)} trainings" if several else ""
-    if not several and errors(groups, name):
-        spread = "\nwith its standard error over images"
-    said = next((meaning for start, meaning in MEANINGS.items() if name.startswith(start)), "")
-    return f"{name}{said}{spread}"
-
-
-def scores(groups: Sequence[Group], plot: Plot, main: str) -> Figure:
-    """A score along one axis, a line for each value of another; bars where the axis has no numbers."""
-    labels = list(dict.fromkeys(group.cell.labels[plot.x] for group in groups))
-    places = numbers(labels)
-    if places is None:
-        return bars(groups, plot, main)
-    figure = Figure(figsize=(7.5, 5), layout="constrained")
+def line_figure(
+    groups: Sequence[Group], plot: Plot, name: str, labels: Sequence[str], positions: Sequence[float]
+) -> Figure:
+    """See `score_figure`; `positions` are the numbers of `labels` of the axis along the plot."""
+    figure = new_figure(7.5, 5)
     axes = figure.subplots()
     lines = list(dict.fromkeys(group.cell.labels[plot.lines] for group in groups)) if plot.lines else [""]
     colours = mpl.colormaps["viridis"]
     for number, line in enumerate(lines):
-        mine = [group for group in groups if not plot.lines or group.cell.labels[plot.lines] == line]
-        at = [float(group.cell.labels[plot.x]) for group in mine]
-        if all(isnan(group.mean(main)) for group in mine):
+        of_line = [group for group in groups if not plot.lines or group.cell.labels[plot.lines] == line]
+        x, y = [float(group.cell.labels[plot.x]) for group in of_line], [group.mean(name) for group in of_line]
+        if all(map(isnan, y)):
             continue
         colour = colours(0.9 * number / max(1, len(lines) - 1))
-        name = f"{plot.lines} {line}" if plot.lines else ""
-        means = [group.mean(main) for group in mine]
-        axes.errorbar(at, means, errors(mine, main), marker="o", capsize=3, label=name, color=colour)
-    for label, value, dashes in near(groups, main):
-        axes.axhline(value, color="0.4", linestyle=dashes, linewidth=1, label=label)
-    if "x" in plot.log and min(places) > 0:
+        label = f"{plot.lines} {line}" if plot.lines else ""
+        axes.errorbar(x, y, error_bars(of_line, name), marker="o", capsize=3, label=label, color=colour)
+    for label, value, style in near_references(groups, name):
+        axes.axhline(value, color="0.4", linestyle=style, linewidth=1, label=label)
+    if "x" in plot.log and min(positions) > 0:
         axes.set_xscale("log")
-    elif "x" in plot.log:  # a logarithm has no 0, which a BNR may be
-        smallest = min((place for place in places if place > 0), default=1)
+    elif "x" in plot.log:  # a logarithmic scale has no 0, which a BNR may be
+        smallest = min((position for position in positions if position > 0), default=1)
         axes.set_xscale("symlog", linthresh=smallest)
         axes.set_xlim(left=-0.2 * smallest)
-    axes.set_xticks(places, labels)
+    axes.set_xticks(positions, labels)
     axes.minorticks_off()
     if "y" in plot.log:
         axes.set_yscale("log")
-    axes.set(xlabel=plot.labels.get(plot.x, plot.x), ylabel=ordinate(groups, main))
+    axes.set(xlabel=plot.labels.get(plot.x, plot.x), ylabel=score_label(groups, name))
     axes.tick_params(axis="x", rotation=45 if len(labels) > 6 else 0)
     axes.grid(alpha=0.3)
-    if len(lines) > 3:  # which leave no room among them
+    if len(lines) > 3:  # a legend would hide the lines
         figure.set_figwidth(9.5)
         figure.legend(fontsize=9, loc="outside right upper")
     elif axes.get_legend_handles_labels()[0]:
@@ -88,45 +89,57 @@ def scores(groups: Sequence[Group], plot: Plot, main: str) -> Figure:
     return figure
 
 
-def yardsticks(groups: Sequence[Group], name: str) -> Iterator[tuple[str, float, str]]:
-    """What the data and other things get, with how to draw their lines."""
-    base = name.removesuffix("_min")
-    for (label, values), dashes in zip(groups[0].results[0].reading.yardsticks.items(), DASHES, strict=False):
-        if base in values:
-            yield label, values[base], dashes
+def bar_figure(groups: Sequence[Group], plot: Plot, name: str) -> Figure:
+    """A bar for the score of each group."""
+    groups = [group for group in groups if not isnan(group.mean(name))]
+    figure = new_figure(8, 1.2 + 0.32 * len(groups))
+    axes = figure.subplots()
+    titles, means = [", ".join(g.cell.labels.values()) for g in groups], [g.mean(name) for g in groups]
+    axes.barh(titles, means, xerr=error_bars(groups, name), color="tab:blue", capsize=3)
+    for label, value, style in near_references(groups, name):
+        axes.axvline(value, color="0.3", linestyle=style, linewidth=1, label=label)
+    axes.invert_yaxis()
+    if "y" in plot.log:
+        axes.set_xscale("log")
+    axes.set(xlabel=score_label(groups, name))
+    axes.grid(alpha=0.3, axis="x")
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=9)
+    return figure
 
 
-def errors(groups: Sequence[Group], name: str) -> list[float] | None:
-    """Standard deviations over trainings, or what single ones know of their errors; None where nothing is known."""
+def score_label(groups: Sequence[Group], name: str) -> str:
+    """The name and meaning of a score, with the number of trainings that its error bars are over."""
+    bars = ""
+    counts = sorted({group.trainings for group in groups})
+    if counts[-1] > 1:
+        trainings = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+        bars = f"\nmean and standard deviation of {trainings} trainings"
+    elif error_bars(groups, name):
+        bars = "\nwith its standard error over images"
+    meaning = next((meaning for beginning, meaning in MEANINGS.items() if name.startswith(beginning)), "")
+    return f"{name}{meaning}{bars}"
+
+
+def error_bars(groups: Sequence[Group], name: str) -> list[float] | None:
+    """Standard deviations over trainings, or standard errors that a measure gives; None where there are none."""
     spreads = [group.spread(name) for group in groups]
     if name == "bpd" and not any(spreads):
         spreads = [group.mean("standard_error") for group in groups]
     return [spread or 0.0 for spread in spreads] if any(spreads) else None
 
 
-def near(groups: Sequence[Group], name: str) -> Iterator[tuple[str, float, str]]:
-    """Those of the yardsticks that do not make everything else small; tables have all."""
+def references(groups: Sequence[Group], name: str) -> Iterator[tuple[str, float, str]]:
+    """The values that a score is compared with: label, value and line style of each."""
+    base = name.removesuffix("_min")
+    for (label, values), style in zip(groups[0].first.references.items(), LINE_STYLES, strict=False):
+        if base in values:
+            yield label, values[base], style
+
+
+def near_references(groups: Sequence[Group], name: str) -> Iterator[tuple[str, float, str]]:
+    """The `references` that are near enough to the scores to be drawn beside them."""
     means = [mean for group in groups if not isnan(mean := group.mean(name))]
-    for label, value, dashes in yardsticks(groups, name):
+    for label, value, style in references(groups, name):
         if means and min(means) / FAR <= value <= max(means) * FAR:
-            yield label, value, dashes
-
-
-def bars(groups: Sequence[Group], plot: Plot, main: str) -> Figure:
-    """A score of each group beside its name."""
-    groups = [group for group in groups if not isnan(group.mean(main))]
-    figure = Figure(figsize=(8, 1.2 + 0.32 * len(groups)), layout="constrained")
-    axes = figure.subplots()
-    names = [", ".join(group.cell.labels.values()) for group in groups]
-    spread = errors(groups, main)
-    axes.barh(names, [group.mean(main) for group in groups], xerr=spread, color="tab:blue", capsize=3)
-    for label, value, dashes in near(groups, main):
-        axes.axvline(value, color="0.3", linestyle=dashes, linewidth=1, label=label)
-    axes.invert_yaxis()
-    if "y" in plot.log:
-        axes.set_xscale("log")
-    axes.set(xlabel=ordinate(groups, main))
-    axes.grid(alpha=0.3, axis="x")
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize=9)
-    return figure
+            yield label, value, style

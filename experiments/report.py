@@ -1,4 +1,4 @@
-"""A report of an experiment: Markdown with pictures beside it, and one HTML page that needs nothing else."""
+"""The report of an experiment: Markdown with pictures beside it, and a single HTML page that needs nothing else."""
 
 import base64
 import re
@@ -8,26 +8,209 @@ from pathlib import Path
 from typing import Any
 
 import markdown
+from matplotlib.figure import Figure
 
-from experiments.cells import CONDITIONAL, PRECISION, Cell, slug
+from experiments.cells import PRECISION, Cell, slug
 from experiments.experiment import Experiment, Plot, data_set
-from experiments.figures import png
 from experiments.measures import Measure
-from experiments.plots import scores, yardsticks
-from experiments.results import Group, Result, duration, groups
+from experiments.plots import references, score_figure
+from experiments.results import Group, Result, duration, group_by_seed, shown_names
+from warm_lightning.analysis.figures import save_figure
 from warm_lightning.config import as_text
-from warm_lightning.records import write_file
+from warm_lightning.records import markdown_table, write_file
+
+Pictures = dict[str, Figure | bytes]
+"""Figures, or contents of PNG files, by their titles or the names of their files."""
+Table = tuple[list[str], list[list[str]]]
+"""Header and rows."""
+
+
+def write(
+    experiment: Experiment, results: Sequence[Result], failures: Sequence[str], protocol: Mapping[str, Any], out: Path
+) -> str:
+    """Write report.md, its pictures and report.html into a folder.
+
+    Args:
+        experiment: whose report it is.
+        results: of all cells that are done.
+        failures: reasons why others are not.
+        protocol: "calls", lines on the calls of the runner, and "of", the number of measurements of the experiment.
+        out: the folder.
+
+    Returns:
+        The Markdown.
+    """
+    text, pictures = compose(experiment, results, failures, protocol)
+    for name, picture in pictures.items():
+        if isinstance(picture, bytes):
+            write_file(out / name, picture)
+        else:
+            save_figure(picture, out / name)
+    write_file(out / "report.md", text.encode())
+    write_file(out / "report.html", html_page(text, {name: (out / name).read_bytes() for name in pictures}).encode())
+    return text
+
+
+def compose(
+    experiment: Experiment, results: Sequence[Result], failures: Sequence[str], protocol: Mapping[str, Any]
+) -> tuple[str, Pictures]:
+    """The report in Markdown, and its pictures by the names of their files; see `write`."""
+    pictures: Pictures = {}
+    parts = [f"# {experiment.title}", f"*{experiment.source}.* {experiment.about}".strip()]
+    if failures:
+        parts += ["**Not complete:**", bullets(failures)]
+    if len(results) < protocol["of"]:
+        parts.append(
+            f"**{len(results)} of {protocol['of']} measurements are done; the others are not in this report.**"
+        )
+    parts += [
+        f"**{count:,} images of {result.cell.title} ({result.cell.data}, seed {result.cell.seed}) are no numbers.**"
+        for result in results
+        if (count := result.reading.protocol.get("nonfinite_images"))
+    ]
+    for measure in experiment.measures:
+        of_measure = [result for result in results if result.measure.name == measure.name]
+        for data in dict.fromkeys(result.cell.data for result in of_measure):
+            groups = group_by_seed([result for result in of_measure if result.cell.data == data])
+            section_parts, section_pictures = section(experiment, measure, groups)
+            parts += section_parts
+            pictures |= section_pictures
+    if experiment.paper and experiment.plot and experiment.plot.lines:
+        parts += ["## Published numbers", markdown_table(*published_table(experiment))]
+    parts += ["## What differs from the paper's setting", bullets(differences(experiment, results))]
+    parts += ["## How it was made", bullets(provenance_lines(results, protocol))]
+    return "\n\n".join(parts) + "\n", pictures
+
+
+def bullets(lines: Sequence[str]) -> str:
+    """A list in Markdown."""
+    return "\n".join(f"* {line}" for line in lines)
+
+
+def section(experiment: Experiment, measure: Measure, groups: Sequence[Group]) -> tuple[list[str], Pictures]:
+    """The parts on one measure on one data set, and its pictures by the names of their files."""
+    cell, shown = groups[0].cell, shown_names(groups)
+    parts: list[str] = [f"## {type(measure).__name__} on {cell.data_set.title}"]
+    pictures: Pictures = {}
+    plot = experiment.plot if measure.name == experiment.measures[0].name else None
+    if plot and plot.lines:
+        for name in shown:
+            parts += [markdown_table(*pivot_table(plot, groups, name)), *comparison(groups, name)]
+            pictures[f"{name} on {cell.data}"] = score_figure(groups, plot, name)
+    elif shown:
+        parts.append(markdown_table(*long_table(experiment, groups), words=len(experiment.axes)))
+        if plot:
+            pictures[f"{shown[0]} on {cell.data}"] = score_figure(groups, plot, shown[0])
+    over_cells = measure.pictures([(group.cell, group.results[0].folder) for group in groups])
+    pictures |= {f"{title} ({cell.data})": picture for title, picture in over_cells.items()}
+    files = {f"{slug(title).lower()}.png": picture for title, picture in pictures.items()}
+    return [*parts, *(f"![{title}]({file})" for title, file in zip(pictures, files, strict=True))], files
+
+
+# ---------------------------------------------------------------------- tables
+
+
+def long_table(experiment: Experiment, groups: Sequence[Group]) -> Table:
+    """A table with a row for each combination of labels, measured values first and published ones last."""
+    published = [published_numbers(experiment, group.cell) for group in groups]
+    published_names = list(dict.fromkeys(name for numbers in published for name in numbers))
+    shown = shown_names(groups)
+    words = list(dict.fromkeys(name for group in groups for name in group.first.words))
+    spread = " ± std over trainings" if any(group.trainings > 1 for group in groups) else ""
+    has_images = any("num_images" in group.first.protocol for group in groups)
+    has_trainings = len({group.trainings for group in groups}) > 1
+    header = [*experiment.axes, *(f"measured: {name}{spread}" for name in shown), *words, "NFE"]
+    header += [*(["images"] if has_images else []), *(["trainings"] if has_trainings else []), *published_names]
+    rows = []
+    for group, numbers in zip(groups, published, strict=True):
+        row = [*group.cell.labels.values(), *(cell_text(group, name) for name in shown)]
+        row += [group.first.words.get(name, "–") for name in words]
+        row += [str(group.first.protocol.get("nfe", "–"))]
+        row += [f"{group.first.protocol['num_images']:,}"] if has_images else []
+        row += [str(group.trainings)] if has_trainings else []
+        rows.append([*row, *(numbers.get(name, "–") for name in published_names)])
+    return header, [*rows, *reference_rows(experiment, groups, shown, len(header))]
+
+
+def reference_rows(
+    experiment: Experiment, groups: Sequence[Group], shown: Sequence[str], width: int
+) -> list[list[str]]:
+    """Rows of the values that scores are compared with; none where no column could hold their labels."""
+    values: dict[str, dict[str, float]] = {}
+    for name in shown if experiment.axes else ():
+        for label, value, _ in references(groups, name):
+            values.setdefault(label, {})[name] = value
+    rows = [
+        [f"*{label}*", *["–"] * (len(experiment.axes) - 1), *(number(of_label.get(name, nan)) for name in shown)]
+        for label, of_label in values.items()
+    ]
+    return [row + ["–"] * (width - len(row)) for row in rows]
+
+
+def pivot_table(plot: Plot, groups: Sequence[Group], name: str) -> Table:
+    """A table of one value, with a row for each label of one axis and a column for each of another."""
+    down = str(plot.lines)
+    columns = list(dict.fromkeys(group.cell.labels[plot.x] for group in groups))
+    by_labels = {(group.cell.labels[down], group.cell.labels[plot.x]): group for group in groups}
+    rows = []
+    for line in dict.fromkeys(group.cell.labels[down] for group in groups):
+        of_line = [by_labels.get((line, column)) for column in columns]
+        rows.append([line, *(cell_text(group, name) if group else "–" for group in of_line)])
+    return [f"measured: {name}, {down} \\ {plot.x}", *columns], rows
+
+
+def comparison(groups: Sequence[Group], name: str) -> list[str]:
+    """A line with the values that a score is compared with, if there are any."""
+    values = [f"{label} {number(value)}" for label, value, _ in references(groups, name)]
+    return [f"For comparison: {'; '.join(values)}."] if values else []
+
+
+def published_table(experiment: Experiment) -> Table:
+    """A table of all the paper's numbers."""
+    header = list(dict.fromkeys(name for entry in experiment.paper for name in entry))
+    return [f"paper: {name}" for name in header], [[str(e.get(name, "–")) for name in header] for e in experiment.paper]
+
+
+def published_numbers(experiment: Experiment, cell: Cell) -> dict[str, str]:
+    """The paper's numbers for a cell, by a name that says that they are the paper's."""
+    numbers = {}
+    for entry in experiment.paper:
+        labels = {axis: str(label) for axis, label in entry.items() if axis in experiment.axes}
+        if entry["data"] in cell.paper_data and labels.items() <= cell.labels.items():
+            for name, value in entry.items():
+                if name != "data" and name not in experiment.axes:
+                    numbers[f"paper: {name}, {entry['data']}"] = str(value)
+    return numbers
+
+
+def cell_text(group: Group, name: str) -> str:
+    """A mean with its spread, where there is one: two digits of the spread, and the mean to the same decimals."""
+    mean, spread = group.mean(name), group.spread(name)
+    if spread is None or not 1e-4 <= spread < 1e4:
+        return number(mean) + (f" ± {number(spread)}" if spread is not None else "")
+    decimals = max(0, 1 - floor(log10(spread)))
+    return f"{mean:.{decimals}f} ± {spread:.{decimals}f}"
+
+
+def number(value: float) -> str:
+    """A number with four digits, or with three decimals where that is more; a dash for NaN."""
+    if isnan(value):
+        return "–"
+    return f"{value:.3f}".rstrip("0").rstrip(".") if 10 <= abs(value) < 1e6 else f"{value:.4g}"
+
+
+# ---------------------------------------------------------------------- differences and provenance
 
 
 def differences(experiment: Experiment, results: Sequence[Result]) -> list[str]:
-    """What was not as in the paper."""
+    """Lines on how data, models and budgets differ from the paper's."""
     cells = {result.cell.name: result.cell for result in results}
-    trained = any(result.measure.trains for result in results)
+    needs_model = any(result.measure.needs_model for result in results)
     published = bool(experiment.paper)
-    lines = [line for cell in cells.values() for line in of_data(cell, trained, published)]
-    lines += of_settings(list(cells.values()), published)
+    lines = [line for cell in cells.values() for line in data_differences(cell, needs_model, published)]
+    lines += setting_differences(list(cells.values()), published)
     for data in dict.fromkeys(result.cell.data for result in results):
-        lines += of_counts([result for result in results if result.cell.data == data])
+        lines += image_counts([result for result in results if result.cell.data == data])
     if experiment.evaluated:
         lines.append(f"The published numbers: {experiment.evaluated}")
     extra = results[0].cell.extra
@@ -37,80 +220,86 @@ def differences(experiment: Experiment, results: Sequence[Result]) -> list[str]:
     return list(dict.fromkeys(lines)) or ["Nothing that the files say: data, model and budget are the paper's."]
 
 
-def of_counts(results: Sequence[Result]) -> Iterator[str]:
-    """How much the models of one data set were trained and how many samples they were measured by."""
-    seen = sorted({r.reading.about["images_seen"] for r in results if r.reading.about.get("images_seen")})
-    if not seen:
-        return
-    said = [f"trained on {' or '.join(f'{count:,}' for count in seen)} images"]
-    for measure in dict.fromkeys(result.measure.name for result in results):
-        mine = [result for result in results if result.measure.name == measure]
-        counts = sorted({r.reading.about["num_images"] for r in mine if r.reading.about.get("num_images")})
-        rounds = f"{mine[0].cell.scale.rounds} × " if measure == "scores" else ""
-        if counts:
-            said.append(f"{measure} of {rounds}{' or '.join(f'{count:,}' for count in counts)} images")
-    yield f"On {results[0].cell.data_set.title}: {', '.join(said)}."
-
-
-def of_data(cell: Cell, trained: bool, published: bool) -> Iterator[str]:
-    """What was not as in the paper with a cell's data set and budget."""
-    for paper in cell.papers:
+def data_differences(cell: Cell, needs_model: bool, published: bool) -> Iterator[str]:
+    """Lines on how the data set and budget of a cell differ from the paper's."""
+    for paper in cell.paper_data:
         if cell.data != paper:
             yield f"The data are {cell.data_set.title}; the paper's are {data_set(paper).title}."
         elif cell.budget != "paper" and published:
             yield f"The budget is “{cell.budget}”, not the paper's."
-        if cell.scale.differs and trained:
+        if cell.scale.differs and needs_model:
             yield f"This means {cell.scale.differs}."
 
 
-def of_settings(cells: Sequence[Cell], published: bool) -> Iterator[str]:
-    """Settings that cells have because of their data set or budget, and first those that all have."""
-    own = {cell.title: because(cell, published) for cell in cells}
-    first = next(iter(own.values()))
-    shared = {name: v for name, v in first.items() if all(here.get(name, ...) == v for here in own.values())}
-    if shared and len(own) > 1:
-        yield f"All: {said(shared)}."
-        own = {title: {n: v for n, v in here.items() if n not in shared} for title, here in own.items()}
-    for title, here in own.items():
-        if here:
-            yield f"{title}: {said(here)}."
+def setting_differences(cells: Sequence[Cell], published: bool) -> Iterator[str]:
+    """Lines on settings that cells have because of their data set or budget, first on those that all have."""
+    by_title = {cell.title: unpublished_settings(cell, published) for cell in cells}
+    first = next(iter(by_title.values()))
+    shared = {n: value for n, value in first.items() if all(of.get(n, ...) == value for of in by_title.values())}
+    if shared and len(by_title) > 1:
+        yield f"All: {settings_text(shared)}."
+        by_title = {title: {n: v for n, v in of.items() if n not in shared} for title, of in by_title.items()}
+    for title, settings in by_title.items():
+        if settings:
+            yield f"{title}: {settings_text(settings)}."
 
 
-def because(cell: Cell, published: bool) -> dict[str, Any]:
-    """Those of one cell; the settings of a published table are the paper's own."""
-    if published and cell.data in cell.papers and cell.budget == "paper":
+def unpublished_settings(cell: Cell, published: bool) -> dict[str, Any]:
+    """The settings that a cell has because of its data set or budget, unless they are those of a published table."""
+    if published and cell.data in cell.paper_data and cell.budget == "paper":
         return {}
-    here = cell.point.for_data.get(cell.data.removesuffix(CONDITIONAL), {})
-    return here | ({} if cell.budget == "paper" else cell.point.quick)
+    return cell.for_data | ({} if cell.budget == "paper" else cell.point.quick)
 
 
-def said(settings: Mapping[str, Any]) -> str:
+def settings_text(settings: Mapping[str, Any]) -> str:
     """Settings in words."""
     return ", ".join(f"`{name}` {as_text(value)}" for name, value in settings.items())
 
 
-def made(results: Sequence[Result], protocol: Mapping[str, Any]) -> list[str]:
-    """How it was made."""
-    noted = {
-        name: sorted({str(r.noted[key]) for r in results for key in (name, f"training_{name}") if r.noted.get(key)})
-        for name in ("machine", "git_commit")
-    }
+def image_counts(results: Sequence[Result]) -> Iterator[str]:
+    """A line on how many images the models of one data set were trained on and are measured by."""
+    images_seen = protocol_values(results, "images_seen")
+    if not images_seen:
+        return
+    parts = [f"trained on {' or '.join(f'{count:,}' for count in images_seen)} images"]
+    for measure in dict.fromkeys(result.measure.name for result in results):
+        of_measure = [result for result in results if result.measure.name == measure]
+        counts = protocol_values(of_measure, "num_images")
+        rounds = f"{of_measure[0].cell.scale.rounds} × " if measure == "scores" else ""
+        if counts:
+            parts.append(f"{measure} of {rounds}{' or '.join(f'{count:,}' for count in counts)} images")
+    yield f"On {results[0].cell.data_set.title}: {', '.join(parts)}."
+
+
+def provenance_lines(results: Sequence[Result], protocol: Mapping[str, Any]) -> list[str]:
+    """Lines on calls, machines, commits, seeds and time."""
+
+    def known(*names: str) -> str:
+        return ", ".join(sorted({str(r.provenance[name]) for r in results for name in names if r.provenance.get(name)}))
+
     versions = sorted(
-        {f"warm_lightning {r.noted['package_version']}, torch {r.noted['torch_version']}" for r in results}
+        {f"warm_lightning {r.provenance['package_version']}, torch {r.provenance['torch_version']}" for r in results}
     )
     trainings = {r.cell.training_name: r.seconds[0] for r in results}
-    spent = sum(trainings.values()) + sum(r.seconds[1] for r in results)
+    seconds = sum(trainings.values()) + sum(r.seconds[1] for r in results)
     lines = [
         *protocol["calls"],
-        f"machine: {', '.join(noted['machine'])}",
-        f"commit: {', '.join(noted['git_commit'])} ({'; '.join(versions)})",
+        f"machine: {known('machine', 'training_machine')}",
+        f"commit: {known('git_commit', 'training_git_commit')} ({'; '.join(versions)})",
         f"training seeds: {', '.join(sorted({str(r.cell.seed) for r in results}))}",
-        f"time of all runs, one after the other, without those that were killed: {duration(spent)}",
+        f"time of all runs, one after the other, without those that were killed: {duration(seconds)}",
     ]
-    seeds = sorted({str(r.reading.about["sample_seeds"]) for r in results if r.reading.about.get("sample_seeds")})
-    weights = sorted({str(r.reading.about["weights"]) for r in results if r.reading.about.get("weights")})
-    return [*lines, *([f"seeds of samples: {', '.join(seeds)}; weights: {', '.join(weights)}"] if seeds else [])]
+    seeds, weights = (map(str, protocol_values(results, name)) for name in ("sample_seeds", "weights"))
+    samples = f"seeds of samples: {', '.join(sorted(seeds))}; weights: {', '.join(weights)}"
+    return [*lines, *([samples] if protocol_values(results, "sample_seeds") else [])]
 
+
+def protocol_values(results: Sequence[Result], name: str) -> list[Any]:
+    """All values that an entry of the protocol has, sorted."""
+    return sorted({value for r in results if (value := r.reading.protocol.get(name))})
+
+
+# ---------------------------------------------------------------------- HTML
 
 STYLE = (Path(__file__).parent / "report.css").read_text()
 PAGE = """<!doctype html>
@@ -119,155 +308,10 @@ PAGE = """<!doctype html>
 {body}
 </main></body></html>
 """
-Table = tuple[list[str], list[list[str]]]
 
 
-def number(value: float) -> str:
-    """Four digits, or three decimals where that is more: no score here is good for as many."""
-    if isnan(value):
-        return "–"
-    return f"{value:.3f}".rstrip("0").rstrip(".") if 10 <= abs(value) < 1e6 else f"{value:.4g}"
-
-
-def render(table: Table, left: int = 1) -> str:
-    """A Markdown table whose first columns are words and the others numbers."""
-    header, rows = table
-    marks = ["---"] * left + ["---:"] * (len(header) - left)
-    return "\n".join(f"| {' | '.join(row)} |" for row in [header, marks, *rows])
-
-
-def published(experiment: Experiment, cell: Cell) -> dict[str, str]:
-    """The paper's numbers for a cell, by a name that says whose they are."""
-    found = {}
-    for entry in experiment.paper:
-        names = {axis: str(label) for axis, label in entry.items() if axis in experiment.axes}
-        if entry["data"] in cell.papers and all(cell.labels[axis] == label for axis, label in names.items()):
-            for name, value in entry.items():
-                if name != "data" and name not in experiment.axes:
-                    found[f"paper: {name}, {entry['data']}"] = str(value)
-    return found
-
-
-def long_table(experiment: Experiment, found: Sequence[Group]) -> Table:
-    """A line for each combination of values."""
-    beside = [published(experiment, group.cell) for group in found]
-    theirs = list(dict.fromkeys(name for entry in beside for name in entry))
-    shown = list(dict.fromkeys(name for group in found for name in group.shown))
-    spread = " ± std over trainings" if any(group.trainings > 1 for group in found) else ""
-    uneven = len({group.trainings for group in found}) > 1
-    counted = any("num_images" in group.about for group in found)
-    words = list(dict.fromkeys(name for group in found for name in group.words))
-    header = [*experiment.axes, *(f"measured: {name}{spread}" for name in shown), *words, "NFE"]
-    rows = []
-    for group, entry in zip(found, beside, strict=True):
-        own = [cell_text(group, name) for name in shown]
-        own += [group.words.get(name, "–") for name in words] + [str(group.about.get("nfe", "–"))]
-        own += [f"{group.about['num_images']:,}"] if counted else []
-        own += [str(group.trainings)] if uneven else []
-        rows.append([*group.cell.labels.values(), *own, *(entry.get(name, "–") for name in theirs)])
-    header += [*(["images"] if counted else []), *(["trainings"] if uneven else []), *theirs]
-    return header, [*rows, *beside_rows(experiment, found, shown, len(header))]
-
-
-def beside_rows(experiment: Experiment, found: Sequence[Group], shown: Sequence[str], width: int) -> list[list[str]]:
-    """What the data and other things get, a line each."""
-    values: dict[str, dict[str, float]] = {}
-    for name in shown if experiment.axes else ():  # without, there is no column for what it is of
-        for label, value, _ in yardsticks(found, name):
-            values.setdefault(label, {})[name] = value
-    rows = [
-        [f"*{label}*", *["–"] * (len(experiment.axes) - 1), *(number(own.get(name, nan)) for name in shown)]
-        for label, own in values.items()
-    ]
-    return [row + ["–"] * (width - len(row)) for row in rows]
-
-
-def pivot(plot: Plot, found: Sequence[Group], name: str) -> Table:
-    """One value with a line for each value of one axis and a column for each of another."""
-    down = str(plot.lines)
-    columns = list(dict.fromkeys(group.cell.labels[plot.x] for group in found))
-    values = {(g.cell.labels[down], g.cell.labels[plot.x]): g for g in found}
-    rows = []
-    for line in dict.fromkeys(group.cell.labels[down] for group in found):
-        here = [values.get((line, column)) for column in columns]
-        rows.append([line, *(cell_text(group, name) if group else "–" for group in here)])
-    return [f"measured: {name}, {down} \\ {plot.x}", *columns], rows
-
-
-def cell_text(group: Group, name: str) -> str:
-    """A mean, with its spread where there is one: two digits of that, and the mean to the same decimals."""
-    mean, spread = group.mean(name), group.spread(name)
-    if spread is None or not 1e-4 <= spread < 1e4:
-        return number(mean) + (f" ± {number(spread)}" if spread is not None else "")
-    decimals = max(0, 1 - floor(log10(spread)))
-    return f"{mean:.{decimals}f} ± {spread:.{decimals}f}"
-
-
-def compared(found: Sequence[Group], name: str) -> list[str]:
-    """What else gets which score, to read the others by."""
-    known = [f"{label} {number(value)}" for label, value, _ in yardsticks(found, name)]
-    return [f"For comparison: {'; '.join(known)}."] if known else []
-
-
-def published_table(experiment: Experiment) -> Table:
-    """All of the paper's numbers."""
-    header = list(dict.fromkeys(name for entry in experiment.paper for name in entry))
-    return [f"paper: {name}" for name in header], [[str(e.get(name, "–")) for name in header] for e in experiment.paper]
-
-
-def compose(
-    experiment: Experiment, results: Sequence[Result], failed: Sequence[str], protocol: Mapping[str, Any]
-) -> tuple[str, dict[str, bytes]]:
-    """The report in Markdown, and its pictures by the names of their files."""
-    pictures: dict[str, bytes] = {}
-    parts = [f"# {experiment.title}", f"*{experiment.source}.* {experiment.about}".strip()]
-    if failed:
-        parts += ["**Not complete:**", "\n".join(f"* {reason}" for reason in failed)]
-    if len(results) < protocol["of"]:
-        parts.append(
-            f"**{len(results)} of {protocol['of']} measurements are done; the others are not in this report.**"
-        )
-    parts += [
-        f"**{count:,} images of {result.cell.title} ({result.cell.data}, seed {result.cell.seed}) are no numbers.**"
-        for result in results
-        if (count := result.reading.about.get("nonfinite_images"))
-    ]
-    for measure in experiment.measures:
-        mine = [result for result in results if result.measure.name == measure.name]
-        for data in dict.fromkeys(result.cell.data for result in mine):
-            found = groups([result for result in mine if result.cell.data == data])
-            text, shown = section(experiment, measure, found)
-            parts += text
-            pictures |= shown
-    if experiment.paper and experiment.plot and experiment.plot.lines:
-        parts += ["## Published numbers", render(published_table(experiment))]
-    parts += ["## What differs from the paper's setting", "\n".join(f"* {d}" for d in differences(experiment, results))]
-    parts += ["## How it was made", "\n".join(f"* {line}" for line in made(results, protocol))]
-    return "\n\n".join(parts) + "\n", pictures
-
-
-def section(experiment: Experiment, measure: Measure, found: Sequence[Group]) -> tuple[list[str], dict[str, bytes]]:
-    """What one measure found on one data set, and its pictures."""
-    cell = found[0].cell
-    title = f"{type(measure).__name__} on {cell.data_set.title}"
-    parts, pictures = [f"## {title}"], {}
-    plot = experiment.plot if measure.name == experiment.measures[0].name else None
-    shown = list(dict.fromkeys(name for group in found for name in group.shown))
-    if shown and not (plot and plot.lines):
-        parts.append(render(long_table(experiment, found), len(experiment.axes)))
-    for name in shown if plot and plot.lines else shown[:1] if plot else ():
-        assert plot
-        if plot.lines:
-            parts += [render(pivot(plot, found, name)), *compared(found, name)]
-        pictures[f"{name} on {cell.data}"] = png(scores(found, plot, name))
-    several = measure.pictures([(group.cell, group.results[0].folder) for group in found])
-    pictures |= {f"{name} ({cell.data})": content for name, content in several.items()}
-    files = {f"{slug(name).lower()}.png": content for name, content in pictures.items()}
-    return [*parts, *(f"![{name}]({file})" for name, file in zip(pictures, files, strict=True))], files
-
-
-def page(text: str, pictures: Mapping[str, bytes]) -> str:
-    """Markdown as one HTML page with its pictures in it."""
+def html_page(text: str, pictures: Mapping[str, bytes]) -> str:
+    """Markdown as a single HTML page that contains its pictures, given by the names of their files."""
     body = markdown.markdown(text, extensions=["tables", "sane_lists"])
     for name, content in pictures.items():
         source = f"data:image/png;base64,{base64.b64encode(content).decode()}"
@@ -276,15 +320,3 @@ def page(text: str, pictures: Mapping[str, bytes]) -> str:
     body = body.replace("<table>", '<div class="wide"><table>').replace("</table>", "</table></div>")
     title = re.sub(r"<[^>]*>", "", body.partition("</h1>")[0])
     return PAGE.format(title=title, style=STYLE, body=body)
-
-
-def write(
-    experiment: Experiment, results: Sequence[Result], failed: Sequence[str], protocol: Mapping[str, Any], out: Path
-) -> str:
-    """Write report.md, its pictures and report.html into a folder; gives the Markdown."""
-    text, pictures = compose(experiment, results, failed, protocol)
-    for name, content in pictures.items():
-        write_file(out / name, content)
-    write_file(out / "report.md", text.encode())
-    write_file(out / "report.html", page(text, pictures).encode())
-    return text

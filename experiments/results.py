@@ -1,9 +1,9 @@
-"""What was found, a line for every value of every cell."""
+"""Results of an experiment: read from finished jobs, kept as results.csv, and averaged over training seeds."""
 
 import csv
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -18,32 +18,207 @@ from experiments.measures import Measure, Reading
 from experiments.runner import Job
 from warm_lightning.records import write_file
 
-FILE = "calls.json"
+# ---------------------------------------------------------------------- one cell
+
+
+@dataclass(frozen=True)
+class Result:
+    """The result of one measure on one cell.
+
+    Attributes:
+        cell: which cell was measured.
+        measure: what was done with it.
+        folder: the folder that the measure wrote.
+        reading: the values.
+        seconds: time of the training and of the measure.
+        provenance: machine, commit and versions of both, from the notes of their jobs.
+    """
+
+    cell: Cell
+    measure: Measure
+    folder: Path
+    reading: Reading
+    seconds: tuple[float, float]
+    provenance: dict[str, Any]
+
+
+def collect(cell: Cell, measure: Measure, job: Job, training: Job | None) -> Result:
+    """Read the result of a finished job, and of the training before it where there was one."""
+    note, training_note = job.note(), training.note() if training else {}
+    provenance = note | {f"training_{name}": training_note.get(name) for name in ("machine", "git_commit")}
+    seconds = training_note.get("seconds", 0.0), note["seconds"]
+    return Result(cell, measure, job.folder, measure.read(cell, job.folder), seconds, provenance)
+
+
+# ---------------------------------------------------------------------- results.csv
+
+OF_SAMPLES = ("nfe", "num_images", "sample_seeds", "weights", "images_seen", "nonfinite_images")
+"""Columns that say how a model's samples came about; they are empty for the values that scores are compared with."""
+PROTOCOL = (*OF_SAMPLES, "device", "precision")
+PROVENANCE = ("machine", "git_commit", "training_machine", "training_git_commit", "package_version", "torch_version")
+
+
+def rows_of(experiment: str, results: Sequence[Result]) -> list[dict[str, Any]]:
+    """The results as tidy rows, one for each value of each cell.
+
+    A row has the labels of the cell under the names of its axes, the number in "value" or the word in "text", and in
+    "of" what has that value: the model, the configuration, or something that they are compared with.
+
+    Args:
+        experiment: name of the experiment's file.
+        results: of its cells.
+    """
+    rows = []
+    for result in results:
+        cell, reading = result.cell, result.reading
+        before = {
+            "experiment": experiment,
+            "cell": cell.name,
+            **cell.labels,
+            "data": cell.data,
+            "paper_data": "+".join(cell.paper_data),
+            "budget": cell.budget,
+            "train_seed": cell.seed,
+            "measure": result.measure.name,
+        }
+        after = {name: reading.protocol.get(name) for name in PROTOCOL}
+        after |= {"seconds_training": result.seconds[0], "seconds_measuring": result.seconds[1]}
+        after |= {name: result.provenance.get(name) for name in PROVENANCE}
+        of = {"of": "the model" if result.measure.needs_model else "the configuration"}
+        for name, value in reading.values.items():
+            entry = {"score": name, "value": value, "text": None, "shown": name in reading.shown}
+            rows.append(before | of | entry | after)
+        for name, word in reading.words.items():
+            rows.append(before | of | {"score": name, "value": None, "text": word, "shown": True} | after)
+        after |= dict.fromkeys(OF_SAMPLES)
+        for label, values in reading.references.items():
+            for name, value in values.items():
+                entry = {"of": label, "score": name, "value": value, "text": None, "shown": False}
+                rows.append(before | entry | after)
+    return rows
+
+
+def save_rows(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Write rows as a CSV file; numbers have all their digits, so that `read_rows` finds the same ones.
+
+    Args:
+        rows: see `rows_of`.
+        path: of the file, whose folder is made if need be.
+    """
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_file(path, text.getvalue().encode())
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Read the rows of a file that `save_rows` wrote.
+
+    Returns:
+        A dictionary for each row, with strings but for "value", a float or None, and "shown", a bool.
+    """
+    with path.open(encoding="utf-8", newline="") as file:
+        return [
+            row | {"value": float(row["value"]) if row["value"] else None, "shown": row["shown"] == "True"}
+            for row in csv.DictReader(file)
+        ]
+
+
+# ---------------------------------------------------------------------- several training seeds
+
+
+@dataclass(frozen=True)
+class Group:
+    """Results of one measure on cells that differ in their training seed only.
+
+    Attributes:
+        results: one for each seed.
+    """
+
+    results: tuple[Result, ...]
+
+    @property
+    def first(self) -> Reading:
+        """The reading of the first seed, whose protocol and words hold for all."""
+        return self.results[0].reading
+
+    @property
+    def cell(self) -> Cell:
+        """The cell of the first seed."""
+        return self.results[0].cell
+
+    @property
+    def trainings(self) -> int:
+        """The number of seeds."""
+        return len(self.results)
+
+    def values(self, name: str) -> list[float]:
+        """The values of a name, of all seeds that have one."""
+        return [result.reading.values[name] for result in self.results if name in result.reading.values]
+
+    def mean(self, name: str) -> float:
+        """The mean over seeds; NaN where there is no value."""
+        values = self.values(name)
+        return mean(values) if values else nan
+
+    def spread(self, name: str) -> float | None:
+        """The standard deviation over seeds; None where there are fewer than two values."""
+        values = self.values(name)
+        return stdev(values) if len(values) > 1 else None
+
+
+def group_by_seed(results: Sequence[Result]) -> list[Group]:
+    """Groups of the results of one measure, in the order of their first cells."""
+    groups: dict[tuple[Any, ...], list[Result]] = {}
+    for result in results:
+        groups.setdefault((result.cell.data, *result.cell.labels.items()), []).append(result)
+    return [Group(tuple(group)) for group in groups.values()]
+
+
+def shown_names(groups: Sequence[Group]) -> list[str]:
+    """The names of the values that tables show for groups."""
+    return list(dict.fromkeys(name for group in groups for name in group.first.shown))
+
+
+# ---------------------------------------------------------------------- calls of the runner
+
+CALLS_FILE = "calls.json"
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them."""
+    """Seconds as hours:minutes:seconds."""
     return str(timedelta(seconds=round(seconds)))
 
 
 @dataclass(frozen=True)
 class Calls:
-    """The calls of one folder of results."""
+    """The calls of the runner that have worked in a folder of results, noted in a file there.
+
+    Attributes:
+        folder: with the results.
+    """
 
     folder: Path
 
-    def known(self) -> list[dict[str, Any]]:
-        """All so far."""
-        path = self.folder / FILE
+    def read(self) -> list[dict[str, Any]]:
+        """Read all calls that were noted, the first one first."""
+        path = self.folder / CALLS_FILE
         return list(json.loads(path.read_text())) if path.exists() else []
 
     @contextmanager
-    def noted(self, command: str, works: bool) -> Iterator[None]:
-        """Note a call that works, before and after: one that is killed has no length."""
-        if not works:
+    def noted(self, command: str, has_work: bool) -> Iterator[None]:
+        """Note a call when it begins and when it ends; one that is killed keeps the note of its beginning.
+
+        Args:
+            command: of the call.
+            has_work: whether there is anything to run; a call that finds all done is not noted.
+        """
+        if not has_work:
             yield
             return
-        earlier = self.known()
+        earlier = self.read()
         call: dict[str, Any] = {"command": command, "began": datetime.now().strftime("%Y-%m-%d %H:%M")}
         call |= {"seconds": None, "ended": False}
         self.write([*earlier, call])
@@ -55,154 +230,14 @@ class Calls:
             self.write([*earlier, {**call, "seconds": round(perf_counter() - began, 1)}])
 
     def write(self, calls: list[dict[str, Any]]) -> None:
-        """Keep them."""
-        write_file(self.folder / FILE, json.dumps(calls, indent=1).encode())
+        """Write the file anew."""
+        write_file(self.folder / CALLS_FILE, json.dumps(calls, indent=1).encode())
 
     def lines(self) -> list[str]:
-        """In words, for reports."""
-        said = []
-        for call in self.known():
+        """The calls in words, for reports."""
+        lines = []
+        for call in self.read():
             time = "" if call["seconds"] is None else f" after {duration(call['seconds'])}"
             end = f"ended{time}" if call["ended"] else f"stopped{time}" if time else "killed"
-            said.append(f"`{call['command']}` of {call['began']}: {end}")
-        return said
-
-
-MODELS = ("nfe", "num_images", "sample_seeds", "weights", "images_seen", "nonfinite_images")
-"""What is known of a model's samples, and of nothing else."""
-ABOUT = (*MODELS, "device", "precision")
-NOTED = ("machine", "git_commit", "training_machine", "training_git_commit", "package_version", "torch_version")
-
-
-@dataclass(frozen=True)
-class Result:
-    """A cell that was measured.
-
-    Attributes:
-        cell: which.
-        measure: what was done.
-        folder: with all that the measure wrote.
-        reading: what was found.
-        seconds: that the training and the measure took.
-        noted: what the job's note says of the machine and the code.
-    """
-
-    cell: Cell
-    measure: Measure
-    folder: Path
-    reading: Reading
-    seconds: tuple[float, float]
-    noted: dict[str, Any]
-
-
-def collect(cell: Cell, measure: Measure, job: Job, training: Job | None) -> Result:
-    """Read what a finished job has written."""
-    note, trained = job.note(), training.note() if training else {}
-    noted = note | {f"training_{name}": trained.get(name) for name in ("machine", "git_commit")}
-    spent = trained.get("seconds", 0.0), note["seconds"]
-    return Result(cell, measure, job.folder, measure.read(cell, job.folder), spent, noted)
-
-
-def lines(experiment: str, results: Sequence[Result]) -> list[dict[str, Any]]:
-    """Tidy rows: one a value."""
-    rows = []
-    for result in results:
-        cell, about = result.cell, result.reading.about
-        known = {
-            "experiment": experiment,
-            "cell": cell.name,
-            **cell.labels,
-            "data": cell.data,
-            "paper_data": "+".join(cell.papers),
-            "budget": cell.budget,
-            "train_seed": cell.seed,
-            "measure": result.measure.name,
-        }
-        after = {name: about.get(name) for name in ABOUT}
-        after |= {"seconds_training": result.seconds[0], "seconds_measuring": result.seconds[1]}
-        after |= {name: result.noted.get(name) for name in NOTED}
-        of = "the model" if result.measure.trains else "the configuration"
-        for name, value in result.reading.values.items():
-            shown = name in result.reading.shown
-            rows.append({**known, "of": of, "score": name, "value": value, "shown": shown, **after})
-        for name, word in result.reading.words.items():
-            rows.append({**known, "of": of, "score": name, "value": word, "shown": True, **after})
-        for label, values in result.reading.yardsticks.items():
-            beside = [{**known, "of": label, "score": name, "value": v, "shown": False} for name, v in values.items()]
-            rows += [row | after | dict.fromkeys(MODELS) for row in beside]
-    return rows
-
-
-def save(rows: Sequence[dict[str, Any]], out: Path) -> None:
-    """Write results.csv and results.json into a folder."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_file(out / "results.csv", text.getvalue().encode())
-    write_file(out / "results.json", json.dumps(rows, indent=1).encode())
-
-
-@dataclass(frozen=True)
-class Group:
-    """Cells that differ in their training seed only.
-
-    Attributes:
-        results: theirs, of one measure.
-    """
-
-    results: tuple[Result, ...]
-
-    @property
-    def cell(self) -> Cell:
-        """The first of them."""
-        return self.results[0].cell
-
-    @property
-    def about(self) -> dict[str, Any]:
-        """What the values of the first are of."""
-        return self.results[0].reading.about
-
-    @property
-    def words(self) -> dict[str, str]:
-        """What the first says in words."""
-        return self.results[0].reading.words
-
-    @property
-    def shown(self) -> list[str]:
-        """Names of the values that tables show."""
-        return self.results[0].reading.shown
-
-    def values(self, name: str) -> list[float]:
-        """Of all seeds."""
-        return [result.reading.values[name] for result in self.results if name in result.reading.values]
-
-    @property
-    def trainings(self) -> int:
-        """How many seeds there are."""
-        return len(self.results)
-
-    def mean(self, name: str) -> float:
-        """Over training seeds; NaN where there is no such value."""
-        values = self.values(name)
-        return mean(values) if values else nan
-
-    def spread(self, name: str) -> float | None:
-        """Standard deviation over training seeds, where there are several."""
-        values = self.values(name)
-        return stdev(values) if len(values) > 1 else None
-
-
-def said_trainings(groups: Sequence[Group]) -> str:
-    """How many trainings means are of, such as 3, or 1 to 3 where some are missing."""
-    counts = sorted({group.trainings for group in groups})
-    return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-
-
-def groups(results: Sequence[Result]) -> list[Group]:
-    """Results of one measure, those of one setting together."""
-    found: dict[tuple[Any, ...], list[Result]] = {}
-    for result in results:
-        found.setdefault((result.cell.data, *result.cell.labels.items()), []).append(result)
-    return [Group(tuple(same)) for same in found.values()]
+            lines.append(f"`{call['command']}` of {call['began']}: {end}")
+        return lines

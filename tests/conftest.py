@@ -16,7 +16,7 @@ LONG = [
     "test_strategies",
     "test_every_system",
     "test_experiment_files",
-    "test_readme",
+    "test_documents",
     "test_restore",
     "test_scored_runs",
     "test_rounds",

@@ -1,4 +1,4 @@
-"""A runner of experiments without anything run: what its tests share."""
+"""An executor that runs nothing, and a small experiment: shared by the tests of the runner."""
 
 import csv
 import json
@@ -28,11 +28,18 @@ GRID = {
 
 @dataclass
 class Pretend(Executor):
-    """Writes what `warm` would, at once. `wrong` names a part of the folder of calls that fail."""
+    """An executor that writes the files of `warm` at once.
+
+    Attributes:
+        calls: names of the folders that it was called with.
+        wrong: parts of the paths of folders whose calls fail.
+        broken: number of images that are no numbers.
+        model: content of checkpoints.
+    """
 
     calls: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
-    broken: int = 0  # images that are no numbers
+    broken: int = 0
     model: str = "a model"
 
     def call(self, arguments: list[str], folder: Path) -> int:
@@ -49,7 +56,7 @@ class Pretend(Executor):
                 path.parent.mkdir(exist_ok=True)
                 write_png(path, torch.zeros(1, 8, 8, dtype=torch.uint8))
             return 0
-        # A score that tells the cells and seeds apart.
+        # The score differs between all cells and seeds.
         options = dict(option.removeprefix("--").split("=", 1) for option in arguments[1:])
         steps = options.get("model.sampler.grid.steps", 18)
         bnr, steps, seed = map(float, (options["model.process.path.bnr"], steps, options["model.seed"]))
@@ -65,11 +72,11 @@ class Pretend(Executor):
         return 0
 
     def cancel(self) -> None:
-        """Nothing runs."""
+        """Do nothing: no call is running."""
 
 
 def start(folder: Path, content: dict, *options: str) -> int:
-    """Run an experiment of the digits in a folder."""
+    """Run an experiment on digits in a folder; returns the exit code."""
     (folder / "grid.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
     return main(
         ["run", str(folder / "grid.yaml"), "--data=digits", "--budget=smoke", f"--out={folder / 'out'}", *options]
@@ -77,11 +84,11 @@ def start(folder: Path, content: dict, *options: str) -> int:
 
 
 def rows(folder: Path, of: str = "the model") -> list[dict[str, str]]:
-    """Its results, of models or something else."""
+    """The rows of its results.csv whose "of" is the model, or something else."""
     with (folder / "out" / "grid-digits-smoke" / "results.csv").open() as file:
         return [row for row in csv.DictReader(file) if row["of"] == of]
 
 
 def report(folder: Path) -> str:
-    """Its report."""
+    """The Markdown of its report."""
     return (folder / "out" / "grid-digits-smoke" / "report.md").read_text()

@@ -6,7 +6,7 @@ import pytest
 from small import REPOSITORY
 
 from experiments.__main__ import main
-from experiments.analyses import shape
+from experiments.analyses import network_shape
 from experiments.cells import Cell
 from experiments.experiment import Experiment, data_set, expand, read
 from experiments.identity import resolved
@@ -56,7 +56,7 @@ def test_published_numbers_belong_to_cells(path: Path) -> None:
         labels = {axis: str(label) for axis, label in entry.items() if axis in experiment.axes}
         assert labels
         assert entry["data"] in experiment.data
-        assert any(entry["data"] in cell.papers and labels.items() <= cell.labels.items() for cell in cells), entry
+        assert any(entry["data"] in cell.paper_data and labels.items() <= cell.labels.items() for cell in cells), entry
 
 
 def test_every_table_and_figure_has_a_file() -> None:
@@ -74,8 +74,18 @@ def test_networks_are_of_the_shape_that_table_6_says() -> None:
     table6 = read(REPOSITORY / "experiments" / "papers" / "table6_counts.yaml", Experiment)
     for cell in expand(table6, None, "paper", seeds=1):
         (theirs,) = [e for e in table6.paper if (e["data"], e["system"]) == (cell.data, cell.labels["system"])]
-        ours = shape(resolved(cell.training)["model"]["network"]["init_args"])
+        ours = network_shape(resolved(cell.training)["model"]["network"]["init_args"])
         assert ours == {name: str(theirs[name]) for name in ours}
+
+
+def test_systems_on_lsun_church_train_as_table_6_says() -> None:
+    papers = REPOSITORY / "experiments" / "papers"
+    published = {e["system"]: e for e in read(papers / "table6_counts.yaml", Experiment).paper if "lsun" in e["data"]}
+    for cell in expand(read(papers / "table2_lsun.yaml", Experiment), None, "paper", seeds=1):
+        of = published["Warm" if cell.labels["system"] == "Warm" else "Baseline"]
+        model = resolved(cell.training)["model"]
+        assert (model["duration"], model["ema_half_life"]) == (of["Mimg"] * 1e6, of["EMA (Mimg)"] * 1e6)
+        assert (model["lr"], model["lr_ramp"]) == (of["lr (1e-4)"] * 1e-4, of["ramp (Mimg)"] * 1e6)
 
 
 @pytest.mark.parametrize("path", DATA_SETS, ids=lambda path: path.stem)

@@ -9,8 +9,9 @@ from small import REPOSITORY
 
 from experiments import reproduction
 from experiments.__main__ import parser
-from experiments.experiment import PAPERS, Experiment, check_extra, expand, read, select
-from experiments.report import published
+from experiments.experiment import Experiment, check_extra, expand, read, select
+from experiments.identity import PAPERS
+from experiments.report import published_numbers
 from experiments.reproduction import TABLES
 
 PAGE = (REPOSITORY / "docs" / "reproduction.md").read_text()
@@ -32,17 +33,33 @@ def test_rows_and_commands_are_of_the_same_cells(name: str) -> None:
         for whole in re.findall("`([^`]+)`", commands):
             command, _, extra = whole.partition(" -- ")
             options = parser().parse_args(shlex.split(command)[3:])
-            assert bool(extra) == any(measure.trains for measure in experiment.measures)
+            assert bool(extra) == any(measure.needs_model for measure in experiment.measures)
             check_extra(experiment, shlex.split(extra))
             assert Path(options.file).stem == name
             assert options.budget == "paper"
             assert select(cells, options.only) == [cell]
             counts.add(options.num_images or cell.scale.images)
-        names = [score for score in published(experiment, cell) if "NFE" not in score]
+        names = [score for score in published_numbers(experiment, cell) if "NFE" not in score]
         assert counts == {10_000 if "of 10k" in score else cell.scale.images for score in names or [""]}
         assert data == cell.data
         assert labels == ", ".join(cell.labels.values())
-        for value in published(experiment, cell).values():
+        for value in published_numbers(experiment, cell).values():
             assert value in re.split("[ ;]+", said)
         assert measured == reproduction.measured(name, cell)
         assert float(hours.replace(",", "")) >= 0
+
+
+def test_numbers_on_digits_stand_in_rows_of_cifar10_only() -> None:
+    others = [row for row in ROWS if not row[0].startswith("cifar10")]
+    assert others
+    assert not [row for row in others if "on digits" in row[3]]
+    assert any("on digits" in row[3] for row in ROWS)
+
+
+def test_results_in_git_are_small_and_kept_once() -> None:
+    """A folder of an experiment holds its report, the pictures that the report shows, and results.csv."""
+    folder = REPOSITORY / "docs" / "measurements"
+    assert sum(path.stat().st_size for path in folder.rglob("*")) < 3e6
+    for report in folder.glob("*/report.md"):
+        shown = re.findall(r"!\[[^\]]*\]\(([^)]*)\)", report.read_text())
+        assert sorted(path.name for path in report.parent.iterdir()) == sorted([*shown, "report.md", "results.csv"])

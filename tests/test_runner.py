@@ -1,4 +1,4 @@
-"""The runner of experiments: what runs how often, what is read of it, and what the reports say."""
+"""The runner of experiments: which jobs run how often, and the results and reports that are made from them."""
 
 import json
 from pathlib import Path
@@ -8,6 +8,8 @@ from pretend import GRID, Pretend, report, rows, start
 
 from experiments.experiment import Experiment, expand, parse
 from experiments.measures import main_scores
+from experiments.results import read_rows, save_rows
+from warm_lightning.records import markdown_table
 
 
 def test_trainings_are_shared_and_done_work_is_kept(tmp_path: Path, pretend: Pretend) -> None:
@@ -60,7 +62,7 @@ def test_moved_results_are_still_done(tmp_path: Path, pretend: Pretend) -> None:
 
 
 def test_scores_outlive_checkpoints(tmp_path: Path, pretend: Pretend) -> None:
-    """Removed to save space; another training is needed for what is not measured yet only."""
+    """Checkpoints may be removed to save space; a model is trained again only for a measurement that is missing."""
     assert start(tmp_path, GRID) == 0
     for path in (tmp_path / "out" / "trainings").glob("*/checkpoints/last.ckpt"):
         path.unlink()
@@ -72,14 +74,14 @@ def test_scores_outlive_checkpoints(tmp_path: Path, pretend: Pretend) -> None:
     assert len(pretend.calls) == 2
 
 
-def test_reports_are_of_all_that_is_done(tmp_path: Path, pretend: Pretend) -> None:
+def test_reports_contain_all_results_that_are_done(tmp_path: Path, pretend: Pretend) -> None:
     assert start(tmp_path, GRID, "--only=BNR=0") == 0
     assert {row["BNR"] for row in rows(tmp_path)} == {"0"}
     assert start(tmp_path, GRID, "--only=BNR=0.5", "--seeds=1") == 0
     assert len({row["cell"] for row in rows(tmp_path)}) == 4 + 2
 
 
-def test_a_result_that_cannot_be_read_spoils_no_other(tmp_path: Path, pretend: Pretend) -> None:
+def test_a_result_that_cannot_be_read_leaves_the_others(tmp_path: Path, pretend: Pretend) -> None:
     assert start(tmp_path, GRID) == 0
     path = next((tmp_path / "out").glob("*/cells/digits-BNR-0-NFE-3-seed1/scores-1x16/scores.json"))
     path.write_text("{")
@@ -120,12 +122,27 @@ def test_results_are_tidy_and_reports_agree(tmp_path: Path, pretend: Pretend) ->
     assert 'name="viewport"' in page
 
 
+def test_results_are_read_as_they_were_written(tmp_path: Path) -> None:
+    """A third has no short decimal form; words and numbers do not mix, though a word may look like a number."""
+    of = {"cell": "x", "score": "fid"}
+    rows = [
+        of | {"value": 1 / 3, "text": None, "shown": True},
+        of | {"value": None, "text": "128", "shown": True, "nfe": 35},
+        of | {"value": float("inf"), "text": None, "shown": False},
+    ]
+    save_rows(rows, tmp_path / "results.csv")
+    found = read_rows(tmp_path / "results.csv")
+    assert [row["value"] for row in found] == [1 / 3, None, float("inf")]
+    assert [row["text"] for row in found] == ["", "128", ""]
+    assert [row["shown"] for row in found] == [True, True, False]
+    assert [row["nfe"] for row in found] == ["", "35", ""]
+
+
 def test_published_numbers_stay_apart(tmp_path: Path, pretend: Pretend) -> None:
-    """In columns or tables whose heads say so, and in no file of results."""
+    """They stand in columns or tables whose headers say so, and in no file of results."""
     assert start(tmp_path, GRID) == 0
     folder = tmp_path / "out" / "grid-digits-smoke"
-    for name in ("results.csv", "results.json"):
-        assert "1234.5" not in (folder / name).read_text()
+    assert "1234.5" not in (folder / "results.csv").read_text()
     lines = (folder / "report.md").read_text().splitlines()
     at = next(i for i, line in enumerate(lines) if "1234.5" in line)
     assert lines[at - 2] == "| paper: data | paper: BNR | paper: NFE | paper: FID |"
@@ -139,7 +156,7 @@ def test_published_numbers_stay_apart(tmp_path: Path, pretend: Pretend) -> None:
     assert head.split("|")[lines[at].split("|").index(" 1234.5 ")] == " paper: FID, cifar10 "
 
 
-def test_what_differs_for_sampling_only() -> None:
+def test_values_for_sampling_only_share_a_training() -> None:
     content = {
         **GRID,
         "axes": {
@@ -161,16 +178,16 @@ def test_what_differs_for_sampling_only() -> None:
     one = next(cell for cell in cells if cell.labels == {"training": "one", "BNR": "0"})
     assert "--model.process.path.bnr=0" in one.sampling
     assert "--model.process.path.bnr=0" not in one.training
-    said = dict(override.removeprefix("--override+=").split("=", 1) for override in one.overrides)
-    assert set(said) == {"process", "sampler", "guidance"}  # the checkpoint's may be those of another experiment
-    assert json.loads(said["process"])["init_args"]["path"]["init_args"]["bnr"] == 0
+    overrides = dict(override.removeprefix("--override+=").split("=", 1) for override in one.overrides)
+    assert set(overrides) == {"process", "sampler", "guidance"}  # the checkpoint may be of another experiment
+    assert json.loads(overrides["process"])["init_args"]["path"]["init_args"]["bnr"] == 0
 
 
-def test_what_all_cells_are_given_is_told_once(tmp_path: Path, pretend: Pretend) -> None:
-    own = {"set": {"model.process.path.bnr": 1}, "quick": {"model.sampler.grid.steps": 4}}
+def test_settings_that_all_cells_have_are_reported_once(tmp_path: Path, pretend: Pretend) -> None:
+    point = {"set": {"model.process.path.bnr": 1}, "quick": {"model.sampler.grid.steps": 4}}
     content = {
         **GRID,
-        "axes": {"system": {"points": {"a": {**own, "quick": {}}, "b": own}}},
+        "axes": {"system": {"points": {"a": {**point, "quick": {}}, "b": point}}},
         "for_data": {"digits": {"model.lr": 1e-3}},
         "plot": None,
         "paper": [],
@@ -197,6 +214,16 @@ def test_scores_of_several_rounds_are_the_best() -> None:
     assert main_scores(names, "fid*") == ["fid50k_min", "is50k_max"]
     assert main_scores(["fd_digits", "is_digits", "fd_pixel"], "fd*_digits") == ["fd_digits", "is_digits"]
     assert main_scores(["fd1k_digits_min", "fd1k_pixel"], "fd*_digits") == ["fd1k_digits_min"]
+
+
+def test_a_table_is_markdown_padded_or_not() -> None:
+    header, rows = ["system", "FID"], [["warm", 1.85], ["hot diffusion", 10]]
+    plain = ["| system | FID |", "| --- | ---: |", "| warm | 1.85 |", "| hot diffusion | 10 |"]
+    assert markdown_table(header, rows).splitlines() == plain
+    padded = markdown_table(header, rows, padded=True)
+    assert padded.splitlines()[2:] == ["| warm          | 1.85 |", "| hot diffusion |   10 |"]
+    cells = [[cell.strip() for cell in line.split("|")] for line in padded.splitlines()]
+    assert cells == [[cell.strip() for cell in line.split("|")] for line in plain]
 
 
 def test_published_digits_are_kept() -> None:

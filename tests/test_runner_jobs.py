@@ -1,4 +1,4 @@
-"""Jobs of experiments: killed, waiting, beside each other, on SLURM; plans, and wrong files and options."""
+"""Jobs of experiments that are killed, wait, run at once or on SLURM; plans; and wrong files and options."""
 
 import subprocess
 import sys
@@ -12,7 +12,8 @@ import yaml
 from pretend import GRID, Pretend
 
 from experiments.__main__ import main
-from experiments.runner import Job, Processes, Restartable, Slurm, run_all, taken
+from experiments.processes import RestartableProcess, folder_lock
+from experiments.runner import Job, Processes, Slurm, run_all
 from warm_lightning.errors import UserError
 
 
@@ -37,7 +38,7 @@ def test_killed_runs_are_not_taken_for_done(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"titel": "x"}, "titel"),
         ({"measures": ["Scoers"]}, "Scoers"),
@@ -48,18 +49,18 @@ def test_killed_runs_are_not_taken_for_done(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_files_are_errors_of_one_line(
-    change: dict, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    change: dict, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "grid.yaml").write_text(yaml.safe_dump(GRID | change))
     assert main(["run", str(tmp_path / "grid.yaml"), "--budget=smoke", f"--out={tmp_path / 'out'}"]) == 2
     error = capsys.readouterr().err.strip()
-    assert said in error
+    assert message in error
     assert "\n" not in error
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (["nowhere.yaml"], "nowhere.yaml"),
         (["table3_bnr", "--data=digitz"], "digitz"),
@@ -89,11 +90,11 @@ def test_wrong_files_are_errors_of_one_line(
     ],
 )
 def test_wrong_options_are_errors_of_one_line(
-    options: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["run", *options[:1], f"--out={tmp_path / 'out'}", *options[1:]]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert said in error
+    assert message in error
     assert not list(tmp_path.glob("out/*"))
 
 
@@ -103,34 +104,34 @@ def test_a_plan_says_what_it_would_cost(tmp_path: Path, capsys: pytest.CaptureFi
     out = capsys.readouterr().out
     # 200 Mimg · 3 passes and 3 · 50,000 images · 35 calls, of 42.4 GFLOPs each, at 50 TFLOP/s: 5.94 days.
     days = (200e6 * 3 + (150_000 + 12) * 35) * 42.4e9 / 50e12 / 86400
-    said = float(out.partition("expected: ")[2].split()[0])
-    assert said == pytest.approx(days, rel=0.02)
+    days_in_plan = float(out.partition("expected: ")[2].split()[0])
+    assert days_in_plan == pytest.approx(days, rel=0.02)
     assert "to do: 1 trainings, 2 measurements" in out
     assert not any(tmp_path.iterdir())
 
 
 def test_slurm_jobs_go_through_submitit(tmp_path: Path) -> None:
-    """With submitit's own processes in a cluster's place: exit codes and output come back."""
+    """Exit codes and output come back; submitit's executor of local processes takes the place of a cluster."""
     executor = Slurm({"timeout_min": 1}, cluster="local")
-    for arguments, code, said in ((["--version"], 0, "0."), (["nonsense"], 2, "no command")):
+    for arguments, code, output in ((["--version"], 0, "0."), (["nonsense"], 2, "no command")):
         folder = tmp_path / arguments[0].strip("-")
         folder.mkdir()
         assert executor.call(arguments, folder) == code
-        assert said in (folder / "log.txt").read_text()
+        assert output in (folder / "log.txt").read_text()
 
 
 def test_a_slurm_job_that_runs_out_of_time_goes_on(tmp_path: Path) -> None:
-    """submitit ends the first one after eight seconds, and starts it again: it then finds what that has left."""
+    """submitit ends the job after eight seconds and starts it again; it then finds the file that it had left."""
     executor = submitit.LocalExecutor(tmp_path, max_num_timeout=1)
     executor.update_parameters(timeout_min=12 / 60, signal_delay_s=4)
     left = tmp_path / "left"
     script = f"test -e {left} && exit 7; touch {left}; sleep 60"
-    job = executor.submit(Restartable(("bash", "-c", script), str(tmp_path)))
+    job = executor.submit(RestartableProcess(("bash", "-c", script), tmp_path, tmp_path, {}))
     assert job.result() == 7
 
 
-def test_of_slurm_jobs_trainings_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever else runs out of time would begin anew each time."""
+def test_slurm_jobs_are_restarted_if_they_are_trainings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other jobs that run out of time would begin anew each time."""
     given: list[object] = []
 
     class Submitted(submitit.AutoExecutor):
@@ -143,7 +144,7 @@ def test_of_slurm_jobs_trainings_go_on(tmp_path: Path, monkeypatch: pytest.Monke
         (tmp_path / command).mkdir()
         assert Slurm(cluster="local").call([command, "--x=1"], tmp_path / command) == 0
     fit, test = given
-    assert isinstance(fit, Restartable)
+    assert isinstance(fit, RestartableProcess)
     assert fit.command[-2:] == ("fit", "--x=1")
     assert not hasattr(test, "checkpoint")
 
@@ -167,7 +168,7 @@ def test_jobs_run_beside_each_other_and_after_what_they_need(tmp_path: Path) -> 
 
 def test_a_process_that_outlived_its_runner_is_waited_for(tmp_path: Path) -> None:
     """Two trainings in one folder would write over each other's checkpoints."""
-    with taken(tmp_path) as lock:
+    with folder_lock(tmp_path) as lock:
         outlived = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], pass_fds=[lock])
     # This runner is gone, its process is not.
     with ThreadPoolExecutor(1) as pool:

@@ -1,4 +1,4 @@
-"""What the runner takes for the same and what it runs again, when files, options and models change."""
+"""Which jobs the runner runs again when files, options and models change."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -8,9 +8,10 @@ import pytest
 from pretend import GRID, Pretend, report, rows, start
 from small import DIGITS
 
-from experiments import cells
-from experiments.experiment import FOLDER, Experiment, data_set, expand, parse, read
-from experiments.identity import resolved
+from experiments import experiment
+from experiments.cells import Cell
+from experiments.experiment import Experiment, data_set, expand, parse, read
+from experiments.identity import PAPERS, resolved
 from experiments.results import Calls
 from experiments.run import work_of
 from experiments.runner import Job
@@ -25,7 +26,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path.write_text(DIGITS.read_text())
     digits = data_set("digits")
     smoke = replace(digits.budgets["smoke"], config=str(path))
-    monkeypatch.setattr(cells, "data_set", lambda name: replace(digits, budgets={"smoke": smoke}))
+    monkeypatch.setattr(experiment, "data_set", lambda name: replace(digits, budgets={"smoke": smoke}))
     return path
 
 
@@ -47,8 +48,8 @@ def test_another_training_is_measured_and_pictured_again(tmp_path: Path, pretend
     assert len(list((tmp_path / "out").glob("*/cells/*/samples.replaced-1"))) == 8
 
 
-def test_what_trains_nothing_trains_nothing_again(tmp_path: Path, pretend: Pretend, config: Path) -> None:
-    """Remarks, devices and the like; and what only sampling needs."""
+def test_settings_without_effect_on_weights_train_nothing_again(tmp_path: Path, pretend: Pretend, config: Path) -> None:
+    """Such are remarks, devices and speed, and the settings of the sampler."""
     assert start(tmp_path, GRID) == 0
     pretend.calls.clear()
     config.write_text(f"# A remark.\n{config.read_text()}")
@@ -75,7 +76,7 @@ def test_removed_models_that_are_trained_again_are_measured_again_if_they_are_ot
     assert len(rows(tmp_path)) == 8
 
 
-def test_what_changes_while_it_is_worked_with_is_told(
+def test_a_checkpoint_that_changes_meanwhile_is_reported(
     tmp_path: Path, pretend: Pretend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def call(arguments: list[str], folder: Path) -> int:
@@ -99,7 +100,7 @@ def test_more_samples_leave_those_of_fewer_alone(tmp_path: Path, pretend: Preten
     assert "measurements are done" not in report(tmp_path)
 
 
-def test_images_that_are_no_numbers_and_unequal_counts_are_told(tmp_path: Path, pretend: Pretend) -> None:
+def test_images_that_are_no_numbers_and_unequal_counts_are_reported(tmp_path: Path, pretend: Pretend) -> None:
     content = {**PICTURES, "axes": {"BNR": GRID["axes"]["BNR"]}, "plot": {"x": "BNR"}}
     assert start(tmp_path, content, "--only=BNR=0") == 0
     pretend.broken = 3
@@ -115,13 +116,13 @@ def test_images_that_are_no_numbers_and_unequal_counts_are_told(tmp_path: Path, 
     assert {row["nonfinite_images"] for row in rows(tmp_path) if row["BNR"] == "0.5"} == {"3"}
 
 
-def names(experiment: str, **labels: str) -> set[str]:
+def names(name: str, **labels: str) -> set[str]:
     """The trainings of some cells at the paper's budget."""
-    found = expand(read(FOLDER / f"{experiment}.yaml", Experiment), None, "paper", seeds=1)
+    found = expand(read(PAPERS / f"{name}.yaml", Experiment), None, "paper", seeds=1)
     return {c.training_name for c in found if c.data == "cifar10" and labels.items() <= c.labels.items()}
 
 
-def test_equal_trainings_are_one_whatever_words_say_it() -> None:
+def test_equal_trainings_of_different_experiments_are_one() -> None:
     warm = names("table3_bnr", BNR="0.5")
     assert len(warm) == 1
     assert warm == names("table1_systems", system="Warm") == names("table5_parameterizations", parameterization=FULL)
@@ -132,7 +133,7 @@ def test_equal_trainings_are_one_whatever_words_say_it() -> None:
     assert len(names("fig5_bnr_nfe")) == 8
 
 
-def test_of_the_trainers_settings_those_count_that_weights_depend_on() -> None:
+def test_settings_of_the_trainer_count_if_weights_depend_on_them() -> None:
     def name(*extra: str) -> str:
         return expand(parse(GRID, Experiment, Path("x")), "digits", "smoke", extra=extra)[0].training_name
 
@@ -149,10 +150,10 @@ def test_of_the_trainers_settings_those_count_that_weights_depend_on() -> None:
 
 
 def test_data_are_the_same_wherever_they_are_and_samples_are_of_float32(tmp_path: Path) -> None:
-    """Copied to a node's own disk, for instance; another file of the same name and size is another data set."""
-    table3 = read(FOLDER / "table3_bnr.yaml", Experiment)
+    """A file may be copied to a node's disk; another file of the same name and size is another data set."""
+    table3 = read(PAPERS / "table3_bnr.yaml", Experiment)
 
-    def cell(path: Path, *extra: str) -> cells.Cell:
+    def cell(path: Path, *extra: str) -> Cell:
         return expand(table3, None, "paper", extra=(f"--data.path={path}", *extra))[0]
 
     def works(path: Path, *extra: str) -> list[Job]:
@@ -164,14 +165,14 @@ def test_data_are_the_same_wherever_they_are_and_samples_are_of_float32(tmp_path
     for path in (here, there):
         path.parent.mkdir()
         path.write_text("some photos")
-    jobs, notes = works(here), [job.wanted() for job in works(here)]
+    jobs, notes = works(here), [job.noted_identity() for job in works(here)]
     assert [job.folder for job in jobs] == [job.folder for job in works(there)]
-    assert all(map(Job.same, works(there, "--data.cache=false"), notes))
+    assert all(map(Job.is_noted, works(there, "--data.cache=false"), notes))
     there.write_text("same photos")
     assert there.stat().st_size == here.stat().st_size
-    assert not any(map(Job.same, works(there), notes))
+    assert not any(map(Job.is_noted, works(there), notes))
     there.unlink()  # to save space; what was found is still of it
-    assert all(map(Job.same, works(there), notes))
+    assert all(map(Job.is_noted, works(there), notes))
     folders = [tmp_path / name / "train" for name in ("here", "there")]
     for folder in folders:
         folder.mkdir()
@@ -183,7 +184,7 @@ def test_data_are_the_same_wherever_they_are_and_samples_are_of_float32(tmp_path
 
 
 def test_configurations_are_resolved_by_many_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each changes the working directory, which is the process's."""
+    """Each changes the working directory, which all threads share."""
     monkeypatch.chdir(tmp_path)
     seeds = [["--config=configs/digits.yaml", f"--model.seed={1000 + k}"] for k in range(8)]
     with ThreadPoolExecutor(8) as pool:
@@ -192,7 +193,7 @@ def test_configurations_are_resolved_by_many_threads(tmp_path: Path, monkeypatch
     assert Path.cwd() == tmp_path
 
 
-def test_calls_tell_how_they_ended(tmp_path: Path) -> None:
+def test_calls_note_how_they_ended(tmp_path: Path) -> None:
     calls = Calls(tmp_path)
     with calls.noted("whole", True):
         pass
@@ -212,15 +213,15 @@ def test_calls_tell_how_they_ended(tmp_path: Path) -> None:
 
 
 def test_a_spectrum_is_of_the_file_that_is_there(tmp_path: Path) -> None:
-    """Made anew at the same path, it is measured anew; what was found of the other is not taken for done."""
+    """A file that is made anew at the same path is measured anew."""
     path = tmp_path / "photos.zip"
     spectra = set()
     for content in ("some", "more"):
         path.write_text(content)
-        experiment = read(FOLDER / "oracle_rho.yaml", Experiment)
-        (cell, *_) = expand(experiment, "cifar10", "paper", extra=[f"--data.path={path}"])
-        (work, *_) = work_of(experiment, [cell], tmp_path, tmp_path / "results")
-        spectra.add(next(a for a in work.job.wanted()["meaning"]["call"] if a.startswith("--spectrum=")))
+        oracle = read(PAPERS / "oracle_rho.yaml", Experiment)
+        (cell, *_) = expand(oracle, "cifar10", "paper", extra=[f"--data.path={path}"])
+        (work, *_) = work_of(oracle, [cell], tmp_path, tmp_path / "results")
+        spectra.add(next(a for a in work.job.noted_identity()["meaning"]["call"] if a.startswith("--spectrum=")))
     assert len(spectra) == 2
     assert not any(str(tmp_path) in argument for argument in spectra)
 

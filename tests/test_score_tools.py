@@ -1,6 +1,8 @@
 """`warm score`, `warm compare` and `warm reference-stats` on small folders and zips."""
 
 import json
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small import DIGITS
+from small import DIGITS, environment
 
 from warm_lightning.cli import main
 from warm_lightning.data import Digits, ImageSet
@@ -200,6 +202,16 @@ def test_what_cannot_be_stored_is_said_before_anything_is_measured(
     assert main(["reference-stats", "data", "many.npz", "--memorisation=true", *PIXELS]) == 2
     assert "300 images are too many" in capsys.readouterr().err
     assert not (folders / "many.npz").exists()
+
+
+def test_scoring_needs_no_lightning() -> None:
+    """Which, like torchmetrics and scikit-learn, takes seconds to import."""
+    commands = ("score", "compare", "reference_stats")
+    lines = ["import sys", *(f"import warm_lightning.commands.{name}" for name in commands)]
+    lines += ["print({'lightning', 'torchmetrics', 'torchvision', 'sklearn'} & sys.modules.keys())"]
+    code = [sys.executable, "-c", "; ".join(lines)]
+    done = subprocess.run(code, env=environment(), capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
 
 
 def test_large_sets_are_seen_in_parts(digits: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -180,9 +180,8 @@ def test_a_score_of_ones_own_is_one_class(double_ckpt, tmp_path, capsys) -> None
     assert "cmmd: of 20 images at most." in output
     assert protocol["extractors"][0]["score_classes"] == [{"class": "test_scored_runs.CMMD", "sigma": 4.0}]
     # By its definition, of the same images.
-    module = load_checkpoint(str(double_ckpt), {"sampler.grid.steps": 2})
-    module.network.double()
-    samples = quantise(module.model("ema").sample(module.sampler, range(16)))
+    model = load_checkpoint(str(double_ckpt), {"sampler.grid.steps": 2}).model("ema").double()
+    samples = quantise(model.sample(model.sampler, range(16)))
     pixels, order = Digits().train_images().all(), random_order(1797, 0)
     data = Pixels()(pixels[order[:20]])[0]
     truth = cmmd_by_loops(Pixels()(samples)[0], data, 4.0)

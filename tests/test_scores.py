@@ -42,7 +42,7 @@ def digits() -> Tensor:
     return Digits().train_images().all()
 
 
-def against(
+def scores_against(
     extractor: FeatureExtractor, data: Tensor, held_out: Tensor | None = None, batch_size: int = 500, **protocol: int
 ) -> Scores:
     """Scores against some images."""
@@ -55,7 +55,7 @@ def against(
 
 @pytest.fixture(scope="module")
 def digit_scores(digits) -> Scores:
-    return against(DigitsFeatures(), digits, max_neighbours=1797)
+    return scores_against(DigitsFeatures(), digits, max_neighbours=1797)
 
 
 def noise_images(*shape: int, seed: int = 0) -> Tensor:
@@ -89,13 +89,13 @@ def in_all_ways(rank: int, world_size: int) -> list[dict[str, float]]:
     data, samples = Digits().train_images().all(), noise_images(101, 1, 8, 8)
     reference = data[:300]
     mine = samples[rank::world_size]
-    pixels = against(Pixels(), reference, data[300:340], batch_size=7)
+    pixels = scores_against(Pixels(), reference, data[300:340], batch_size=7)
     results = [score(pixels, mine)]
     results.append(score(pixels, samples if rank == 0 else samples[:0]))  # and nothing on the others
     lopsided = samples.tensor_split([71])[rank] if world_size == 2 else samples
     results.append(score(pixels, lopsided))
-    results.append(score(against(Pixels(), reference, max_neighbours=30), mine))
-    results.append(score(against(InSplits(), reference), mine))
+    results.append(score(scores_against(Pixels(), reference, max_neighbours=30), mine))
+    results.append(score(scores_against(InSplits(), reference), mine))
     return results
 
 
@@ -135,7 +135,7 @@ def test_scores_of_digits_rank_data_above_the_gaussian_above_noise(digits, digit
 
 def test_scores_with_held_out_images(digits):
     training, held_out, samples = digits[:1100], digits[1100:1400], digits[1400:]
-    scores = against(Pixels(), training, held_out, max_neighbours=1100)
+    scores = scores_against(Pixels(), training, held_out, max_neighbours=1100)
     assert score(scores, held_out)["memorisation300_pixel"] == 1
     assert score(scores, training)["memorisation_pixel"] == 0
     assert score(scores, samples)["memorisation397_pixel"] == pytest.approx(1, abs=0.1)
@@ -144,8 +144,8 @@ def test_scores_with_held_out_images(digits):
 def test_one_half_of_the_data_as_samples_and_the_other_as_data_score_as_the_halves(digits):
     generator = torch.Generator().manual_seed(5)
     parts = [digits[i] for i in torch.randperm(1797, generator=generator).tensor_split(2)]
-    values = score(against(Pixels(), parts[1], max_neighbours=1797), parts[0])
-    halves = against(Pixels(), digits, max_neighbours=1797).reference.companions["halves"]
+    values = score(scores_against(Pixels(), parts[1], max_neighbours=1797), parts[0])
+    halves = scores_against(Pixels(), digits, max_neighbours=1797).reference.companions["halves"]
     # Another split of the same images: 20 % is several times the spread between splits.
     names = ("fd899_pixel", "precision_pixel", "recall_pixel", "memorisation899_pixel")  # 899 samples, 898 of data
     for kind, name in zip(("frechet", "precision", "recall", "memorisation"), names, strict=True):
@@ -158,7 +158,7 @@ def test_neighbours_of_many_images_are_those_of_a_random_part_of_the_data():
     reference[200:] += 200
     samples = noise_images(100, 1, 4, 4, seed=1) // 8
     samples[::2] += 200
-    values = score(against(Pixels(), reference, max_neighbours=100), samples)
+    values = score(scores_against(Pixels(), reference, max_neighbours=100), samples)
     assert values["precision100_pixel"] > 0.8
     assert values["recall100_pixel"] > 0.8
 
@@ -167,7 +167,7 @@ def test_precision_and_recall_are_of_as_many_images_of_either_set(digits):
     order = torch.randperm(1797, generator=torch.Generator().manual_seed(0))
     few, many = digits[order[:100]], digits[order[100:1100]]
     pixels = Pixels()
-    scores = against(pixels, many, max_neighbours=1000)
+    scores = scores_against(pixels, many, max_neighbours=1000)
     values, features = score(scores, few), scores.reference.features
     of_few = pixels(few)[0]
     found = values["precision100_pixel"], values["recall100_pixel"]
@@ -175,7 +175,7 @@ def test_precision_and_recall_are_of_as_many_images_of_either_set(digits):
     assert found != (coverage(of_few, features), coverage(features, of_few))
     assert scores.describe(100)["precision_recall"]["images_of_each"] == 100
     # With fewer images of data than samples it is the samples that are cut, and the names say so: 100 of all 100.
-    scores = against(pixels, few, max_neighbours=1000)
+    scores = scores_against(pixels, few, max_neighbours=1000)
     values, features = score(scores, many), scores.reference.features
     assert {"kid1k_pixel", "fd1k_pixel"} <= set(values)
     first = pixels(many[:100])[0]
@@ -183,7 +183,7 @@ def test_precision_and_recall_are_of_as_many_images_of_either_set(digits):
 
 
 def test_names_say_how_many_samples_but_for_as_many_as_images_of_data(digits):
-    scores = against(Pixels(), digits[:60])
+    scores = scores_against(Pixels(), digits[:60])
     assert "fd_pixel" in score(scores, digits[60:120])
     assert "fd50_pixel" in (values := score(scores, digits[60:110]))
     assert {"kid50_pixel", "precision50_pixel_halves", "memorisation50_pixel"} <= set(values)
@@ -204,13 +204,13 @@ class Mean(torch.nn.Module):
 
 def test_scores_do_not_depend_on_what_surrounds_them_and_leave_it_alone(digits):
     samples = noise_images(50, 1, 8, 8)
-    expected = score(against(DigitsFeatures(), digits[:200]), samples)
+    expected = score(scores_against(DigitsFeatures(), digits[:200]), samples)
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
     try:
         state = torch.get_rng_state()
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-            scores = against(DigitsFeatures(), digits[:200])
+            scores = scores_against(DigitsFeatures(), digits[:200])
             assert score(scores, samples) == expected
             scores.reset()
         scores.update(samples)  # as in `fit` after `test` with the same callback
@@ -223,7 +223,7 @@ def test_scores_do_not_depend_on_what_surrounds_them_and_leave_it_alone(digits):
 
 
 def test_reset_forgets_the_samples_and_keeps_the_reference(digits):
-    scores = against(Pixels(), digits[:200])
+    scores = scores_against(Pixels(), digits[:200])
     first = score(scores, digits[200:300])
     scores.update(noise_images(30, 1, 8, 8))
     assert scores.compute()[1]["fd130_pixel"] != first["fd100_pixel"]
@@ -231,7 +231,7 @@ def test_reset_forgets_the_samples_and_keeps_the_reference(digits):
 
 
 def test_table_has_a_row_for_each_score_and_states_its_limits(digits):
-    scores = against(DigitsFeatures(), digits[:200], max_neighbours=64)
+    scores = scores_against(DigitsFeatures(), digits[:200], max_neighbours=64)
     values = score(scores, noise_images(100, 1, 8, 8))
     lines = scores.table({**values, "fd_other": 1.0}, 100).splitlines()
     assert "samples" in lines[0]
@@ -279,20 +279,20 @@ def test_rounds_are_summarised_with_the_best_named_by_its_direction():
     ],
 )
 def test_samples_that_cannot_be_scored_get_a_clear_message(digits, images, message):
-    scores = against(Pixels(), digits[:50])
+    scores = scores_against(Pixels(), digits[:50])
     with pytest.raises(UserError, match=message):
         score(scores, images)
 
 
 def test_too_little_data_gets_a_clear_message(digits):
     with pytest.raises(UserError, match="at least 8 images of data, not 7"):
-        against(Pixels(), digits[:7])
+        scores_against(Pixels(), digits[:7])
 
 
 def test_cifar10_features_tell_photographs_from_noise(cifar10_zip, cifar10_features):
     held_out = CIFAR10(path=str(cifar10_zip), cache=False).load("held_out")
     photographs = held_out.take(torch.arange(0, len(held_out), 20))
-    scores = against(TorchScriptFeatures(str(cifar10_features)), photographs[::2])
+    scores = scores_against(TorchScriptFeatures(str(cifar10_features)), photographs[::2])
     values = score(scores, photographs[1::2])
     noise = score(scores, noise_images(250, 3, 32, 32))
     assert values["fd250_cifar10_features"] < noise["fd250_cifar10_features"] / 10

@@ -1,7 +1,7 @@
-"""What a checkpoint file holds, and reading one that may be anything.
+"""The format of checkpoints, reading them from untrusted files, and checks that they fit a model.
 
-A checkpoint is Lightning's, with plain data and tensors only, plus one section of our own that names the
-format and holds the configuration the model is made from. `state_dict` has the weights being trained under
+A checkpoint is Lightning's, with plain data and tensors only, plus a section of this package that names the
+format and holds the configuration from which the model is made. `state_dict` has the weights being trained under
 `network.` and their average under `ema_network.`.
 """
 
@@ -36,30 +36,30 @@ RAW, EMA, LEARNED = "network.", "ema_network.", "learned."
 
 
 def _from_1(section: dict[str, Any]) -> dict[str, Any]:
-    """Format 2 says where weights that were not trained here come from."""
+    """Format 2 has the source of weights that were not trained by this package."""
     return section | {"source": None}
 
 
 def _from_2(section: dict[str, Any]) -> dict[str, Any]:
-    """Format 3 holds what a process has learned of the training images."""
+    """Format 3 has the tensors that a process has learned from the training images."""
     return section | {"learned": {}}
 
 
 def _from_3(section: dict[str, Any]) -> dict[str, Any]:
-    """Format 4 names the classes and settings of the configuration as they are called since their move."""
+    """Format 4 has today's names of classes and settings in the configuration; see `migrations`."""
     return section | {"config": current(section.get("config"))}
 
 
 MIGRATIONS: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_1, 2: _from_2, 3: _from_3}
-"""Format version → what makes a section of the next version of it."""
+"""Functions that turn a section of a format version into one of the next version."""
 
 
 def read(path: str | Path) -> dict[str, Any]:
-    """The contents of a checkpoint, on the CPU; nothing in the file is executed.
+    """Read a checkpoint to the CPU; nothing in the file is executed.
 
     Args:
-        path: a `.ckpt` file, or a folder that `warm export` wrote, whose one set of weights then stands in both places;
-            `check_weights` says which it is.
+        path: a `.ckpt` file, or a folder that `warm export` wrote, whose one set of weights is then returned twice;
+            see `check_weights`.
 
     Raises:
         UserError: if the file is missing, truncated, not plain data, not a checkpoint of this package, or in a
@@ -99,7 +99,7 @@ def _read_exported(path: Path) -> dict[str, Any]:
 
 
 def _migrated(path: Path, section: dict[str, Any]) -> dict[str, Any]:
-    """A section in today's format."""
+    """The section of a checkpoint in today's format."""
     number: Any = section.get("format_version")
     check(
         isinstance(number, int) and number in {FORMAT_VERSION, *MIGRATIONS},
@@ -113,18 +113,22 @@ def _migrated(path: Path, section: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_new(path: Path) -> None:
-    """Raise UserError where `write` would: something is there, or the name is that of an exported model."""
+    """Check that a checkpoint can be written to a path.
+
+    Raises:
+        UserError: the path exists, or its name is that of an exported model.
+    """
     check(not path.exists() and not path.is_symlink(), f"{path}: already exists; give another name, or remove it")
     check(not is_exported(path), f"{path}: {path.suffix} is how exported models are named; give a name in .ckpt")
 
 
 def write(path: Path, state_dict: Mapping[str, Tensor], section: Mapping[str, Any]) -> None:
-    """Write a checkpoint of weights that cannot be trained on, but sampled, scored and started from.
+    """Write a checkpoint without optimizer state, which can be sampled, scored and started from, but not resumed.
 
     Args:
-        path: the file, a new one, which appears under its name only when it is whole.
+        path: the new file, which appears under its name only when it is whole.
         state_dict: of a DiffusionModule.
-        section: `config`, `images_seen`, `source` and, if there is any, `learned` of the checkpoint's own section.
+        section: `config`, `images_seen`, `source` and possibly `learned` of the section of this package.
 
     Raises:
         UserError: see `check_new`; or the file cannot be written.
@@ -150,7 +154,7 @@ def write(path: Path, state_dict: Mapping[str, Tensor], section: Mapping[str, An
 
 
 def _checkpoint(state_dict: Mapping[str, Tensor], section: Mapping[str, Any]) -> dict[str, Any]:
-    """The least that Lightning takes as a checkpoint to test."""
+    """The least that Lightning accepts as a checkpoint for `warm test`."""
     return {
         "epoch": 0,
         "global_step": 0,
@@ -161,19 +165,33 @@ def _checkpoint(state_dict: Mapping[str, Tensor], section: Mapping[str, Any]) ->
 
 
 def part(state_dict: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The entries of a state dict below a prefix, without it."""
+    """The entries of a state dict whose names begin with a prefix, without the prefix."""
     return {name.removeprefix(prefix): tensor for name, tensor in state_dict.items() if name.startswith(prefix)}
 
 
 def check_weights(path: str | Path, checkpoint: Mapping[str, Any], weights: str, choice: bool = True) -> None:
-    """Raise UserError for weights that an exported folder does not hold; `choice` is whether others would do."""
+    """Check that an exported folder holds the weights that are needed.
+
+    Args:
+        path: of the folder, or of a checkpoint, which holds both.
+        checkpoint: its contents.
+        weights: the weights that are needed.
+        choice: whether the user could ask for the other ones, for the message.
+
+    Raises:
+        UserError: it holds the other ones only.
+    """
     held = checkpoint[SECTION].get("weights", weights)
     way = f"ask for weights {held}" if choice else f"this needs the {weights} weights: export those"
     check(held == weights, f"{path}: was exported with its {held} weights only; {way}")
 
 
 def check_same_model(saved: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> None:
-    """Raise UserError, naming the first difference, unless two state dicts have the same names and shapes."""
+    """Check that two state dicts have the same names and shapes.
+
+    Raises:
+        UserError: they differ; it names the first difference.
+    """
     for name in [*ours, *saved]:
         shapes = [list(d[name].shape) if name in d else "absent" for d in (saved, ours)]
         check(
@@ -183,17 +201,17 @@ def check_same_model(saved: Mapping[str, Tensor], ours: Mapping[str, Tensor]) ->
 
 
 def start_from(path: str | Path, network: Network) -> None:
-    """Give a fresh network the averaged weights of a checkpoint.
+    """Copy the averaged weights of a checkpoint into a fresh network.
 
-    Weights of a one-branch network become the first branch of one with several; what the others say is exactly 0.
+    Weights of a one-branch network become the first branch of one with several; the other branches then put out 0.
 
     Args:
         path: see `read`.
         network: changed in place.
 
     Raises:
-        UserError: see `read`; the file holds no averaged weights; or the two networks differ in more than that, naming
-            the first tensor that does. What leaves no trace in tensors is for `check_start`.
+        UserError: see `read`; the file holds no averaged weights; or the two networks differ otherwise, in which case
+            the first tensor that differs is named. Settings that do not show in tensors are left to `check_start`.
     """
     checkpoint = read(path)
     check_weights(path, checkpoint, "ema", choice=False)
@@ -215,14 +233,17 @@ def start_from(path: str | Path, network: Network) -> None:
 
 
 INDIFFERENT = ("dropout", "activation_checkpointing", "attn_resolutions")
-"""Arguments of networks that leave the meaning of weights alone, or that the names of tensors tell."""
+"""Arguments of networks that do not change the meaning of weights, or that show in the names of tensors."""
 
 
 def check_start(config: Mapping[str, Any], network: Network) -> None:
-    """Raise UserError, naming the first difference, where init_from's weights mean something else in a model.
+    """Check that the weights of `init_from` mean the same in a model, beyond the shapes of tensors.
 
-    That is what shapes do not tell: settings of the network, its preconditioning, and, where `start_from` copied all
-    weights as they were, the parameterization.
+    This concerns settings of the network, its preconditioning and, where `start_from` copied all weights unchanged, the
+    parameterization.
+
+    Raises:
+        UserError: they mean something else; it names the first difference.
 
     Args:
         config: of the model; nothing is checked where it has no init_from.
@@ -243,18 +264,21 @@ def check_start(config: Mapping[str, Any], network: Network) -> None:
 def check_same_meaning(
     there: Mapping[str, Any], config: Mapping[str, Any], sections: Iterable[str], source: str
 ) -> None:
-    """Raise UserError, naming the first difference, where weights mean something else in a model.
+    """Check that weights mean the same in another model.
+
+    Raises:
+        UserError: they mean something else; it names the first difference.
 
     Args:
-        there: configuration of the model that they are of.
-        config: of the other.
-        sections: of both that matter.
-        source: of the weights, for the message.
+        there: configuration of the model that the weights are of.
+        config: configuration of the other model.
+        sections: sections of both that matter.
+        source: origin of the weights, for the message.
     """
     for section in sections:
-        theirs, own = (dict(_settings(c[section], f"model.{section}")) for c in (there, config))
-        for name in {**own, **theirs}:
-            values = [d.get(name, "absent") for d in (theirs, own)]
+        stored, current_settings = (dict(_settings(c[section], f"model.{section}")) for c in (there, config))
+        for name in {**current_settings, **stored}:
+            values = [d.get(name, "absent") for d in (stored, current_settings)]
             check(
                 values[0] == values[1] or name.rpartition(".")[2] in INDIFFERENT,
                 f"{source}: {name} is {values[0]} there and {values[1]} here, so its weights mean something else: make "
@@ -263,7 +287,7 @@ def check_same_meaning(
 
 
 def _settings(value: Any, name: str) -> Iterator[tuple[str, Any]]:
-    """Dotted names and plain values."""
+    """The dotted names and plain values of nested settings."""
     if isinstance(value, Mapping):
         for key, below in value.items():
             yield from _settings(below, f"{name}.{key}")

@@ -1,4 +1,4 @@
-"""Exponential moving averages of weights, their memory measured in images, and rebuilding other ones afterwards.
+"""Exponential moving averages of weights with their memory in images, and other averages rebuilt after training.
 
 Libraries for post-hoc EMA (ema-pytorch and its forks) count optimizer steps, copy whole modules and keep their own
 files on every process: none is a function of the images seen alone, nor resumes to the bit.
@@ -20,11 +20,11 @@ SNAPSHOT = "average"
 
 
 class Average(ABC):
-    """A moving average of weights; a subclass says how much of it survives a step."""
+    """A moving average of weights; a subclass defines the share of it that remains after a step."""
 
     @abstractmethod
     def decay(self, images_seen: int, batch_size: int) -> float:
-        """Share of the old average that survives a step of `batch_size` images, the last of `images_seen`."""
+        """The share of the old average that remains after a step of `batch_size` images, the last of `images_seen`."""
 
     @torch.no_grad()
     def update(self, average: nn.Module, network: nn.Module, images_seen: int, batch_size: int) -> None:
@@ -80,7 +80,7 @@ class PowerEMA(Average):
         self.gamma = float(max(roots.real)) - 1
 
     def decay(self, images_seen: int, batch_size: int) -> float:
-        """The step's share is the integral of p over its images, so that p is met exactly at any batch size."""
+        """The remaining share, 1 minus the integral of p over the images of the step: exact at any batch size."""
         return (1 - batch_size / images_seen) ** (self.gamma + 1)
 
 
@@ -92,7 +92,7 @@ class Profile:
     images: float
 
     def dot(self, other: "Profile") -> float:
-        """∫ p q dτ."""
+        """The inner product ∫ p q dτ of two densities."""
         common = min(self.images, other.images)
         power = (common / self.images) ** self.gamma * (common / other.images) ** other.gamma
         scale = (self.gamma + 1) * (other.gamma + 1) / (self.gamma + other.gamma + 1)

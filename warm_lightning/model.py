@@ -95,7 +95,7 @@ class DiffusionModel(nn.Module):
         check_grid(process, parameterization, sampler.grid, clock_law)
 
     def replaced(self, **changes: Any) -> "DiffusionModel":
-        """The same model with other attributes, such as `network` or `guidance`; nothing else is copied."""
+        """A shallow copy of the model with other attributes, such as `network` or `guidance`."""
         other = copy.copy(self)
         other._modules = dict(self._modules)  # which a shallow copy would share
         for name, value in changes.items():
@@ -358,8 +358,8 @@ def check_data(network: Network, data: _Images) -> None:
         UserError: it does not.
     """
     for name in ("resolution", "image_channels"):
-        ours, theirs = getattr(network, name), getattr(data, name)
-        check(ours == theirs, f"model.network.{name} is {ours}, but the images have {theirs}: set it to that")
+        expected, actual = getattr(network, name), getattr(data, name)
+        check(expected == actual, f"model.network.{name} is {expected}, but the images have {actual}: set it to that")
     classes, labels = data.num_classes, network.label_dim
     check(
         labels in (0, classes),

@@ -31,7 +31,7 @@ def git_commit() -> str | None:
     tracked = ["git", "-C", str(folder), "ls-files", "--error-unmatch", __file__]
     try:
         if subprocess.run(tracked, capture_output=True, check=False).returncode:
-            return None  # installed into an environment that lies in somebody else's checkout
+            return None  # installed into an environment inside the checkout of another project
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
@@ -113,6 +113,28 @@ def file_hash(path: Path) -> str:
     """The first 16 hexadecimal digits of a file's SHA-256."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+# ---------------------------------------------------------------------- tables
+
+
+def markdown_table(
+    header: Sequence[str], rows: Iterable[Sequence[object]], words: int = 1, padded: bool = False
+) -> str:
+    """A table in Markdown.
+
+    Args:
+        header: names of the columns.
+        rows: a text or number for each column.
+        words: number of columns, from the left, that hold words; the others hold numbers and are aligned to the right.
+        padded: whether all lines are made equally long with spaces, as suits a terminal.
+    """
+    lines = [list(header), ["---"] * words + ["---:"] * (len(header) - words), *([str(c) for c in row] for row in rows)]
+    if padded:
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        sides = [str.ljust] * words + [str.rjust] * (len(header) - words)
+        lines = [[side(cell, w) for side, cell, w in zip(sides, line, widths, strict=True)] for line in lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 # ---------------------------------------------------------------------- files

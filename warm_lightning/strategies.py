@@ -1,4 +1,4 @@
-"""Training on several devices: which of Lightning's strategies keep this package's contracts, and sharding."""
+"""Training on several devices: the strategies of Lightning that are supported, and sharding."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,7 +26,11 @@ StrategyRegistry.register(
 
 
 def check_strategy(strategy: Strategy, network: nn.Module) -> None:
-    """Raise UserError for a strategy that cannot train the network, or would average or save the wrong weights."""
+    """Check that a strategy can train the network, and averages and saves the right weights.
+
+    Raises:
+        UserError: it does not.
+    """
     check(
         isinstance(strategy, DDPStrategy | ModelParallelStrategy | SingleDeviceStrategy),
         f"trainer.strategy {type(strategy).__name__} would shard the averaged weights apart from those being trained: "
@@ -39,7 +43,11 @@ def check_strategy(strategy: Strategy, network: nn.Module) -> None:
 
 
 def check_unsharded(strategy: Strategy, weights: str) -> None:
-    """Raise UserError for sampling with weights that are spread over all devices, who sample each for itself."""
+    """Check that sampling does not need weights that are sharded over the devices, each of which samples alone.
+
+    Raises:
+        UserError: it does.
+    """
     check(
         weights == "ema" or not isinstance(strategy, ModelParallelStrategy),
         "trainer.strategy fsdp2 spreads the weights being trained over all devices: sample with weights ema",
@@ -47,13 +55,13 @@ def check_unsharded(strategy: Strategy, weights: str) -> None:
 
 
 def shard(network: nn.Module, mesh: DeviceMesh) -> None:
-    """Spread a network's parameters over devices: each block by itself, then what is left.
+    """Shard a network's parameters over devices: each block by itself, then the rest.
 
     Args:
         network: changed in place; its blocks are the entries of its module lists and dictionaries.
         mesh: nodes × devices of a node. Parameters are sharded over the second and replicated over the first.
     """
-    if isinstance(network, FSDPModule):  # a second stage of the same Trainer
+    if isinstance(network, FSDPModule):  # already sharded, in an earlier stage of the same Trainer
         return
     for container in network.modules():
         if isinstance(container, nn.ModuleDict | nn.ModuleList):
@@ -64,7 +72,7 @@ def shard(network: nn.Module, mesh: DeviceMesh) -> None:
 
 @contextmanager
 def gathered(network: nn.Module) -> Iterator[None]:
-    """The network with whole parameters on every device, for reading; all devices take part."""
+    """Gather the whole parameters of a sharded network on every device, for reading; all devices must call this."""
     parts = [part for part in network.modules() if isinstance(part, FSDPModule)]
     for part in parts:
         part.unshard()

@@ -1,4 +1,4 @@
-"""`warm fit`, `validate` and `test`: the Lightning CLI with our classes, one folder a run."""
+"""`warm fit`, `validate` and `test`: the Lightning CLI with the classes of this package, and a folder for each run."""
 
 import logging
 import os
@@ -34,21 +34,21 @@ from warm_lightning.records import writable_folder
 
 RUNS = "runs"
 SHORT_OPTIONS = {"--rounds": "--scores.rounds", "--num_images": "--scores.num_images"}
-"""Of `warm test`."""
+"""Short options of `warm test`, and the options they stand for."""
 
 
 class SaveConfig(SaveConfigCallback):
-    """Writes `config.yaml`, all of it, into the folder of a run when nothing has spoken against its training."""
+    """Writes the whole configuration to `config.yaml` in the run's folder, once training has begun."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Nothing yet: a checkpoint that is to be resumed may turn out to be another model's."""
+        """Do nothing yet: the checkpoint to resume may turn out to be of another model."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().setup(trainer, pl_module, "fit")
 
 
 class CheckpointFiles(TorchCheckpointIO):
-    """Lightning's checkpoint files, read as `checkpoints.read` does: older formats and exported folders too."""
+    """Reads checkpoints for Lightning with `checkpoints.read`: also older formats and exported folders."""
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         return read(path)
@@ -65,7 +65,7 @@ class WarmCLI(LightningCLI):
         quieten()
         accept_old_names()
         arguments = [current_option(argument) for argument in arguments]
-        self.asked_for = arguments[:1] if run else []
+        self.command = arguments[:1] if run else []
         super().__init__(
             DiffusionModule,
             ImageDataModule,
@@ -87,9 +87,9 @@ class WarmCLI(LightningCLI):
         )
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
-        """The Trainer's methods that are commands, and which of their arguments are not options.
+        """The Trainer's methods that are commands, each with the arguments that are not options.
 
-        Of them the one that is asked for alone, since each takes a quarter of a second to describe.
+        Only the command that is called, if it is one of them, since each takes a quarter of a second to describe.
         """
         hidden = {"model", "dataloaders", "datamodule", "weights_only"}
         commands = {
@@ -97,7 +97,7 @@ class WarmCLI(LightningCLI):
             "validate": hidden,
             "test": hidden,
         }
-        return {name: own for name, own in commands.items() if name in self.asked_for} or commands
+        return {name: own for name, own in commands.items() if name in self.command} or commands
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
@@ -115,7 +115,7 @@ class WarmCLI(LightningCLI):
         parser.add_lightning_class_args(Checkpoints, "checkpoints")
 
     def _parse_ckpt_path(self) -> None:
-        """Nothing: Lightning would let a checkpoint's hyperparameters beat what the user types."""
+        """Do nothing: Lightning would let a checkpoint's hyperparameters override the command line."""
 
     @property
     def settings(self) -> Any:
@@ -140,12 +140,12 @@ class WarmCLI(LightningCLI):
             writable_folder(folder)
             settings.ckpt_path = resume_path(self.config["subcommand"], settings.ckpt_path, Path(folder))
             self.init_from = settings.model.init_from
-            if settings.ckpt_path:  # has the weights; the file that they once started from may be gone by now
+            if settings.ckpt_path:  # it has the weights; the file that training started from may not exist any more
                 settings.model.init_from = None
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         trainer = super().instantiate_trainer(**kwargs)
-        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # none of the user's own
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # not another one of the user
             trainer.strategy.checkpoint_io = CheckpointFiles()
         return trainer
 
@@ -170,8 +170,8 @@ class WarmCLI(LightningCLI):
 def resume_path(command: str, ckpt_path: str | None, folder: Path) -> str | None:
     """The checkpoint to start from, read once so that a bad one is found before anything else happens.
 
-    "last" is the run's own; `warm fit` starts afresh where there is none yet, so that one command line serves
-    a first start and every restart. `warm validate` and `warm test` use it when nothing else is said.
+    "last" is the last one of the run; `warm fit` starts from the beginning if there is none yet, so that one command
+    line serves a first start and every restart. It is the default of `warm validate` and `warm test`.
     """
     last = folder / CHECKPOINTS / LAST
     own = ckpt_path is not None and (ckpt_path == "last" or Path(ckpt_path).resolve().parent == last.parent.resolve())
@@ -196,7 +196,7 @@ def resume_path(command: str, ckpt_path: str | None, folder: Path) -> str | None
 
 
 def quieten() -> None:
-    """Silence hints of Lightning's to its own users that are none to ours."""
+    """Silence hints of Lightning that do not apply to this package."""
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for hint in (
@@ -217,10 +217,10 @@ class Resolver(WarmCLI):
     """A parser of options that makes no objects."""
 
     def instantiate_classes(self) -> None:
-        """Nothing is needed but the configuration."""
+        """Do nothing: only the configuration is needed."""
 
     def after_instantiate_classes(self) -> None:
-        """Nothing: the configuration of the constructor is a placeholder."""
+        """Do nothing: the configuration of the constructor is a placeholder."""
 
     def resolve(self, options: Sequence[str]) -> dict[str, Any]:
         """The whole configuration of some options, as plain data."""
@@ -238,7 +238,7 @@ def resolver() -> Resolver:
 
 
 def spell_out(arguments: list[str]) -> list[str]:
-    """`warm test`'s short options in full: --rounds 1 is --scores.rounds 1."""
+    """The arguments of `warm test` with its short options in full: --scores.rounds for --rounds."""
     names = [argument.partition("=") for argument in arguments]
     return [SHORT_OPTIONS.get(name, name) + equals + value for name, equals, value in names]
 

@@ -1,9 +1,9 @@
-"""Speed and memory on this machine: `make bench`, or
+"""The speed and memory of training, sampling and reading on this machine: `make bench`, or
 
     python -m experiments.benchmarks.bench --out bench.json
 
-Everything is timed in rounds, beside a matrix product of the size that showed the machine's float32 peak, and
-fractions of the peak are medians over rounds: what slows the machine for a while slows both.
+Everything is timed in rounds, beside a matrix product of the size that reaches the machine's float32 peak. Fractions of
+the peak are medians over rounds of the ratio of both times, so that a load that slows both for a while does not count.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from experiments.benchmarks import data_loading as reading
 from experiments.benchmarks.timing import Product, matmul_peak, peak_memory, ratio, ratios, rounds, seconds
 from experiments.benchmarks.training_step import TrainingStep
 from warm_lightning.errors import UserError
-from warm_lightning.records import machine, write_file
+from warm_lightning.records import machine, markdown_table, write_file
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -53,7 +53,7 @@ PEAK_AIM, WARM_AIM, HELP_AIM = 0.75, 0.02, 2.0
 
 
 def memory_of_training(overrides: Mapping[str, Any], device: str) -> int:
-    """Bytes that two training steps need: of the GPU, or of a process that does nothing else."""
+    """The bytes that two training steps need, of the GPU or of a process that does nothing else."""
     step = TrainingStep([CONFIG], overrides, device)
     step()
     step()
@@ -61,7 +61,7 @@ def memory_of_training(overrides: Mapping[str, Any], device: str) -> int:
 
 
 def memory_of_each(networks: Mapping[str, Mapping[str, Any]], device: str) -> dict[str, int]:
-    """The same of several networks, each in a process of its own, where others leave no trace."""
+    """The `memory_of_training` of several networks, each measured in a process of its own."""
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(len(networks), mp_context=spawn, max_tasks_per_child=1) as pool:
         waiting = {n: pool.submit(memory_of_training, changes, device) for n, changes in networks.items()}
@@ -71,7 +71,7 @@ def memory_of_each(networks: Mapping[str, Mapping[str, Any]], device: str) -> di
 def measure_training(
     name: str, overrides: Mapping[str, Any], product: Product, device: str, limit: float
 ) -> dict[str, Any]:
-    """Eager and compiled steps of a network, and where the time of the eager one goes."""
+    """The speed of eager and compiled steps of a network, and the shares of the parts of an eager one."""
     warm = TrainingStep([CONFIG], overrides, device)
     compiled = TrainingStep([CONFIG], {**overrides, "model.compile": True}, device)
     compile_seconds = seconds(compiled)
@@ -108,15 +108,15 @@ def measure_training(
 
 
 def measure_warm_over_hot(overrides: Mapping[str, Any], device: str, limit: float) -> dict[str, Any]:
-    """What a warm step costs over a hot one of the same network but for the second branch."""
-    short = {**overrides, "data.batch_size": 4}  # many short rounds, since it is so little
+    """The additional cost of a warm step over a hot one, whose network has no second branch."""
+    short = {**overrides, "data.batch_size": 4}  # many short rounds, since the difference is small
     warm, hot = TrainingStep([CONFIG], short, device), TrainingStep([CONFIG, HOT], short, device)
 
     def twice_hot() -> None:
         hot()
         hot()
 
-    # Warm, hot, hot, warm: whatever drifts evenly through a round cancels.
+    # In the order warm, hot, hot, warm a steady drift of the speed during a round cancels.
     times = rounds({"first": warm, "hot": twice_hot, "last": warm}, "Warm and hot", limit)
     times["warm"] = [first + last for first, last in zip(times["first"], times["last"], strict=True)]
     quartiles = [quartile - 1 for quartile in ratios(times, "warm", "hot")]
@@ -125,7 +125,7 @@ def measure_warm_over_hot(overrides: Mapping[str, Any], device: str, limit: floa
 
 
 def measure_sampling(overrides: Mapping[str, Any], device: str, limit: float) -> dict[str, Any]:
-    """Images a second with averaged weights at the configuration's NFE, 35."""
+    """The images a second that averaged weights generate at the configuration's NFE, 35."""
     step = TrainingStep([CONFIG], overrides, device)
     model, sampler, seeds = step.module.model(), step.module.model().sampler, range(8)
     times = rounds({"sample": lambda: model.sample(sampler, seeds)}, "Sampling", limit, minimum=1)
@@ -134,16 +134,16 @@ def measure_sampling(overrides: Mapping[str, Any], device: str, limit: float) ->
 
 
 def help_seconds() -> float:
-    """Until `warm --help` has answered."""
+    """The seconds until `warm --help` has answered."""
     command = [sys.executable, "-m", "warm_lightning.cli", "--help"]
     calls = {"help": lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=REPOSITORY)}
     return statistics.median(rounds(calls, "warm --help", limit=1)["help"])
 
 
 def measure(device: str, quick: bool) -> dict[str, Any]:
-    """Everything."""
+    """All measurements, as plain data; with `quick` of tiny networks for a moment each."""
     networks = {name: changes | (QUICK if quick else {}) for name, changes in NETWORKS.items()}
-    # First, while this process is small: a new process inherits the peak of the one that it comes from.
+    # This comes first, while this process is small: a new process inherits the peak of the one that starts it.
     memory = memory_of_each(networks, device)
     limit = 0.0 if quick else 45.0
     peak, product = matmul_peak(device, SIZES, 10.0) if not quick else matmul_peak(device, (256,), 0.0, work=1e8)
@@ -162,7 +162,7 @@ def measure(device: str, quick: bool) -> dict[str, Any]:
 
 
 def limits(results: Mapping[str, Any]) -> list[str]:
-    """What was reached and what stands in the way, in words, from the numbers."""
+    """Sentences on the fraction of the peak that each network reaches, and on what limits it."""
     notes = []
     for name, found in results["training"].items():
         best = max(("eager", "compiled"), key=lambda mode: found[mode]["fraction_of_peak"])
@@ -186,38 +186,42 @@ def limits(results: Mapping[str, Any]) -> list[str]:
 
 
 def table(results: Mapping[str, Any]) -> str:
-    """The results for people."""
+    """The results as text for a terminal."""
     where, matmul, sampling = results["machine"], results["matmul"], results["sampling"]
-    lines = [
-        f"{where.get('gpu', where['cpu'])}: {where['threads']} threads of {where['cores']} cores, "
-        f"{where['cpu_capability']}, torch {where['torch_version']}",
-        "",
-        f"{'float32 matmul peak':<30}{matmul['flops'] / 1e9:10.1f} GFLOP/s at size {matmul['size']}",
-        f"{'sampling, NFE ' + str(sampling['nfe']):<30}{sampling['images_per_second']:10.2f} images/s "
-        f"in batches of {sampling['batch_size']}",
-        f"{'warm --help':<30}{results['help_seconds']:10.2f} s (aim {HELP_AIM:.0f})",
-        "",
-        f"{'training':<30}{'images/s':>10}{'GFLOP/s':>10}{'of peak':>10}{'s/step':>10}",
-    ]
+    rows = []
     for name, found in results["training"].items():
         for mode in ("eager", "compiled"):
             speed = found[mode]
             gflops = speed["images_per_second"] * found["flops_per_image"] / 1e9
-            lines.append(
-                f"{name + ', ' + mode:<30}{speed['images_per_second']:>10.2f}{gflops:>10.1f}"
-                f"{speed['fraction_of_peak']:>10.2f}{speed['step_seconds']:>10.2f}"
-            )
-        compiling, memory = found["compiled"]["compile_seconds"], found["peak_memory_bytes"] / 2**30
-        lines.append(
-            f"  {found['parameters'] / 1e6:.2f} M parameters, batch {found['batch_size']}, peak memory "
-            f"{memory:.2f} GiB, compiled in {compiling:.0f} s"
-        )
-    lines += ["", "one worker of the data loader", reading.table(results["reading"])]
-    return "\n".join([*lines, "", *results["notes"]])
+            rates = f"{speed['images_per_second']:.2f}", f"{gflops:.1f}", f"{speed['fraction_of_peak']:.2f}"
+            rows.append([f"{name}, {mode}", *rates, f"{speed['step_seconds']:.2f}"])
+    networks = [
+        f"{name}: {found['parameters'] / 1e6:.2f} M parameters, batch {found['batch_size']}, peak memory "
+        f"{found['peak_memory_bytes'] / 2**30:.2f} GiB, compiled in {found['compiled']['compile_seconds']:.0f} s"
+        for name, found in results["training"].items()
+    ]
+    others = [
+        ["float32 matmul peak", f"{matmul['flops'] / 1e9:.1f} GFLOP/s at size {matmul['size']}"],
+        [
+            f"sampling, NFE {sampling['nfe']}",
+            f"{sampling['images_per_second']:.2f} images/s in batches of {sampling['batch_size']}",
+        ],
+        ["warm --help", f"{results['help_seconds']:.2f} s (aim {HELP_AIM:.0f})"],
+    ]
+    parts = [
+        f"{where.get('gpu', where['cpu'])}: {where['threads']} threads of {where['cores']} cores, "
+        f"{where['cpu_capability']}, torch {where['torch_version']}",
+        markdown_table(["", "speed"], others, words=2, padded=True),
+        markdown_table(["training", "images/s", "GFLOP/s", "of peak", "s/step"], rows, padded=True),
+        "\n".join(networks),
+        f"one worker of the data loader\n{reading.table(results['reading'])}",
+        *results["notes"],
+    ]
+    return "\n\n".join(parts)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command; returns the exit code."""
+    """Run the command; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m experiments.benchmarks.bench", description="Speed and memory.")
     parser.add_argument("--out", required=True, type=Path, help="JSON file to write")
     parser.add_argument("--device", choices=["cpu", "cuda"], help="cuda where there is one, if not given")
@@ -226,7 +230,7 @@ def main(arguments: list[str] | None = None) -> int:
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     began = time.perf_counter()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    torch.backends.cudnn.allow_tf32 = False  # the peak is float32's, so convolutions are to be too
+    torch.backends.cudnn.allow_tf32 = False  # the peak is that of float32, so convolutions must not use TF32
     try:
         with torch.compiler.set_stance("force_eager" if options.quick else "default"):
             results = measure(device, options.quick)

@@ -1,8 +1,8 @@
-"""Images a second that one worker of the data loader delivers, by the format that they are stored in:
+"""The images a second that one worker of the data loader delivers, by the format in which they are stored:
 
     python -m experiments.benchmarks.data_loading
 
-Photographs are imitated by smooth noise, which PNG, JPEG and WebP compress about as well.
+The images are smooth noise, which PNG, JPEG and WebP compress about as well as photographs.
 """
 
 import argparse
@@ -22,12 +22,13 @@ from PIL import Image
 from warm_lightning.commands.dataset import dataset
 from warm_lightning.data import ImageFolder, ImageSet, LSUNChurch
 from warm_lightning.data.stream import Loader, StoredOrder
+from warm_lightning.records import markdown_table
 
 BATCH = 64
 
 
 def photograph(generator: np.random.Generator, size: tuple[int, int]) -> Image.Image:
-    """An image with a power spectrum that falls with frequency, of this width and height."""
+    """An image of some width and height whose power spectrum falls with frequency, as that of a photograph does."""
     layers = [generator.normal(0, 128 / 2**k, (2 ** (k + 2), 2 ** (k + 2), 3)) for k in range(6)]
     total = np.full((size[1], size[0], 3), 128.0)
     for layer in layers:
@@ -37,14 +38,14 @@ def photograph(generator: np.random.Generator, size: tuple[int, int]) -> Image.I
 
 
 def encode(image: Image.Image, kind: str, **options: Any) -> bytes:
-    """An image file."""
+    """The content of an image file."""
     file = io.BytesIO()
     image.save(file, kind, **options)
     return file.getvalue()
 
 
 def write_formats(folder: Path, resolution: int, count: int) -> dict[str, Callable[[], ImageSet]]:
-    """The same images in every format; functions that open them."""
+    """Write the same images in every format into a folder; returns functions that open them, by the format."""
     generator = np.random.default_rng(0)
     images = [photograph(generator, (resolution, resolution)) for _ in range(count)]
     (folder / "png").mkdir()
@@ -67,7 +68,7 @@ def write_formats(folder: Path, resolution: int, count: int) -> dict[str, Callab
 
 
 def write_lmdb(folder: Path, count: int) -> dict[str, Callable[[], ImageSet]]:
-    """An LMDB like LSUN's, of WebP files of which the shorter side has 256 pixels, read at 128×128."""
+    """Write an LMDB like LSUN's, of WebP files whose shorter side has 256 pixels; it is read at 128×128."""
     import lmdb
 
     generator = np.random.default_rng(0)
@@ -78,7 +79,7 @@ def write_lmdb(folder: Path, count: int) -> dict[str, Callable[[], ImageSet]]:
 
 
 def images_per_second(images: ImageSet, seconds: float) -> float:
-    """What one worker delivers, its start left out, measured for some seconds."""
+    """The rate of one worker, measured for some seconds after its start."""
     batches = [range(i, min(i + BATCH, len(images))) for i in range(0, len(images), BATCH)]
     loader = iter(Loader(StoredOrder(images), sampler=cycle(batches), num_workers=1))
     for _ in islice(loader, 4):  # two wait ready from the start
@@ -90,7 +91,7 @@ def images_per_second(images: ImageSet, seconds: float) -> float:
 
 
 def measure_reading(count: int = 512, seconds: float = 1.0) -> dict[str, dict[str, float]]:
-    """Images/s of one worker, by resolution and format.
+    """The images/s of one worker, by resolution and format.
 
     Args:
         count: images to write in each format.
@@ -107,9 +108,9 @@ def measure_reading(count: int = 512, seconds: float = 1.0) -> dict[str, dict[st
 
 
 def table(found: Mapping[str, Mapping[str, float]]) -> str:
-    """The figures for people."""
-    rows = [f"{size:>9}  {name:<40} {rate:>10,.0f}" for size, rates in found.items() for name, rate in rates.items()]
-    return "\n".join([f"{'size':>9}  {'format':<40} {'images/s':>10}", *rows])
+    """The rates as a table for a terminal."""
+    rows = [[size, name, f"{rate:,.0f}"] for size, rates in found.items() for name, rate in rates.items()]
+    return markdown_table(["size", "format", "images/s"], rows, words=2, padded=True)
 
 
 if __name__ == "__main__":

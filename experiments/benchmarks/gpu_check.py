@@ -1,11 +1,11 @@
-"""Whether all is well on a machine with one GPU, and how fast: `make gpu-check`, or
+"""A check of a machine with one GPU, by tests, speed and a short training: `make gpu-check`, or
 
     python -m experiments.benchmarks.gpu_check --minutes 5 --data cifar10.zip --out docs/measurements
 
-Runs the tests that need a GPU, measures how fast the full-size networks train, sample and are scored (`gpu_speed.py`),
-then trains a configuration through `warm fit` for some minutes, and writes `gpu-check-<device>.json` and a grid of
-samples beside it. `--parts` runs some of the three and keeps what the file has of the others. Needs no network. With
-`--device cpu` and a small configuration the same code runs on a CPU, to try it out.
+It runs the tests that need a GPU, measures how fast the full-size networks train, sample and are scored
+(`gpu_speed.py`), then trains a configuration by `warm fit` for some minutes, and writes `gpu-check-<device>.json` and a
+grid of samples beside it. `--parts` runs some of the three, and keeps the results of the others that are in the file.
+No internet is needed. With `--device cpu` and a small configuration the same code can be tried out on a CPU.
 """
 
 import argparse
@@ -42,9 +42,9 @@ FULL_SIZE = {"configs/cifar10.yaml": 256, "configs/ffhq64.yaml": 128}
 
 
 def run_tests(device: str) -> dict[str, Any]:
-    """The tests marked `gpu`, on a device: how many passed, and what failed."""
-    # On a CPU compiling takes minutes, half precision is emulated, and neither would show anything about a GPU; and
-    # one system is enough to see that the tests run.
+    """Run the tests marked `gpu` on a device; returns how many passed, and which failed."""
+    # On a CPU compiling takes minutes and half precision is emulated; neither would show anything about a GPU. One
+    # system is enough to see that the tests run.
     quick = "not compiled and not mixed_precision and (warm or not every_system)"
     chosen = [] if device == "cuda" else ["-k", quick]
     command = ["-m", "pytest", "-q", "-m", "gpu", *chosen, "tests/test_gpu.py", "tests/test_gpu_analyses.py"]
@@ -57,7 +57,7 @@ def run_tests(device: str) -> dict[str, Any]:
 
 
 def read_report(path: Path) -> dict[str, Any]:
-    """What pytest's JUnit XML says: the number that passed, and the names of all others with the reason."""
+    """Read pytest's JUnit XML: the number of tests that passed, and the names of all others with the reason."""
     passed, failed = 0, {}
     for case in ElementTree.parse(path).getroot().iter("testcase"):
         problems = [child for child in case if child.tag in ("failure", "error", "skipped")]
@@ -68,7 +68,7 @@ def read_report(path: Path) -> dict[str, Any]:
 
 
 def measure_speed(options: argparse.Namespace) -> dict[str, Any]:
-    """Training, sampling and features: of the full-size configurations on a GPU, of the one to train on a CPU."""
+    """The speed of training, sampling and features: on a GPU of full-size configurations, on a CPU of --config."""
     on_gpu = options.device == "cuda"
     sizes = FULL_SIZE if on_gpu else {options.config: 4}
     modes = MODES if on_gpu else {"fp32": MODES["fp32"]}
@@ -88,7 +88,7 @@ def measure_speed(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def halved_until_it_fits(measure: Callable[[int], dict[str, Any]], batch_size: int) -> dict[str, Any]:
-    """What is measured with so many images at once, or as many as the GPU's memory holds."""
+    """A measurement with a batch size, or with the largest half, quarter, … of it that the GPU's memory holds."""
     while True:
         try:
             return measure(batch_size)
@@ -100,7 +100,7 @@ def halved_until_it_fits(measure: Callable[[int], dict[str, Any]], batch_size: i
 
 
 def data_options(data: str | None) -> list[str]:
-    """Where to find the images: torchvision's folder of CIFAR-10, or a folder or zip of image files."""
+    """The options for a path of images: torchvision's folder of CIFAR-10, or a folder or zip of image files."""
     if data is None:
         return []
     torchvisions = (Path(data) / "cifar-10-batches-py").is_dir()
@@ -108,7 +108,7 @@ def data_options(data: str | None) -> list[str]:
 
 
 def fit(options: argparse.Namespace, folder: Path) -> list[str]:
-    """Train into a folder for the minutes asked for; returns the command.
+    """Train into a folder for --minutes; returns the command.
 
     Raises:
         UserError: if `warm fit` did not end well.
@@ -136,7 +136,7 @@ def fit(options: argparse.Namespace, folder: Path) -> list[str]:
 
 
 def read_log(folder: Path) -> dict[str, Any]:
-    """What TensorBoard has of a run: the loss against images seen, and images a second once under way."""
+    """Read a run's TensorBoard log: the loss by images seen, and the images a second after the first half."""
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     events.Reload()
     check("train/loss" in events.Tags()["scalars"], "training was too short for a line of its log: give more --minutes")
@@ -150,7 +150,7 @@ def read_log(folder: Path) -> dict[str, Any]:
 
 
 def train(options: argparse.Namespace, picture: Path) -> dict[str, Any]:
-    """Train for some minutes; what came of it. The samples go to a PNG file."""
+    """Train for --minutes, and write samples to a PNG file; returns the results."""
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "run"
@@ -172,7 +172,7 @@ def train(options: argparse.Namespace, picture: Path) -> dict[str, Any]:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Test, train, write; returns the exit code, 1 if a test failed."""
+    """Run the parts and write their results; returns the exit code, 1 if a test failed."""
     check(
         options.device != "cuda" or torch.cuda.is_available(),
         "no GPU here that PyTorch can use: run this where there is one, or try it out with "
@@ -198,7 +198,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def summary(report: dict[str, Any]) -> Iterator[str]:
-    """The report for people to read, a line at a time."""
+    """The results in words, a line at a time."""
     if "tests" in report:
         tests = report["tests"]
         yield f"{tests['passed']} tests passed, {len(tests['failed'])} failed"
@@ -226,7 +226,7 @@ def summary(report: dict[str, Any]) -> Iterator[str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command; returns the exit code."""
+    """Run the command; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m experiments.benchmarks.gpu_check", description="GPU tests, and some minutes of training."
     )

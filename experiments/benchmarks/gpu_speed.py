@@ -1,4 +1,4 @@
-"""How fast a GPU trains, samples and extracts features: part of `make gpu-check`. All results are plain data."""
+"""The speed of training, sampling and features on a GPU, as plain data: part of `make gpu-check`."""
 
 import gc
 import statistics
@@ -25,7 +25,7 @@ from warm_lightning.types import Batch
 
 @dataclass(frozen=True)
 class Mode:
-    """A way to compute a step.
+    """A precision and form in which a step is computed.
 
     Attributes:
         tf32: whether float32 products and convolutions may round their factors to TF32.
@@ -39,7 +39,7 @@ class Mode:
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Sets TF32 for what is inside."""
+        """Set TF32 inside the context."""
         products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
         torch.set_float32_matmul_precision("high" if self.tf32 else "highest")
         torch.backends.cudnn.allow_tf32 = self.tf32
@@ -61,7 +61,7 @@ MODES = {
         tf32=True, autocast=torch.bfloat16, overrides={**COMPILED, "model.channels_last": True}
     ),
 }
-"""Float32 eager without TF32 first: the others are compared with it."""
+"""Modes by name; the others are compared with the first, float32 without TF32 and not compiled."""
 
 
 def measure_training(
@@ -72,7 +72,7 @@ def measure_training(
     modes: Mapping[str, Mode] = MODES,
     images: ImageSet | None = None,
 ) -> dict[str, Any]:
-    """Full training steps of a configuration in several modes, and what all but the network takes of them.
+    """Measure full training steps of a configuration in several modes, and the shares of all but the network.
 
     Args:
         paths: YAML files, see `load_config`.
@@ -120,7 +120,7 @@ def measure_training(
 def measure_parts(
     paths: list[Path], device: str, limit: float, overrides: Mapping[str, Any], images: ImageSet | None
 ) -> dict[str, float]:
-    """Seconds a step of data, augmentation and the rest of the forward process, one after another."""
+    """The seconds a step that data, augmentation and the rest of the forward process take."""
     step = TrainingStep(paths, overrides, device)
     network = step.module.network
     images = images or random_images(4 * step.batch_size, network.image_channels, network.resolution)
@@ -144,7 +144,7 @@ def random_images(count: int, channels: int, size: int) -> ImageSet:
 
 
 def loaded(images: ImageSet, batch_size: int, device: str) -> Iterator[Batch]:
-    """Batches of the training stream on a device, without end; put together by this process."""
+    """Batches of the training stream on a device, without end, loaded by this process."""
     stream, sampler = TrainingStream(images, seed=0), StreamSampler(lambda: 0, batch_size)
     for batch in Loader(stream, sampler=sampler, pin_memory=device == "cuda"):
         yield Batch(*(part.to(device, non_blocking=True) for part in batch))
@@ -158,7 +158,7 @@ def measure_sampling(
     batch_size: int = 256,
     modes: Mapping[str, Mode] | None = None,
 ) -> dict[str, Any]:
-    """Images/s with averaged weights and the configuration's sampler (NFE 35), in modes without compilation.
+    """Measure images/s with averaged weights and the configuration's sampler, in modes without compilation.
 
     Args:
         paths, device, limit, overrides: see `measure_training`.
@@ -181,9 +181,9 @@ def measure_sampling(
 
 
 def measure_inception(device: str, limit: float, batch_size: int = 256, size: int = 32) -> dict[str, Any]:
-    """Images/s through the features of FID as scores take them, uint8 to float32, in full precision.
+    """Measure images/s through the features of FID as scores use them, uint8 to float32, in full precision.
 
-    Takes the weights that `warm test` would find, or random ones of the same layout: the speed is the same.
+    The weights are those that `warm test` would find, or random ones of the same layout: the speed is the same.
 
     Raises:
         UserError: torch-fidelity is not installed.
@@ -204,11 +204,11 @@ def measure_inception(device: str, limit: float, batch_size: int = 256, size: in
 
 
 def random_inception(folder: Path) -> Path:
-    """A file of weights of the right layout and no meaning."""
+    """Write a file of random weights in the layout of Inception's; returns its path."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     class Fresh(FeatureExtractorInceptionV3):
-        """Loads nothing."""
+        """The network with its random weights: it loads none."""
 
         def load_state_dict(self, *_: Any, **__: Any) -> None:
             pass
@@ -221,7 +221,7 @@ def random_inception(folder: Path) -> Path:
 
 
 def start_counting(device: str) -> None:
-    """Let `peak_memory` count from here on, without what came before."""
+    """Forget compiled networks and peaks, so that `peak_memory` counts from here on."""
     torch.compiler.reset()  # compiled networks are remembered
     gc.collect()
     if device == "cuda":

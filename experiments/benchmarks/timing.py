@@ -1,4 +1,4 @@
-"""What the machine is, how long things take on it, and how fast it multiplies matrices."""
+"""Times of calls in rounds, their ratios, peak memory, and the speed of matrix products."""
 
 import resource
 import statistics
@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 
 def peak_memory(device: str) -> int:
-    """Bytes: the most that tensors have taken of the GPU, or this process of main memory, until now."""
+    """The largest number of bytes until now: of tensors on the GPU, or of this process in main memory."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
     unit = 1 if sys.platform == "darwin" else 1024
@@ -20,7 +20,7 @@ def peak_memory(device: str) -> int:
 
 
 def seconds(call: Callable[[], Any]) -> float:
-    """Of one call."""
+    """The seconds that a call takes."""
     began = timer()
     call()
     return timer() - began
@@ -29,7 +29,7 @@ def seconds(call: Callable[[], Any]) -> float:
 def rounds(
     calls: Mapping[str, Callable[[], Any]], title: str, limit: float, minimum: int = 3
 ) -> dict[str, list[float]]:
-    """Seconds of each call in each round.
+    """The seconds of each call in each round.
 
     Args:
         calls: what to time, in this order in every round.
@@ -48,17 +48,17 @@ def rounds(
 
 
 def ratios(times: Mapping[str, list[float]], name: str, other: str) -> list[float]:
-    """Quartiles over rounds of the ratio of two calls' times: what slows the machine for a while slows both."""
+    """The quartiles over rounds of the ratio of two calls' times; a load that slows both for a while cancels."""
     return statistics.quantiles((a / b for a, b in zip(times[name], times[other], strict=True)), method="inclusive")
 
 
 def ratio(times: Mapping[str, list[float]], name: str, other: str) -> float:
-    """Their median."""
+    """The median over rounds of the ratio of two calls' times."""
     return ratios(times, name, other)[1]
 
 
 class Product:
-    """Float32 products of two square matrices: a call computes several, of about `work` FLOPs in all."""
+    """Float32 products of two square matrices; a call computes as many as have about `work` FLOPs together."""
 
     def __init__(self, size: int, device: str, work: float) -> None:
         self.size = size
@@ -74,13 +74,13 @@ class Product:
 def matmul_peak(
     device: str, sizes: tuple[int, ...], limit: float, work: float = 1e11
 ) -> tuple[dict[str, Any], Product]:
-    """The fastest matrix product of some sizes.
+    """Find the fastest matrix product of some sizes.
 
     Args:
         device: where.
         sizes: of the matrices.
         limit: seconds to measure for.
-        work: FLOPs of a call, enough that cold caches and a machine's moments do not count.
+        work: FLOPs of a call, so many that cold caches and short disturbances do not count.
 
     Returns:
         FLOP/s at best, at which size, and at all sizes; and that product, to be timed beside other things.

@@ -1,4 +1,4 @@
-"""The training step of a configuration as `warm fit` takes it, without Trainer and data, to be measured."""
+"""The training step of a configuration, as `warm fit` takes it but without Trainer and data, for measurements."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,11 +17,11 @@ from warm_lightning.rng import BatchDraws
 from warm_lightning.types import Batch
 
 PRODUCTS = ("conv", "mm", "linear", "attention")
-"""What the names of the operators contain that do the counted FLOPs."""
+"""Parts of the names of the operators whose FLOPs are counted."""
 
 
 class TrainingStep:
-    """A call is a step, on images of noise.
+    """A training step on images of noise, which each call takes once.
 
     Args:
         paths: YAML files, see `load_config`.
@@ -51,46 +51,46 @@ class TrainingStep:
         self.update()
 
     def backward(self, network: Network) -> None:
-        """Lines 4 to 13 of Algorithm 1 with some network, and gradients."""
+        """Compute lines 4 to 13 of Algorithm 1 with a network, and gradients."""
         model = self.module.model("raw").replaced(network=network)
         with self.autocast:
             losses, _ = model.loss(self.batch, self.draws())
         losses.sum(1).mean().backward()
 
     def draws(self) -> BatchDraws:
-        """Those of the first step."""
+        """The random draws of the first step."""
         return BatchDraws(self.module.seed, 0, self.batch_size, self.batch.positions)
 
     def forward_process(self) -> None:
-        """What is left with a network that costs nothing: augmentation, draws, DCT, blur, scaling, squares."""
+        """Compute all but the network: augmentation, draws, DCT, blur, scaling, squares."""
         self.backward(self.silent)
 
     def augment(self) -> None:
-        """Augmentation alone, if the configuration has one."""
+        """Augment the images, if the configuration augments."""
         augment = self.module.model("raw").augment
         if augment is not None:
             augment(dequantise(self.batch.images), self.draws())
 
     def update(self) -> None:
-        """Adam and the average of weights, after a step has left gradients."""
+        """Update weights with Adam, and their average, from the gradients of an earlier step."""
         self.module.on_before_optimizer_step(self.optimizer)
         self.optimizer.step()
         self.module.ema.update(self.module.ema_network, self.module.network, 10**6, self.batch_size)
 
     def flops(self) -> int:
-        """FLOPs of convolutions and matrix products, forward and backward, as PyTorch counts them."""
+        """The FLOPs of convolutions and matrix products, forward and backward, as PyTorch counts them."""
         with FlopCounterMode(display=False) as counter:
             self()
         return counter.get_total_flops()
 
     def product_share(self) -> float:
-        """Share of the operators' time, on the device, that goes into those that do the counted FLOPs."""
+        """The share of the operators' time on the device that is spent in those whose FLOPs are counted."""
         on_gpu = self.module.device.type == "cuda"
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
         with profile(activities=activities) as recorded:
             for _ in range(3):
                 self()
-        # Operators are on the CPU's side; what is on the GPU's are their kernels, counted with them already.
+        # Events of the GPU are kernels, whose time is part of that of their operators, which are events of the CPU.
         operators = [e for e in recorded.key_averages() if e.device_type == DeviceType.CPU]
         times = {e.key: e.self_device_time_total if on_gpu else e.self_cpu_time_total for e in operators}
         products = (time for name, time in times.items() if any(part in name for part in PRODUCTS))
@@ -98,7 +98,7 @@ class TrainingStep:
 
 
 class Silent(Network):
-    """Says nothing, at no cost, in the shapes of another network."""
+    """A network that returns zeros in the shapes of another network, at no cost."""
 
     def __init__(self, like: Network) -> None:
         super().__init__(like.branches, like.resolution, like.image_channels, like.label_dim, like.augment_dim)

@@ -1,10 +1,11 @@
-"""What JPEG does to a fitted power law, and to the BNR that it suggests.
+"""The effect of JPEG on a fitted power law, and on the BNR that it suggests.
 
     python -m experiments.studies.jpeg_spectrum --out jpeg_spectrum.json [--data cifar10.zip]
 
-Where the truth is known: Gaussian fields with S = c/λˢ in every channel, about as CIFAR-10 has it, as 8-bit RGB images;
-then the same images compressed by Pillow at several qualities, with its default 4:2:0 chroma subsampling and without.
-With --data, real images likewise, which CIFAR-10's JPEG files make a second compression.
+The images are Gaussian fields with a known S = c/λˢ in every channel, about as CIFAR-10 has it, as 8-bit RGB images.
+They are measured before and after Pillow has compressed them at several qualities, with its default 4:2:0 chroma
+subsampling and without. With --data real images are measured in the same way; if they are JPEG files, this compresses
+them again.
 """
 
 import argparse
@@ -28,33 +29,33 @@ from warm_lightning.data import ImageFolder, ImageSet
 from warm_lightning.data.image_set import random_order
 from warm_lightning.errors import UserError, check
 from warm_lightning.images import quantise
-from warm_lightning.records import provenance, write_file
+from warm_lightning.records import markdown_table, provenance, write_file
 from warm_lightning.rng import key
 from warm_lightning.spectral import frequencies, idct
 
 C, S = 0.2, 1.1
-"""S = c/λˢ, near what is measured on CIFAR-10 below λ = 2."""
+"""The coefficients of S = c/λˢ, near those that are measured on CIFAR-10 below λ = 2."""
 CORRELATION = 0.9
-"""Of two channels at every frequency; chroma subsampling costs the more, the less alike they are."""
+"""The correlation of two channels at every frequency; the lower it is, the more chroma subsampling removes."""
 QUALITIES = (95, 90, 75, 50)
 SUBSAMPLING = {"4:2:0": 2, "4:4:4": 0}
 TOLERANCE, BELOW = 0.03, 2.0
 
 
 def fields(count: int, size: int, seed: int, c: float = C, s: float = S) -> Tensor:
-    """Gaussian fields of S = c/λˢ, but for λ = 0 that of the lowest λ above it; float64 [count, 3, size, size].
+    """Gaussian fields with S = c/λˢ, float64 [count, 3, size, size]; at λ = 0 with the S of the lowest λ above it.
 
     About 4 % of the pixels are outside [-1, 1], as highlights and shadows of photographs are.
     """
     generator = torch.Generator().manual_seed(key(seed, "fields"))
-    shared, own = (torch.randn(count, n, size, size, generator=generator, dtype=torch.float64) for n in (1, 3))
+    shared, separate = (torch.randn(count, n, size, size, generator=generator, dtype=torch.float64) for n in (1, 3))
     rates = frequencies(shared)
     power = c / rates.clamp(min=rates[0, 1]) ** s
-    return idct(power.sqrt() * (CORRELATION**0.5 * shared + (1 - CORRELATION) ** 0.5 * own))
+    return idct(power.sqrt() * (CORRELATION**0.5 * shared + (1 - CORRELATION) ** 0.5 * separate))
 
 
 def compress(images: Tensor, quality: int, subsampling: int) -> Tensor:
-    """uint8 [N, 3, H, W] as JPEG files and back."""
+    """Images, uint8 [N, 3, H, W], after a compression as JPEG files."""
     compressed = np.empty(images.permute(0, 2, 3, 1).shape, np.uint8)
     for i, pixels in enumerate(images.permute(0, 2, 3, 1).numpy()):
         file = io.BytesIO()
@@ -64,7 +65,7 @@ def compress(images: Tensor, quality: int, subsampling: int) -> Tensor:
 
 
 def rows_of(source: str, images: Tensor, seed: int) -> Iterator[dict[str, Any]]:
-    """Of images and each of their compressions, a row a range of the fit."""
+    """Rows for images and each of their compressions, one for each range of the fit."""
     plain = measure_spectrum(ImageSet.without_classes(images), seed, name=source)
     yield from fitted({"source": source, "quality": None, "subsampling": None}, plain, plain)
     for quality in QUALITIES:
@@ -76,17 +77,25 @@ def rows_of(source: str, images: Tensor, seed: int) -> Iterator[dict[str, Any]]:
 
 
 def fitted(about: dict[str, Any], measured: MeasuredSpectrum, plain: MeasuredSpectrum) -> Iterator[dict[str, Any]]:
-    """`fit_row` and bnr at the tolerance; and, of all ranges alike, bnr_measured and what is left of the power."""
-    lawless = next(row["bnr"] for row in measured_rows(measured.mean_power, TOLERANCE) if row["tolerance"] == TOLERANCE)
+    """Rows of `fit_rows` with the BNR at the tolerance, and in all of them the BNR without a law and the power kept.
+
+    Args:
+        about: entries of every row.
+        measured: spectrum of the images.
+        plain: spectrum of the images before compression.
+    """
+    without_law = next(
+        row["bnr"] for row in measured_rows(measured.mean_power, TOLERANCE) if row["tolerance"] == TOLERANCE
+    )
     kept = ring_means(measured.mean_power) / ring_means(plain.mean_power)
     side = measured.power.shape[-1]
     eighths = {f"kept_at_{n}": kept[n * side // 4].item() for n in (1, 2, 3, 4)}  # ring r has r/(2·side) cycles a pixel
     for row in fit_rows(measured, BELOW):
-        yield {**about, **row, "bnr": suggested_bnr(row["c_at_s1"], TOLERANCE), "bnr_measured": lawless, **eighths}
+        yield {**about, **row, "bnr": suggested_bnr(row["c_at_s1"], TOLERANCE), "bnr_measured": without_law, **eighths}
 
 
 def run(out: Path, data: str | None, num_images: int, size: int, seed: int, command: list[str]) -> list[dict[str, Any]]:
-    """Measure and write every row."""
+    """Measure all rows and write them as JSON, with the protocol; see `main` for the arguments."""
     began = time.perf_counter()
     check(num_images > 0, f"--num_images is {num_images}: it must be at least 1")
     check(size >= 8 and size % 4 == 0, f"--size is {size}: it must be a multiple of 4, at least 8")
@@ -116,23 +125,23 @@ def run(out: Path, data: str | None, num_images: int, size: int, seed: int, comm
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Rows as text, a line a compression: the law, the BNR for each range of the fit, and what is left of the power."""
+    """A table for a terminal, with a row for each compression: the law, the BNR for each range, and the power kept."""
     ranges = list(dict.fromkeys(row["below"] for row in rows))
     names = ["all λ" if below is None else f"λ < {below:g}" for below in ranges]
-    columns = [f"c, λ < {BELOW:g}", f"s, λ < {BELOW:g}", *(f"BNR {name}" for name in names), "BNR no law"]
-    columns += [f"S kept {n}/8" for n in (1, 2, 3, 4)]
-    lines = [f"{'':<32}" + "".join(f"{column:>13}" for column in columns)]
+    header = ["images", f"c, λ < {BELOW:g}", f"s, λ < {BELOW:g}", *(f"BNR {name}" for name in names), "BNR no law"]
+    header += [f"S kept {n}/8" for n in (1, 2, 3, 4)]
+    lines = []
     for chosen in (row for row in rows if row["below"] == BELOW):
         same = [row for row in rows if all(row[n] == chosen[n] for n in ("source", "quality", "subsampling"))]
         how = f"{chosen['quality']}, {chosen['subsampling']}" if chosen["quality"] else "as it is"
         values = [chosen["c"], chosen["s"], *(row["bnr"] for row in same), chosen["bnr_measured"]]
         values += [chosen[f"kept_at_{n}"] for n in (1, 2, 3, 4)]
-        lines.append(f"{chosen['source'] + ', ' + how:<32}" + "".join(f"{value:>13.4f}" for value in values))
-    return "\n".join(lines)
+        lines.append([f"{chosen['source']}, {how}", *(f"{value:.4f}" for value in values)])
+    return markdown_table(header, lines, padded=True)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command; returns the exit code."""
+    """Run the command; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m experiments.studies.jpeg_spectrum", description=__doc__.split("\n")[0]
     )

@@ -1,31 +1,27 @@
-"""Which solver gets furthest with how many network calls.
+"""The error of solvers against the number of network calls.
 
     python -m experiments.studies.solvers --data cifar10.zip --out solvers.json --plot solvers.png
     python -m experiments.studies.solvers --checkpoints hot=hot.ckpt warm=warm.ckpt --out trained.json
 
-With --data, the error of each solver with a Gaussian oracle on the data's spectrum, exact and without training, as
-`warm oracle` measures it for one. With --checkpoints, what trained models of digits make of the same solvers. The
-tables are printed and written as Markdown beside the JSON file.
+With --data, the error of each solver with a Gaussian oracle on the spectrum of the data, which is exact and needs no
+training, as `warm oracle` measures it for one solver. With --checkpoints, the scores of samples that trained models of
+digits make with the same solvers. The tables are printed, and written as Markdown beside the JSON file.
 """
 
 import argparse
-import io
 import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib as mpl
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
+from warm_lightning.analysis.figures import check_matplotlib, new_figure, save_figure
 from warm_lightning.analysis.oracle_error import gaussian_error
 from warm_lightning.config import load_checkpoint
 from warm_lightning.data import Digits, ImageFolder
@@ -34,15 +30,96 @@ from warm_lightning.images import dequantise, quantise
 from warm_lightning.metrics import BATCH_SIZE, DigitsFeatures, Extraction, Pixels, Scores, measure
 from warm_lightning.model import DiffusionModel
 from warm_lightning.processes import ConstantBNR, Warm
-from warm_lightning.records import check_out, machine, write_file
+from warm_lightning.records import check_out, machine, markdown_table, write_file
 from warm_lightning.samplers import Euler, Heun, Multistep, PowerGrid, Sampler, StepRule
 from warm_lightning.samplers.multistep import half_log_snr
 from warm_lightning.spectral import power_spectrum
 from warm_lightning.types import Gains
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# ---------------------------------------------------------------------- solvers
+
+
+class InLogSNR(Multistep):
+    """A multistep rule that continues x̂0 as a polynomial in ℓ = ln(A/B) of each frequency, beside `Multistep`.
+
+    Order 2 is DPM-Solver++(2M) with Lu et al.'s coefficient, and order 3 integrates the parabola through three values
+    exactly, in Newton's form: B_s ∫ τ e^ℓ dℓ = A_s (h - 1 + e^-h) and B_s ∫ τ² e^ℓ dℓ = A_s (h² - 2h + 2 - 2e^-h).
+    """
+
+    def continuation(self, history: list[tuple[Gains, Tensor]], target: Gains) -> Tensor:
+        (*_, (before, earlier), (here, now)) = history
+        position = half_log_snr(here)
+        h, h1 = half_log_snr(target) - position, position - half_log_snr(before)
+        d1 = (now - earlier) / h1
+        if len(history) == 2:
+            return target.signal * -torch.expm1(-h) * h / 2 * d1
+        h2 = half_log_snr(before) - half_log_snr(history[0][0])
+        d2 = (d1 - (earlier - history[0][1]) / h2) / (h1 + h2)
+        first = h + torch.expm1(-h)
+        return target.signal * (first * d1 + (h * h - 2 * first + h1 * first) * d2)
+
+
+HEUN = "Heun"
+SOLVERS: dict[str, StepRule] = {
+    "Euler": Euler(),
+    HEUN: Heun(),
+    "2M in ln SNR": InLogSNR(2),
+    "3M in ln SNR": InLogSNR(3),
+    "Multistep 2": Multistep(2),
+    "Multistep 3": Multistep(3),
+}
+MANY, FEW = (10, 18, 24, 35, 79), (10, 18, 35)
+"""Numbers of network calls, with the oracle and with trained models."""
+RHOS = (5.0, 7.0, 10.0)
+BNRS = (0, 0.1, 0.3, 0.5, 0.65, 1, 2, 10)
+"""The eight blur-to-noise ratios of Table 3."""
+
+
+def samplers(nfes: Sequence[int], rho: float = 7.0) -> list[tuple[str, Sampler]]:
+    """Each solver at each number of network calls; Heun, whose number is odd, at 9, 19, 25, 35 and 79."""
+    heun = {10: 5, 18: 10, 24: 13, 35: 18, 79: 40}
+    return [
+        (name, Sampler(PowerGrid(heun[nfe] if name == HEUN else nfe, rho=rho), rule))
+        for name, rule in SOLVERS.items()
+        for nfe in nfes
+    ]
+
+
+# ---------------------------------------------------------------------- with a Gaussian oracle
+
+
+def read_spectrum(data: str) -> tuple[Tensor, str]:
+    """S, float64 [C, H, W], of the training images in a folder or zip, and a description of them in words."""
+    images = ImageFolder(data).train_images().all()
+    description = f"{Path(data).name}: {len(images)} training images {list(images.shape[1:])} in [-1, 1]"
+    return power_spectrum(dequantise(images)), description
+
+
+def oracle_errors(spectrum: Tensor) -> list[dict[str, Any]]:
+    """Rows with rho, bnr, solver, nfe, frechet and frechet_ode.
+
+    Args:
+        spectrum: S, float64 [C, H, W].
+    """
+    settings = [(rho, bnr, name, sampler) for rho, bnr in product(RHOS, BNRS) for name, sampler in samplers(MANY, rho)]
+    return [
+        {"rho": rho, "bnr": bnr, "solver": name, "nfe": sampler.nfe, **distances(spectrum, bnr, sampler)}
+        for rho, bnr, name, sampler in tqdm(settings, desc="Sampling", unit=" settings")
+    ]
+
+
+def distances(spectrum: Tensor, bnr: float, sampler: Sampler) -> dict[str, float]:
+    """frechet and frechet_ode of a deterministic sampler of the warm family, see `gaussian_error`."""
+    errors = gaussian_error(spectrum, Warm(ConstantBNR(bnr)), sampler)
+    return {name: errors[name] for name in ("frechet", "frechet_ode")}
+
+
 COLOURS = {
     "Euler": "0.6",
-    "Heun": "black",
+    HEUN: "black",
     "2M in ln SNR": "tab:orange",
     "3M in ln SNR": "tab:red",
     "Multistep 2": "tab:cyan",
@@ -52,74 +129,72 @@ SHOWN_RHO, SHOWN_BNR = 7.0, 0.5
 
 
 def plot(rows: list[dict[str, Any]], out: Path) -> None:
-    """Squared Fréchet error to the data against NFE: a panel a BNR at ρ 7, then a panel a solver at BNR 0.5."""
-    bnrs = list(dict.fromkeys(row["bnr"] for row in rows))
-    figure = Figure(figsize=(15, 11), layout="constrained")
+    """Plot the squared Fréchet error to the data against NFE.
+
+    There is a panel for each BNR at ρ 7, and one for each of four solvers at BNR 0.5.
+
+    Args:
+        rows: see `oracle_errors`.
+        out: PNG file to write.
+    """
+    figure = new_figure(15, 11)
     panels = iter(figure.subplots(3, 4, sharex=True, sharey=True).flat)
-    for bnr in bnrs:
+    for bnr in dict.fromkeys(row["bnr"] for row in rows):
         axes = next(panels)
         at_bnr = [row for row in rows if (row["bnr"], row["rho"]) == (bnr, SHOWN_RHO)]
         for solver, colour in COLOURS.items():
-            line(axes, [row for row in at_bnr if row["solver"] == solver], solver, colour)
-        dress(axes, f"BNR {bnr:g}, ρ {SHOWN_RHO:g}")
-    for solver in ("Heun", "2M in ln SNR", "Multistep 2", "Multistep 3"):
+            plot_line(axes, [row for row in at_bnr if row["solver"] == solver], solver, colour)
+        finish(axes, f"BNR {bnr:g}, ρ {SHOWN_RHO:g}")
+    for solver in (HEUN, "2M in ln SNR", "Multistep 2", "Multistep 3"):
         axes = next(panels)
         of_solver = [row for row in rows if (row["bnr"], row["solver"]) == (SHOWN_BNR, solver)]
-        for rho, colour in zip(
-            dict.fromkeys(row["rho"] for row in rows), ("tab:green", "black", "tab:purple"), strict=True
-        ):
-            line(axes, [row for row in of_solver if row["rho"] == rho], f"ρ {rho:g}", colour)
-        dress(axes, f"{solver}, BNR {SHOWN_BNR:g}")
+        for rho, colour in zip(RHOS, ("tab:green", "black", "tab:purple"), strict=True):
+            plot_line(axes, [row for row in of_solver if row["rho"] == rho], f"ρ {rho:g}", colour)
+        finish(axes, f"{solver}, BNR {SHOWN_BNR:g}")
         axes.set_xlabel("network calls (NFE)")
     figure.axes[0].legend(fontsize=9)
     figure.axes[8].legend(fontsize=9)
     figure.supylabel("squared Fréchet distance to the data, Gaussian oracle")
-    content = io.BytesIO()
-    with mpl.rc_context({"font.size": 11}):
-        figure.savefig(content, dpi=100)
-    write_file(out, content.getvalue())
+    save_figure(figure, out)
 
 
-def line(axes: Axes, rows: list[dict[str, Any]], label: str, colour: str) -> None:
-    """Error against NFE."""
+def plot_line(axes: "Axes", rows: list[dict[str, Any]], label: str, colour: str) -> None:
+    """Draw the errors of rows against their NFE."""
     axes.plot([row["nfe"] for row in rows], [row["frechet"] for row in rows], "o-", ms=4, label=label, color=colour)
 
 
-def dress(axes: Axes, title: str) -> None:
-    """Logarithmic, with the NFEs that were measured as ticks."""
+def finish(axes: "Axes", title: str) -> None:
+    """Set a title, logarithmic scales, and ticks at the NFEs that were measured."""
     axes.set(xscale="log", yscale="log", title=title, xticks=[10, 18, 35, 79], ylim=(4e-3, 2e3))
     axes.set_xticklabels(["10", "18", "35", "79"])
     axes.minorticks_off()
     axes.grid(alpha=0.3)
 
 
+# ---------------------------------------------------------------------- with trained models
+
 SEEDS = range(1797)
-SCORED = ("Euler", "Heun", "Multistep 2", "Multistep 3")
+SCORED = ("Euler", HEUN, "Multistep 2", "Multistep 3")
 PATHS = 128
-"""The first seeds, of which the path is compared."""
+"""The number of seeds, from the first, whose samples are compared with the exact path."""
 EXACT = Sampler(PowerGrid(100), Heun())
 SAMPLED_AT_ONCE = 256
-
-
-def sample(model: DiffusionModel, sampler: Sampler, seeds: Sequence[int]) -> Tensor:
-    """Pixels [len(seeds), C, H, W]."""
-    batches = (seeds[k : k + SAMPLED_AT_ONCE] for k in range(0, len(seeds), SAMPLED_AT_ONCE))
-    return torch.cat([model.sample(sampler, batch) for batch in batches])
 
 
 def score_solvers(
     checkpoints: Mapping[str, str], samplers: Sequence[tuple[str, Sampler]], protocol: dict[str, Any]
 ) -> dict[str, Any]:
-    """Scores of models and solvers.
+    """Scores of the samples that models make with solvers.
 
     Args:
-        checkpoints: path of each model, by label.
-        samplers: by name of the solver; those of `SCORED` are scored, all are compared with the exact path.
-        protocol: what is added to.
+        checkpoints: path of each model, by its label.
+        samplers: by the name of the solver; all are compared with the exact path, and those of `SCORED` are scored.
+        protocol: where the protocol is added.
 
     Returns:
-        "trained": rows of model, solver, nfe, rms (root of the mean square over pixels of the difference to `EXACT`
-        from the same seeds), fd_pixel and fd_digits, where scored; "beside": the same of halves and a Gaussian.
+        "trained": rows with model, solver, nfe, rms (root of the mean square over pixels of the difference to `EXACT`
+        from the same seeds), and fd_pixel and fd_digits where scored; "beside": the scores of halves of the data and
+        of a Gaussian.
 
     Raises:
         UserError: a checkpoint cannot be read, or is no model of digits that is sampled on a `PowerGrid`.
@@ -170,122 +245,63 @@ def score_solvers(
     return {"trained": rows, "beside": list(beside.values())}
 
 
-RHOS = (5.0, 7.0, 10.0)
-BNRS = (0, 0.1, 0.3, 0.5, 0.65, 1, 2, 10)
-"""The eight of Table 3."""
+def sample(model: DiffusionModel, sampler: Sampler, seeds: Sequence[int]) -> Tensor:
+    """Samples of a model, pixels [len(seeds), C, H, W]."""
+    batches = (seeds[k : k + SAMPLED_AT_ONCE] for k in range(0, len(seeds), SAMPLED_AT_ONCE))
+    return torch.cat([model.sample(sampler, batch) for batch in batches])
 
 
-class InLogSNR(Multistep):
-    """What `Multistep` is compared with: x̂0 continued as a polynomial in ℓ = ln(A/B) of each frequency.
-
-    Order 2 is DPM-Solver++(2M) with Lu et al.'s coefficient, and order 3 integrates the parabola through three values
-    exactly, in Newton's form: B_s ∫ τ e^ℓ dℓ = A_s (h - 1 + e^-h) and B_s ∫ τ² e^ℓ dℓ = A_s (h² - 2h + 2 - 2e^-h).
-    """
-
-    def continuation(self, history: list[tuple[Gains, Tensor]], target: Gains) -> Tensor:
-        (*_, (before, earlier), (here, now)) = history
-        position = half_log_snr(here)
-        h, h1 = half_log_snr(target) - position, position - half_log_snr(before)
-        d1 = (now - earlier) / h1
-        if len(history) == 2:
-            return target.signal * -torch.expm1(-h) * h / 2 * d1
-        h2 = half_log_snr(before) - half_log_snr(history[0][0])
-        d2 = (d1 - (earlier - history[0][1]) / h2) / (h1 + h2)
-        first = h + torch.expm1(-h)
-        return target.signal * (first * d1 + (h * h - 2 * first + h1 * first) * d2)
-
-
-MANY, FEW = (10, 18, 24, 35, 79), (10, 18, 35)
-HEUN = "Heun"
-SOLVERS: dict[str, StepRule] = {
-    "Euler": Euler(),
-    HEUN: Heun(),
-    "2M in ln SNR": InLogSNR(2),
-    "3M in ln SNR": InLogSNR(3),
-    "Multistep 2": Multistep(2),
-    "Multistep 3": Multistep(3),
-}
-
-
-def samplers(nfes: Sequence[int], rho: float = 7.0) -> list[tuple[str, Sampler]]:
-    """Each solver at each number of network calls, Heun's, which is odd, at the next one: 9, 19, 25, 35 and 79."""
-    heun = {10: 5, 18: 10, 24: 13, 35: 18, 79: 40}
-    return [
-        (name, Sampler(PowerGrid(heun[nfe] if name == HEUN else nfe, rho=rho), rule))
-        for name, rule in SOLVERS.items()
-        for nfe in nfes
-    ]
-
-
-def read_spectrum(data: str) -> tuple[Tensor, str]:
-    """S, float64 [C, H, W], of the training images in a folder or zip, and what they are in words."""
-    images = ImageFolder(data).train_images().all()
-    about = f"{Path(data).name}: {len(images)} training images {list(images.shape[1:])} in [-1, 1]"
-    return power_spectrum(dequantise(images)), about
-
-
-def distances(spectrum: Tensor, bnr: float, sampler: Sampler) -> dict[str, float]:
-    """frechet and frechet_ode of a deterministic sampler of the warm family."""
-    found = gaussian_error(spectrum, Warm(ConstantBNR(bnr)), sampler)
-    return {name: found[name] for name in ("frechet", "frechet_ode")}
-
-
-def oracle_errors(spectrum: Tensor) -> list[dict[str, Any]]:
-    """Rows: rho, bnr, solver, nfe, frechet and frechet_ode; S float64 [C, H, W]."""
-    settings = [(rho, bnr, name, sampler) for rho, bnr in product(RHOS, BNRS) for name, sampler in samplers(MANY, rho)]
-    return [
-        {"rho": rho, "bnr": bnr, "solver": name, "nfe": sampler.nfe, **distances(spectrum, bnr, sampler)}
-        for rho, bnr, name, sampler in tqdm(settings, desc="Sampling", unit=" settings")
-    ]
-
-
-def table(rows: list[dict[str, Any]], rho: float, key: str) -> str:
-    """Markdown: a line a solver and NFE, a column a BNR."""
-    chosen = [row for row in rows if row["rho"] == rho]
-    values = {(row["solver"], row["nfe"], row["bnr"]): row[key] for row in chosen}
-    lines = ["| solver | NFE |" + "".join(f" BNR {bnr:g} |" for bnr in BNRS), "|---|--:|" + "--:|" * len(BNRS)]
-    lines += [
-        f"| {solver} | {nfe} |" + "".join(f" {values[solver, nfe, bnr]:.3g} |" for bnr in BNRS)
-        for solver, nfe in dict.fromkeys((row["solver"], row["nfe"]) for row in chosen)
-    ]
-    return "\n".join(lines)
-
-
-def trained_table(rows: list[dict[str, Any]]) -> str:
-    """Markdown: a line a model, solver and NFE."""
-    names = [name for name in rows[0] if name not in ("model", "solver", "nfe")]
-    lines = [
-        "| model | solver | NFE |" + "".join(f" {name} |" for name in names),
-        "|---|---|--:|" + "--:|" * len(names),
-    ]
-    for row in rows:
-        cells = ("" if row.get(name) is None else f"{row[name]:.3g}" for name in names)
-        lines.append(f"| {row['model']} | {row['solver']} | {row['nfe']} |" + "".join(f" {cell} |" for cell in cells))
-    return "\n".join(lines)
-
-
-def words(value: Any) -> str:
-    """Plain data on a line."""
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {words(of)}" for name, of in value.items())
-    return "; ".join(map(words, value)) if isinstance(value, list) else str(value)
+# ---------------------------------------------------------------------- report and command
 
 
 def report(results: dict[str, Any]) -> str:
-    """Everything in Markdown."""
-    protocol, parts = results["protocol"], ["# Error of solvers against network calls"]
-    parts.append("\n".join(f"* {name}: {words(value)}" for name, value in protocol.items()))
+    """All results in Markdown."""
+    parts = ["# Error of solvers against network calls"]
+    parts.append("\n".join(f"* {name}: {in_words(value)}" for name, value in results["protocol"].items()))
     for rho in RHOS if "rows" in results else ():
-        parts += [f"## ρ = {rho:g}, to the data", table(results["rows"], rho, "frechet")]
-        parts += [f"## ρ = {rho:g}, to the exact ODE", table(results["rows"], rho, "frechet_ode")]
+        parts += [f"## ρ = {rho:g}, to the data", oracle_table(results["rows"], rho, "frechet")]
+        parts += [f"## ρ = {rho:g}, to the exact ODE", oracle_table(results["rows"], rho, "frechet_ode")]
     if "trained" in results:
         parts += ["## Trained models", trained_table(results["trained"])]
         parts += ["What the data and a normal distribution get:", trained_table(results["beside"])]
     return "\n\n".join(parts) + "\n"
 
 
+def oracle_table(rows: list[dict[str, Any]], rho: float, key: str) -> str:
+    """A table with a row for each solver and NFE, and a column for each BNR.
+
+    Args:
+        rows: see `oracle_errors`.
+        rho: of the grid.
+        key: frechet or frechet_ode.
+    """
+    chosen = [row for row in rows if row["rho"] == rho]
+    values = {(row["solver"], row["nfe"], row["bnr"]): f"{row[key]:.3g}" for row in chosen}
+    settings = dict.fromkeys((row["solver"], row["nfe"]) for row in chosen)
+    lines = [[solver, nfe, *(values[solver, nfe, bnr] for bnr in BNRS)] for solver, nfe in settings]
+    return markdown_table(["solver", "NFE", *(f"BNR {bnr:g}" for bnr in BNRS)], lines)
+
+
+def trained_table(rows: list[dict[str, Any]]) -> str:
+    """A table with a row for each model, solver and NFE, see `score_solvers`."""
+    settings = ("model", "solver", "nfe")
+    names = [name for name in rows[0] if name not in settings]
+    lines = [
+        [*(row[name] for name in settings), *("" if row.get(name) is None else f"{row[name]:.3g}" for name in names)]
+        for row in rows
+    ]
+    return markdown_table(["model", "solver", "NFE", *names], lines, words=2)
+
+
+def in_words(value: Any) -> str:
+    """Plain data on one line."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {in_words(entry)}" for name, entry in value.items())
+    return "; ".join(map(in_words, value)) if isinstance(value, list) else str(value)
+
+
 def run(options: argparse.Namespace, command: list[str]) -> dict[str, Any]:
-    """Measure what is asked for, and write it."""
+    """Measure what the options ask for, and write it as JSON, Markdown and, with --plot, PNG."""
     began = time.perf_counter()
     results: dict[str, Any] = {}
     protocol: dict[str, Any] = {
@@ -293,10 +309,10 @@ def run(options: argparse.Namespace, command: list[str]) -> dict[str, Any]:
         "DPM-Solver++(2M), the latter exact; all with the exponential integral per frequency",
     }
     if options.data:
-        spectrum, about = read_spectrum(options.data)
+        spectrum, description = read_spectrum(options.data)
         results["rows"] = oracle_errors(spectrum)
         protocol |= {
-            "data": about,
+            "data": description,
             "oracle": "Gaussian; β from 80 to 0.002, then 0; initial variance 80² at every frequency",
             "frechet": "squared, summed over channels and frequencies, to N(0, diag S)",
             "frechet_ode": "the same, to where the exact ODE takes the same start",
@@ -310,14 +326,12 @@ def run(options: argparse.Namespace, command: list[str]) -> dict[str, Any]:
     write_file(options.out, json.dumps(results, indent=2, ensure_ascii=False).encode())
     write_file(options.out.with_suffix(".md"), report(results).encode())
     if options.plot:
-        from experiments.studies.solvers import plot
-
         plot(results["rows"], options.plot)
     return results
 
 
 def check_files(out: Path, plot: Path | None) -> None:
-    """Raise UserError unless results can be written to these paths, before the half hour that leads to them."""
+    """Raise UserError unless results can be written to these paths; asked before half an hour of work."""
     for name, path, suffix in (("--out", out, ".json"), ("--plot", plot, ".png")):
         check(path is None or path.suffix == suffix, f"{name} {path}: name a file that ends in {suffix}")
     for path in filter(None, (out, out.with_suffix(".md"), plot)):
@@ -325,7 +339,7 @@ def check_files(out: Path, plot: Path | None) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command; returns the exit code."""
+    """Run the command; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m experiments.studies.solvers", description=__doc__.split("\n")[0])
     parser.add_argument("--data", help="folder or zip of images, CIFAR-10's for instance")
     parser.add_argument("--checkpoints", nargs="+", default=[], metavar="LABEL=PATH", help="models trained on digits")
@@ -337,8 +351,8 @@ def main(arguments: list[str] | None = None) -> int:
         check(bool(options.data) or not options.plot, "--plot draws what --data gives: give that, too")
         wrong = [entry for entry in options.checkpoints if "=" not in entry]
         check(not wrong, f"--checkpoints {' '.join(wrong)}: write LABEL=PATH")
-        missing = options.plot and find_spec("matplotlib") is None
-        check(not missing, "--plot needs matplotlib: pip install 'warm-lightning[plots]'")
+        if options.plot:
+            check_matplotlib()
         check_files(options.out, options.plot)
         results = run(options, [parser.prog, *(sys.argv[1:] if arguments is None else arguments)])
     except UserError as error:

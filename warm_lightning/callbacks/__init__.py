@@ -1,4 +1,4 @@
-"""What runs beside training: log, pictures, scores, checkpoints, progress."""
+"""Callbacks of the Trainer: log, pictures, scores, checkpoints, progress."""
 
 from warm_lightning.callbacks.checkpoints import Checkpoints
 from warm_lightning.callbacks.posthoc import PostHocEMA

@@ -1,4 +1,4 @@
-"""Checkpoints by images seen."""
+"""Checkpoints of a training at intervals in images."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from warm_lightning.module import DiffusionModule
 
 
 class Checkpoints(Checkpoint):
-    """Saves `last.ckpt`, optionally keeps one every so many images, and the best by a score.
+    """Saves `last.ckpt`, and optionally checkpoints at intervals that are kept, and the best by a score.
 
     All are in `checkpoints/` of the run's folder. A file appears under its name only when it is whole.
 
@@ -45,7 +45,7 @@ class Checkpoints(Checkpoint):
         self.save(trainer, [LAST])
 
     def improved(self, pl_module: DiffusionModule) -> bool:
-        """Whether the step that has just ended was scored, better than any before."""
+        """Whether the step that has just ended was scored better than all before."""
         if not self.monitor or not pl_module.stepped:
             return False
         known = [name for name, (images, _) in pl_module.scored.items() if images == pl_module.images_seen]
@@ -60,7 +60,7 @@ class Checkpoints(Checkpoint):
         return True
 
     def save(self, trainer: Trainer, names: list[str]) -> None:
-        """Write checkpoints; every rank takes part."""
+        """Write checkpoints of these names; all devices must call this."""
         folder = Path(trainer.default_root_dir) / CHECKPOINTS
         for name in names:
             # Lightning writes elsewhere and moves, which between file systems is not done at once.

@@ -1,4 +1,4 @@
-"""What post-hoc EMA needs to be rebuilt from: averages kept while training, and snapshots of them."""
+"""Averages that are kept during training, with snapshots from which post-hoc EMA rebuilds others."""
 
 import copy
 import json
@@ -21,7 +21,7 @@ from warm_lightning.strategies import gathered
 
 
 class PostHocEMA(Callback):
-    """Tracks averages of some relative widths, from which `warm ema` rebuilds others after training.
+    """Tracks averages of given relative widths, from which `warm ema` rebuilds others after training.
 
     Each is one more copy of the network on the device and in checkpoints. Snapshots go to `posthoc/` in the run's
     folder as float32: 220 MB for each width and time with CIFAR-10's network. They serve from 0.05 to 0.15 to within
@@ -78,7 +78,7 @@ class PostHocEMA(Callback):
         self.write(trainer, pl_module)
 
     def set_aside(self, folder: Path, images_seen: int) -> None:
-        """Rename snapshots of a later time than training now starts at: they are another training's."""
+        """Rename snapshots that are later than the start of this training: they belong to an abandoned one."""
         for path in folder.glob(f"*{SUFFIX}"):
             if int(path.name.split("-")[1]) > images_seen:
                 path.replace(path.with_suffix(".abandoned"))
@@ -89,10 +89,10 @@ class PostHocEMA(Callback):
             return
         for profile, average in zip(self.profiles, self.averages, strict=True):
             tensors = {name: p.float().contiguous().cpu() for name, p in sorted(average.named_parameters())}
-            # One entry: safetensors writes several in random order.
-            said = {SNAPSHOT: json.dumps({"sigma_rel": profile.sigma_rel, "images_seen": pl_module.images_seen})}
+            # One entry, since safetensors writes several in random order.
+            metadata = {SNAPSHOT: json.dumps({"sigma_rel": profile.sigma_rel, "images_seen": pl_module.images_seen})}
             name = f"images-{pl_module.images_seen:09d}-sigma-{profile.sigma_rel}{SUFFIX}"
-            write_file(Path(trainer.default_root_dir) / POSTHOC / name, save(tensors, said))
+            write_file(Path(trainer.default_root_dir) / POSTHOC / name, save(tensors, metadata))
 
     def state_dict(self) -> dict[str, Any]:
         return {"sigma_rel": self.widths, "averages": [dict(a.state_dict()) for a in self.averages]}

@@ -1,4 +1,4 @@
-"""Grids of samples while training."""
+"""Pictures of samples during training: grids, and trajectories from noise to image."""
 
 import math
 from collections.abc import Sequence
@@ -69,7 +69,7 @@ class SampleGrid(Callback):
             self.draw(trainer, pl_module)
 
     def draw(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
-        """Sample, on one device while the others wait at the next step."""
+        """Sample on the first device and write the pictures; the other devices wait at the next step."""
         if not trainer.is_global_zero:
             return
         blocks = [self.seeds[i : i + self.batch_size] for i in range(0, len(self.seeds), self.batch_size)]
@@ -87,9 +87,9 @@ class SampleGrid(Callback):
 
 
 def trajectory(model: DiffusionModel, sampler: Sampler, seeds: Sequence[int], columns: int = 10) -> Tensor:
-    """From noise to image: for each seed a row of states, scaled to unit noise, over a row of views of the image.
+    """A picture of trajectories: for each seed a row of states, scaled to unit noise, above a row of denoised images.
 
-    The views are x̂0 = D + R, from one network call of their own at each level shown.
+    The denoised images are x̂0 = D + R, from one more network call at each level that is shown.
 
     Returns:
         One picture, uint8 [3, height, width].

@@ -1,4 +1,4 @@
-"""What goes to TensorBoard while training, against images seen."""
+"""Callbacks around training: intervals in images, the log, progress bars, and Ctrl-C."""
 
 import signal
 import sys
@@ -18,7 +18,7 @@ from warm_lightning.types import Batch
 
 
 def check_every(every: float) -> int:
-    """An interval in images as a whole number; 0 means never.
+    """Check an interval in images, and return it as a whole number; 0 means never.
 
     Raises:
         UserError: if it is neither 0 nor at least 1.
@@ -28,7 +28,7 @@ def check_every(every: float) -> int:
 
 
 def due(module: DiffusionModule, every: int) -> bool:
-    """Whether the batch that has just ended made an optimizer step that crossed a multiple of `every` images."""
+    """Whether the batch that has just ended made an optimizer step past a multiple of `every` images."""
     seen, batch = module.images_seen, module.batch_size
     return every > 0 and module.stepped and seen // every > (seen - batch) // every
 
@@ -37,10 +37,10 @@ QUARTILES = 4
 
 
 class TrainingLog(Callback):
-    """Loss of each branch, over all levels and in each quartile of the training levels; throughput; recipe.
+    """Logs speed, learning rate and the loss of each branch, over all levels and in quartiles of the training levels.
 
-    Quartile 1 holds the quarter of the noise law with the lowest noise. Losses are means over the images since
-    the last line, over all devices; they are written every `trainer.log_every_n_steps` steps.
+    Quartile 1 is the quarter of the training levels with the lowest noise. Losses are means over the images since
+    the last entry, over all devices; they are logged every `trainer.log_every_n_steps` steps.
     """
 
     def setup(self, trainer: Trainer, pl_module: DiffusionModule, stage: str) -> None:
@@ -52,7 +52,7 @@ class TrainingLog(Callback):
         self.start(pl_module)
 
     def start(self, pl_module: DiffusionModule) -> None:
-        """Begin a new line of the log."""
+        """Begin a new entry of the log."""
         self.sums = torch.zeros(QUARTILES, len(self.names) + 1, device=pl_module.device)
         self.since, self.images = time.perf_counter(), pl_module.images_seen
 
@@ -67,7 +67,7 @@ class TrainingLog(Callback):
             self.write(trainer, pl_module)
 
     def write(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
-        """One line of the log: to the logger and to the progress bar."""
+        """Write an entry of the log, to the logger and to the progress bar."""
         sums = trainer.strategy.reduce(self.sums, reduce_op="sum").cpu()
         rate = (pl_module.images_seen - self.images) / (time.perf_counter() - self.since)
         metrics = {
@@ -92,7 +92,7 @@ class TrainingLog(Callback):
             print(*(f"{name:<20} {value:.5g}" for name, value in values.items()), sep="\n")
 
     def losses(self, sums: torch.Tensor, name: str) -> dict[str, float]:
-        """Mean losses [branches] and their sum, from sums whose last entry is the number of images."""
+        """The mean loss of each branch and their sum, from sums [branches + 1], the last being the number of images."""
         means = (sums[:-1] / sums[-1]).tolist()
         return {name: sum(means)} | {f"{name}_{n}": mean for n, mean in zip(self.names, means, strict=True)}
 
@@ -110,7 +110,7 @@ class ImageProgressBar(TQDMProgressBar):
         bar.set_description("Training")
 
     def on_train_epoch_start(self, *args: Any) -> None:
-        """Nothing: the stream of images has no epochs, and a resumed run does not begin one."""
+        """Do nothing: the stream of images has no epochs, and a resumed run does not begin one."""
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: DiffusionModule, outputs: Any, batch: Any, batch_idx: int
@@ -155,7 +155,7 @@ class ImageProgressBar(TQDMProgressBar):
             bar.close()
 
     def on_test_end(self, *args: Any) -> None:
-        """Nothing: the bars are closed."""
+        """Do nothing: the bars are closed."""
 
     def get_metrics(self, trainer: Trainer, pl_module: DiffusionModule) -> dict[str, Any]:
         metrics = super().get_metrics(trainer, pl_module)
@@ -164,9 +164,9 @@ class ImageProgressBar(TQDMProgressBar):
 
 
 class Interrupt(Callback):
-    """On SIGINT, ends training after the step in progress, so that what is saved is a step's whole result.
+    """Ends training after the current step on Ctrl-C (SIGINT), so that the checkpoint is that of a whole step.
 
-    A second SIGINT interrupts at once. `interrupted` says afterwards whether there was one.
+    A second SIGINT interrupts at once. `interrupted` tells afterwards whether there was one.
     """
 
     def __init__(self) -> None:
@@ -183,7 +183,7 @@ class Interrupt(Callback):
         self.previous = signal.signal(signal.SIGINT, request)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: DiffusionModule, *args: Any) -> None:
-        # All devices must stop after the same whole step, and the signal may reach them in different ones.
+        # All devices must stop after the same whole step, and the signal may reach them during different ones.
         if pl_module.stepped and trainer.strategy.reduce_boolean_decision(self.interrupted, all=False):
             trainer.should_stop = True
             trainer.limit_val_batches = 0  # or a last validation would come first

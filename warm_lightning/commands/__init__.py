@@ -1,4 +1,4 @@
-"""Commands of `warm` that are not stages of the Trainer: one module and one function each."""
+"""Commands of `warm` that do not use the Trainer: a module with a function of the same name for each."""
 
 import importlib
 import inspect
@@ -9,7 +9,7 @@ from warm_lightning.config import split_settings
 from warm_lightning.errors import user_errors
 
 SETTINGS = "settings"
-"""The parameter of a function that is given the options of `warm fit` that say which model and data are meant."""
+"""The name of a parameter that gets the options of `warm fit` for model and data."""
 
 
 def run_tool(command: str, arguments: list[str]) -> int:
@@ -40,7 +40,7 @@ def run_tool(command: str, arguments: list[str]) -> int:
 
 
 def with_values(arguments: list[str], signature: inspect.Signature) -> list[str]:
-    """The arguments with `--mean` as `--mean=true` where `mean` is a boolean parameter and no value follows."""
+    """The arguments, with `--mean=true` for `--mean` where `mean` is a boolean parameter and no value follows."""
     switches = {f"--{p.name}" for p in signature.parameters.values() if p.annotation is bool}
     following = [*arguments, ""][1:]
     bare = [after.lower() not in ("true", "false", "yes", "no") for after in following]

@@ -26,7 +26,7 @@ from warm_lightning.metrics import (
 from warm_lightning.metrics.features import identity
 from warm_lightning.metrics.paired import BLOCKS, MEANING, Difference, paired_frechet, paired_rounds, too_few
 from warm_lightning.metrics.reference_file import SUFFIX
-from warm_lightning.records import check_out, provenance, to_json, write_file
+from warm_lightning.records import check_out, provenance, text_table, to_json, write_file
 
 
 def compare(
@@ -69,10 +69,10 @@ def compare(
         extraction = make_extraction(extractor, device, batch_size)
         differences, about = compare_images(a, b, str(reference), extraction)
         about |= {"images": [names[0], names[-1]], "device": str(extraction.device)}
-    width = max(map(len, differences))
-    print(f"{'score':<{width}}  {'A':>10}  {'B':>10}  {'A − B':>10}  95 % confidence interval")
+    rows = [["score", "A", "B", "A − B", "95 % confidence interval"]]
     for name, d in differences.items():
-        print(f"{name:<{width}}  {d.a:>10.4g}  {d.b:>10.4g}  {d.value:>10.4g}  {d.low:.4g} to {d.high:.4g}")
+        rows.append([name, *(f"{value:.4g}" for value in (d.a, d.b, d.value)), f"{d.low:.4g} to {d.high:.4g}"])
+    print(text_table(rows, "<>>><"))
     if about.get("note"):
         print(about["note"])
     if out:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from warm_lightning.metrics import Extraction, FeatureExtractor
 
 Precision = Literal["32-true", "64-true", "bf16-mixed", "16-mixed"]
-"""Of the network; the sampler's state is float64 in any case."""
+"""The precision of the network; the state of the sampler is always float64."""
 
 
 def load(ckpt_path: str, weights: Weights, chosen: Mapping[str, Any], override: list[str] | None) -> TrainedModel:

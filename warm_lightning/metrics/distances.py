@@ -20,7 +20,7 @@ SUBSET_SIZE = 1000
 BLOCK = 2**25
 """Squared distances held at once: 128 MiB in float32."""
 RESOLUTION = 2.0**-18
-"""Of |x|² + |y|²; smaller squared distances are rounding errors."""
+"""The share of |x|² + |y|² below which a squared distance is a rounding error."""
 
 
 # ---------------------------------------------------------------------- Fréchet distance

@@ -11,6 +11,7 @@ from warm_lightning.errors import check
 from warm_lightning.metrics.features import Extraction
 from warm_lightning.metrics.reference import Summariser
 from warm_lightning.metrics.scores import NEIGHBOURS, SCORES, Better, Reference, Score, all_scores, evaluate, usable
+from warm_lightning.records import text_table
 from warm_lightning.spectral import full_precision
 
 BEST = {"lower": "min", "higher": "max"}
@@ -152,9 +153,8 @@ class Scores:
             endings += ["_data" if score.whole_data else "_halves", "_gaussian"]
             cells = [f"{values[name + e]:.4g}" if name + e in values else "–" for e in endings]
             rows.append([name, *cells, score.better])
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
-        return "\n".join([lines[0], "─" * len(lines[0]), *lines[1:], *self._notes(count, rounds)])
+        header, *lines = text_table(rows, "<" + ">" * (len(rows[0]) - 1)).splitlines()
+        return "\n".join([header, "─" * len(header), *lines, *self._notes(count, rounds)])
 
     def _notes(self, count: int, rounds: int) -> list[str]:
         reference, limit = self.reference, self.reference.protocol.max_neighbours

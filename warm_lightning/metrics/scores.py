@@ -198,7 +198,7 @@ class Score(ABC):
     # ------------------------------------------------------------------ derived from the class
 
     def images(self, count: int, reference: Reference) -> int:
-        """How many of `count` samples the score is of."""
+        """The number of images, of `count` samples, that the score is computed from."""
         if "features" in self.needs:
             count = min(count, reference.protocol.max_neighbours)
         if self.equal_counts and reference.features is not None:
