@@ -50,9 +50,11 @@ def current_path(path: str) -> str:
     return f"{MODULES[module]}.{name}" if module in MODULES else path
 
 
-def current_option(option: str) -> str:
-    """Today's form of an option of a command, such as --model.sampler.belief=ClippedImage."""
-    name, equals, value = option.partition("=")
+def current_option(word: str) -> str:
+    """Today's form of a word of a command line: an option such as --model.sampler.belief=ClippedImage, or a value."""
+    if not word.startswith("-"):
+        return current_path(word)
+    name, equals, value = word.partition("=")
     return _OPTION.sub(lambda match: SETTINGS[match[1]], name) + equals + current_path(value)
 
 
