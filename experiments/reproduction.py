@@ -81,8 +81,8 @@ def table_section(path: Path) -> Iterator[str]:
         path: of the experiment.
     """
     experiment = read(path, Experiment)
-    link = f"[`experiments/papers/{path.name}`](../experiments/papers/{path.name})"
-    yield f"## {experiment.source}\n\n{experiment.title}: {link}. {experiment.about}"
+    file = f"`experiments/papers/{path.name}`"
+    yield f"## {experiment.source}\n\n{experiment.title}: {file}. {experiment.about}"
     rows = []
     for cell in expand(experiment, None, "paper", seeds=1):
         numbers = published_numbers(experiment, cell)

@@ -205,7 +205,7 @@ def test_names_of_classes_must_be_text(tmp_path, capsys):
     depth = 100_000  # lists in lists
     names = b"\x80\x02}X\x0b\x00\x00\x00label_names]" + b"]" * depth + b"a" * depth + b"s."
     source, _ = cifar_archive(tmp_path, "packed", **{"batches.meta": names})
-    assert "no text" in refusal(capsys, tmp_path / "new", source, str(tmp_path / "new" / "set.zip"))
+    assert "not text" in refusal(capsys, tmp_path / "new", source, str(tmp_path / "new" / "set.zip"))
 
 
 def test_other_archives_are_refused(tmp_path, capsys):

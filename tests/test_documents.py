@@ -18,6 +18,7 @@ from test_architecture import GRAPH, rooms
 import experiments.__main__ as experiments_program
 from experiments.cells import DataSet
 from experiments.experiment import parse
+from experiments.studies.anchors import code_lines, files_from_disk_to_loss, first_example
 from warm_lightning.checkpoints import read
 from warm_lightning.config import resolve
 from warm_lightning.spectral import frequencies
@@ -281,3 +282,22 @@ def test_the_floors_of_contributing_are_those_of_the_imports() -> None:
     }
     assert height.keys() == {name.rpartition(".")[2] for name in rooms(GRAPH) if name.startswith("warm_lightning.")}
     assert not [(source, target) for source, target in arrows if height[source] < height[target]]
+
+
+def test_lines_of_code_are_counted(tmp_path: Path) -> None:
+    source = (
+        '"""About."""\n\n# why\nclass A:\n    """About\n    A."""\n\n    def f(self) -> int:\n        return 1  # one\n'
+    )
+    assert code_lines(source) == code_lines(source, "A") == 3
+    assert code_lines(source, "A.f") == 2
+    page = tmp_path / "page.md"
+    page.write_text(
+        f"```python\n# a.py\n{source}```\n\n```yaml\n# a.yaml\na: 1\n```\n\n```python\n# b.py\nb = 1\n```\n"
+    )
+    assert first_example(page) == [("a.py", 3), ("a.yaml", 1)]
+
+
+def test_the_way_from_disk_to_loss_is_followed() -> None:
+    files = files_from_disk_to_loss()
+    assert {f"warm_lightning/{name}.py" for name in ("data/decode", "data/stream", "model", "losses")} <= files
+    assert "warm_lightning/samplers/rules.py" not in files

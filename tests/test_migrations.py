@@ -63,7 +63,9 @@ def test_old_settings_are_understood_wherever_they_stand(tmp_path: Path) -> None
     ]
     first, second = (trained.model().sample(trained.sampler, [5]) for trained in images)
     assert torch.equal(first, second)
-    assert current_option("--override+=sampler.belief=ClippedImage") == "--override+=sampler.belief=ClippedImage"
+    old = ["--model.sampler.belief", "warm_lightning.samplers.loop.ClippedImage", "--extractor=Pixels", "a.belief.png"]
+    new = ["--model.sampler.estimate_transform", "warm_lightning.samplers.sampler.ClippedImage", *old[2:]]
+    assert [current_option(word) for word in old] == new
 
 
 def test_every_new_home_has_the_classes_of_the_old() -> None:

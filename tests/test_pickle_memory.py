@@ -192,8 +192,8 @@ def hollow(ema: Persistent) -> None:
         (shared, "larger than the file"),
         (hollow, "too many tensors"),
         (lambda e: e.state["_modules"].update({"x" * 65: None}), "plain names"),
-        (lambda e: e.state["_parameters"].update({"x" * 65: torch.zeros(1)}), "no tensor"),
-        (lambda e: e.state["_parameters"].update(x=torch.zeros(1, dtype=torch.int64)), "no tensor"),
+        (lambda e: e.state["_parameters"].update({"x" * 65: torch.zeros(1)}), "not a tensor"),
+        (lambda e: e.state["_parameters"].update(x=torch.zeros(1, dtype=torch.int64)), "not a tensor"),
         (lambda e: e.state["_modules"].update({f"n{i}": None for i in range(10_000)}), "too many modules"),
     ],
 )

@@ -3,9 +3,10 @@
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from warm_lightning import __version__
-from warm_lightning.errors import UserError
+from warm_lightning.errors import UserError, check
 
 LONGEST = 800  # characters of an error message
 TRAINER_COMMANDS = {
@@ -13,16 +14,16 @@ TRAINER_COMMANDS = {
     "validate": "the training loss on held-out images, with averaged weights",
     "test": "sample and score a trained model",
 }
-TOOLS = {
+OTHER_COMMANDS = {
     "generate": "images of given seeds from a checkpoint",
-    "restore": "blurred and noisy images, from where they are on a model's path",
-    "score": "any images against others, or against reference statistics",
-    "compare": "two models by their images or scores of the same seeds, with confidence intervals",
-    "reference-stats": "a data set as the scores see it, in a file",
-    "dataset": "images from anywhere as a data set in EDM's format",
-    "convert-edm": "a snapshot of EDM's weights as a checkpoint",
-    "export": "a checkpoint as a folder for others: safetensors, YAML, model card",
-    "ema": "a checkpoint with averaged weights of another length, after training",
+    "restore": "clean images for blurred and noisy ones",
+    "score": "scores of any images against others, or against reference statistics",
+    "compare": "the difference of two models' scores with the same seeds, with confidence intervals",
+    "reference-stats": "a file of the statistics of a data set that scores need",
+    "dataset": "a data set in EDM's format, made of any images",
+    "convert-edm": "a checkpoint made of a snapshot of EDM's weights",
+    "export": "a folder made of a checkpoint: safetensors, YAML, model card",
+    "ema": "a checkpoint with an average of another length, made after training",
     "describe": "a configuration in numbers: network, cost, path through the blur-noise plane",
     "drift": "how far the samples of a model are from truly degraded images, level by level",
     "spectrum": "the power spectrum of a data set, the BNR it suggests, and where generated images differ",
@@ -34,7 +35,7 @@ HELP = f"""usage: warm COMMAND [options]
 Warm Diffusion and its rivals on PyTorch Lightning, version {__version__}.
 
 commands:
-{chr(10).join(f"  {name:<15} {text}" for name, text in (TRAINER_COMMANDS | TOOLS).items())}
+{chr(10).join(f"  {name:<15} {text}" for name, text in (TRAINER_COMMANDS | OTHER_COMMANDS).items())}
 
 examples:
   warm fit --config configs/digits.yaml
@@ -47,7 +48,7 @@ examples:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, 2 for a user's error (one line on stderr), 130 after Ctrl-C."""
+    """Run one command and return the exit code: 0, 2 for a user's error (one line on stderr), 130 after Ctrl-C."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     command = arguments[0] if arguments else "--help"
     if command in ("-h", "--help"):
@@ -56,8 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if command == "--version":
         print(__version__)
         return 0
-    if command not in TRAINER_COMMANDS | TOOLS:
-        known = ", ".join(TRAINER_COMMANDS | TOOLS)
+    if command not in TRAINER_COMMANDS | OTHER_COMMANDS:
+        known = ", ".join(TRAINER_COMMANDS | OTHER_COMMANDS)
         print(one_line(f"warm: no command {command!r}; the commands are {known}"), file=sys.stderr)
         return 2
     try:
@@ -72,21 +73,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def one_line(message: str) -> str:
-    """A message as a line that a terminal takes for text, without its middle where it is long."""
+    """A message as one line of printable characters, without its middle if it is long."""
     text = " ".join(message.split())
     text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 250]} […] {text[-240:]}"
 
 
+def check_configs(arguments: list[str]) -> None:
+    """Check that the files of `--config` exist, before the seconds that imports take.
+
+    Raises:
+        UserError: one does not.
+    """
+    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, equals, value = word.partition("=")
+        path = Path(value if equals else following)
+        if name == "--config":
+            check(
+                path.expanduser().is_file(),
+                f"--config {path}: no such file; name a YAML file such as configs/digits.yaml",
+            )
+
+
 def run(command: str, arguments: list[str]) -> int:
-    """Import what a command needs and run it."""
+    """Import the modules that a command needs, and run it."""
+    check_configs(arguments)
     if command in TRAINER_COMMANDS:
         from warm_lightning.trainer_cli import run_trainer
 
         return run_trainer(command, arguments)
-    from warm_lightning.commands import run_tool
+    from warm_lightning.commands import run_command
 
-    return run_tool(command, arguments)
+    return run_command(command, arguments)
 
 
 if __name__ == "__main__":

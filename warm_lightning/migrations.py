@@ -50,15 +50,18 @@ def current_path(path: str) -> str:
     return f"{MODULES[module]}.{name}" if module in MODULES else path
 
 
-def current_option(option: str) -> str:
-    """Today's form of an option of a command, such as --model.sampler.belief=ClippedImage."""
-    name, equals, value = option.partition("=")
+def current_option(word: str) -> str:
+    """Today's form of a word of a command line: an option such as --model.sampler.belief=ClippedImage, or a value."""
+    if not word.startswith("-"):
+        return current_path(word)
+    name, equals, value = word.partition("=")
     return _OPTION.sub(lambda match: SETTINGS[match[1]], name) + equals + current_path(value)
+
+
+yaml_load = get_loader("yaml")
+"""The YAML loader of jsonargparse, before `accept_old_names` replaces it."""
 
 
 def accept_old_names() -> None:
     """Let all argument parsers read YAML with old names; calling it again changes nothing."""
     set_loader("yaml", lambda text: current(yaml_load(text)), (yaml.YAMLError,))
-
-
-yaml_load = get_loader("yaml")

@@ -8,6 +8,7 @@ import platform
 import subprocess
 import tempfile
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -47,7 +48,7 @@ def provenance(device: torch.device | str) -> dict[str, Any]:
         "package_version": PACKAGE_VERSION,
         "git_commit": git_commit(),
         "torch_version": str(torch.__version__),
-        "device": str(device),
+        "device": torch.device(device).type,
     }
 
 
@@ -152,7 +153,9 @@ def write_file(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
         temporary.replace(path)
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); choose a folder that can") from error
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise UserError(f"{path}: cannot be written ({error.strerror}); choose a writable folder") from error
 
 
 def writable_folder(path: str | Path) -> Path:

@@ -7,12 +7,13 @@ from jsonargparse import ArgumentParser
 
 from warm_lightning.config import split_settings
 from warm_lightning.errors import user_errors
+from warm_lightning.migrations import accept_old_names, current_option
 
 SETTINGS = "settings"
 """The name of a parameter that gets the options of `warm fit` for model and data."""
 
 
-def run_tool(command: str, arguments: list[str]) -> int:
+def run_command(command: str, arguments: list[str]) -> int:
     """Run the function of the same name in the module of the same name; its signature gives the arguments.
 
     Parameters with defaults are options, and yes-or-no ones may stand without a value. Required ones are positional,
@@ -27,7 +28,8 @@ def run_tool(command: str, arguments: list[str]) -> int:
     if SETTINGS in signature.parameters:
         given[SETTINGS], arguments = split_settings(arguments)
         epilog = "Which model and data: --config FILE (any number of them), --model.… and --data.…, as of `warm fit`."
-    arguments = with_values(arguments, signature)
+    accept_old_names()
+    arguments = with_values([current_option(word) for word in arguments], signature)
     described = inspect.getdoc(function) or ""
     parser = ArgumentParser(
         prog=f"warm {command}", exit_on_error=False, description=described.partition("\nArgs:")[0], epilog=epilog

@@ -13,7 +13,6 @@ from warm_lightning.config import load_checkpoint
 from warm_lightning.data.image_set import ImageSet
 from warm_lightning.data.sources import read_split
 from warm_lightning.errors import UserError, check
-from warm_lightning.migrations import current_option
 from warm_lightning.model import DiffusionModel, TrainedModel, Weights
 
 if TYPE_CHECKING:
@@ -40,7 +39,7 @@ def load(ckpt_path: str, weights: Weights, chosen: Mapping[str, Any], override: 
     for setting in override or []:
         name, equals, value = setting.partition("=")
         check(bool(equals), f"--override {setting!r}: write NAME=VALUE, such as sampler.rule=Euler")
-        overrides[current_option(name)] = value
+        overrides[name] = value
     # A rule that replaces another drops settings that it does not know, silently; after it, they are errors.
     outer_first = sorted(overrides, key=lambda name: name.removesuffix(".class_path").count("."))
     try:

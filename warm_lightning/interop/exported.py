@@ -111,8 +111,8 @@ license: other  # to be filled in
 ```python
 from warm_lightning import load_checkpoint
 
-module = load_checkpoint("path/of/this/folder")
-images = module.model({choice}).sample(module.sampler, seeds=[0, 1, 2, 3])  # [4, C, H, W], about -1 to 1
+trained = load_checkpoint("path/of/this/folder")
+images = trained.model({choice}).sample(trained.sampler, seeds=[0, 1, 2, 3])  # [4, C, H, W], about -1 to 1
 ```
 
 or, with warm_lightning {version} installed:
