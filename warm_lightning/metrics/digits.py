@@ -152,5 +152,5 @@ def _store(state: dict[str, Tensor], path: Path) -> None:
         temporary.write_bytes(content.getvalue())
         temporary.replace(path)
     except OSError as error:
-        message = f"{path} cannot be written ({error.strerror}): set WARM_CACHE to a folder that can"
+        message = f"{path} cannot be written ({error.strerror}): set WARM_CACHE to a writable folder"
         raise UserError(message) from error
