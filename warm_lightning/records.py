@@ -182,7 +182,7 @@ def check_out(path: str | None) -> None:
         UserError: the path is a folder, or nothing can be written there.
     """
     if path:
-        check(not Path(path).is_dir(), f"{path}: is a folder: name a file")
+        check(not Path(path).is_dir(), f"{path} is a folder: give the path of a file")
         writable_folder(Path(path).parent)
 
 

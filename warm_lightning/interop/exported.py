@@ -50,7 +50,7 @@ def write_folder(folder: Path, tensors: Mapping[str, Tensor], document: Mapping[
         unfinished.replace(folder)
     except OSError as error:
         shutil.rmtree(unfinished, ignore_errors=True)
-        raise UserError(f"{folder}: cannot be written ({error.strerror}); choose a folder that can") from error
+        raise UserError(f"{folder}: cannot be written ({error.strerror}); choose a writable folder") from error
 
 
 def is_exported(path: Path) -> bool:
