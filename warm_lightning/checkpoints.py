@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from warm_lightning.errors import UserError, check
+from warm_lightning.errors import UserError, check, error_text
 from warm_lightning.interop.exported import is_exported, read_folder
 from warm_lightning.migrations import current
 from warm_lightning.networks.base import Network
@@ -85,9 +85,9 @@ def _read_file(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
-        raise UserError(f"{path}: holds more than plain data, and is not loaded: {_first_line(error)}") from error
+        raise UserError(f"{path}: holds more than plain data, and is not loaded: {error_text(error, 200)}") from error
     except Exception as error:  # a damaged file fails in as many ways as there are bytes
-        raise UserError(f"{path}: damaged or not a checkpoint ({_first_line(error)}); use another one") from error
+        raise UserError(f"{path}: damaged or not a checkpoint ({error_text(error, 200)}); use another one") from error
 
 
 def _read_exported(path: Path) -> dict[str, Any]:
@@ -149,7 +149,7 @@ def write(path: Path, state_dict: Mapping[str, Tensor], section: Mapping[str, An
         unfinished.unlink(missing_ok=True)
         if not isinstance(error, OSError | RuntimeError):  # torch's writer has no errors of its own
             raise
-        reason = _first_line(error).replace(unfinished.name, path.name)
+        reason = error_text(error, 200).replace(unfinished.name, path.name)
         raise UserError(f"{path}: cannot be written ({reason}); choose a writable path") from error
 
 
@@ -293,8 +293,3 @@ def _settings(value: Any, name: str) -> Iterator[tuple[str, Any]]:
             yield from _settings(below, f"{name}.{key}")
     else:
         yield name, value
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__

@@ -20,6 +20,17 @@ def check(condition: bool, message: str) -> None:
         raise UserError(message)
 
 
+def error_text(error: Exception, limit: int | None = None) -> str:
+    """The message of an exception on one line, or its class where there is none.
+
+    Args:
+        error: any exception; of one that the operating system raised, only the reason.
+        limit: number of characters after which the message is cut.
+    """
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(text.split())[:limit] or type(error).__name__
+
+
 @contextmanager
 def user_errors() -> Iterator[None]:
     """Turn what argument parsers and Lightning raise for a wrong name or value into a `UserError` of one line."""

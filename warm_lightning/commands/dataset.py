@@ -19,11 +19,10 @@ from torch.utils.data import Dataset
 from warm_lightning.data.decode import CropResize
 from warm_lightning.data.image_set import StoredImages, store_images
 from warm_lightning.data.listing import DATASET_JSON, Listing, image_name, list_images, write_labels
-from warm_lightning.data.readers import error_text
 from warm_lightning.data.sources import expand, open_reader
 from warm_lightning.data.stream import Loader
 from warm_lightning.distributed import progress
-from warm_lightning.errors import UserError, check
+from warm_lightning.errors import UserError, check, error_text
 from warm_lightning.records import writable_folder
 
 MAX_RESOLUTION = 4096  # an RGB image of this size takes 50 MB

@@ -13,9 +13,9 @@ from torch import Tensor
 from warm_lightning.data import ImageSet
 from warm_lightning.data.image_set import store_images
 from warm_lightning.data.listing import SUFFIXES
-from warm_lightning.data.readers import FolderReader, LMDBReader, Reader, error_text
+from warm_lightning.data.readers import FolderReader, LMDBReader, Reader
 from warm_lightning.data.sources import Source, expand
-from warm_lightning.errors import UserError, check
+from warm_lightning.errors import UserError, check, error_text
 from warm_lightning.images import dequantise
 
 ARRAYS = (".npy", ".npz")

@@ -10,9 +10,8 @@ from warm_lightning.data.datamodule import ImageDataModule
 from warm_lightning.data.decode import UNCHANGED, CropResize
 from warm_lightning.data.image_set import ImageSet, check_rgb
 from warm_lightning.data.listing import DATASET_JSON
-from warm_lightning.data.readers import error_text
 from warm_lightning.data.sources import Source, is_missing
-from warm_lightning.errors import UserError, check
+from warm_lightning.errors import UserError, check, error_text
 from warm_lightning.rng import key
 
 

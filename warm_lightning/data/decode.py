@@ -10,8 +10,8 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageOps
 
-from warm_lightning.data.readers import Reader, error_text
-from warm_lightning.errors import UserError, check
+from warm_lightning.data.readers import Reader
+from warm_lightning.errors import UserError, check, error_text
 
 # ---- crop and resize
 

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from warm_lightning.data.readers import LMDB_FILE, CIFARArchive, LMDBReader, Reader, error_text
-from warm_lightning.errors import UserError, check
+from warm_lightning.data.readers import LMDB_FILE, CIFARArchive, LMDBReader, Reader
+from warm_lightning.errors import UserError, check, error_text
 
 DATASET_JSON = "dataset.json"
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}

@@ -19,15 +19,9 @@ from weakref import WeakValueDictionary
 import numpy as np
 from PIL import Image
 
-from warm_lightning.errors import UserError, check
+from warm_lightning.errors import UserError, check, error_text
 
 # ---- errors
-
-
-def error_text(error: Exception) -> str:
-    """The message of an exception on one line."""
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return " ".join(text.split()) or type(error).__name__
 
 
 def cannot_read(where: str | Path, error: OSError) -> UserError:

@@ -15,10 +15,9 @@ from warm_lightning.data.readers import (
     Reader,
     ZipReader,
     cannot_read,
-    error_text,
     is_cifar_folder,
 )
-from warm_lightning.errors import UserError
+from warm_lightning.errors import UserError, error_text
 
 
 def open_reader(path: str | Path) -> Reader:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from warm_lightning.errors import UserError, check
+from warm_lightning.errors import UserError, check, error_text
 from warm_lightning.interop.edm import FAMILIES, PREFIX
 from warm_lightning.interop.pickles import (
     Constructor,
@@ -223,7 +223,7 @@ def read_snapshot(path: Path) -> Snapshot:
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     except Exception as error:  # other files may raise any exception
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        reason = f"{type(error).__name__}: {error_text(error, 200)}"
         raise UserError(f"{path}: not a snapshot of EDM's DDPM++ or NCSN++ ({reason})") from error
 
 

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from warm_lightning.errors import UserError, check
+from warm_lightning.errors import UserError, check, error_text
 from warm_lightning.records import file_hash
 
 # ---- the folder
@@ -75,7 +75,7 @@ def read_folder(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         document = yaml.safe_load(config.read_text(encoding="utf-8"))
         tensors = load_file(folder / WEIGHTS)
     except (yaml.YAMLError, SafetensorError, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = error_text(error, 200)
         raise UserError(f"{folder}: damaged or not written by `warm export` ({reason}); use another one") from error
     check(isinstance(document, dict), f"{config}: not the configuration of an exported model")
     digest = file_hash(folder / WEIGHTS)

@@ -17,7 +17,7 @@ from typing import IO, Any, TypeVar
 import torch
 from torch import Tensor
 
-from warm_lightning.errors import UserError, check
+from warm_lightning.errors import UserError, check, error_text
 
 T = TypeVar("T")
 
@@ -84,7 +84,7 @@ def read_pickle(path: Path, constructors: Mapping[str, Constructor]) -> Any:
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     except Exception as error:  # a damaged file may raise any exception
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = error_text(error, 200)
         raise UserError(f"{path}: damaged or not a pickle of plain data ({reason}); use another file") from error
 
 
