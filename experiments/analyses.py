@@ -156,7 +156,7 @@ class Drift(Measure):
     result_file = "drift.json"
 
     def calls(self, cell: Cell, nfe: int) -> float:
-        return 3.0 * self.num_images * nfe  # sampling, and the network on samples and on true images at each level
+        return 3.0 * min(self.num_images, cell.scale.images) * nfe
 
     def arguments(self, cell: Cell, folder: Path, checkpoint: Path) -> list[str]:
         count = min(self.num_images, cell.scale.images)
@@ -203,7 +203,7 @@ class Bits(Measure):
     result_file = "bits.json"
 
     def calls(self, cell: Cell, nfe: int) -> float:
-        return 3.0 * 2 * self.steps * self.num_images
+        return 3.0 * 2 * self.steps * min(self.num_images, cell.scale.images)
 
     def arguments(self, cell: Cell, folder: Path, checkpoint: Path) -> list[str]:
         count = min(self.num_images, cell.scale.images)

@@ -113,6 +113,7 @@ class Scores(Measure):
         halves = " against ".join(f"{count:,}" for count in first.get("halves_images") or ["?"])
         labels = {
             "_halves": f"halves of the data ({halves} images)",
+            "_data": "all images of the data",
             "_gaussian": f"Gaussian with the data's moments ({first.get('gaussian_images') or 0:,} images)",
         }
         references = {
@@ -120,7 +121,9 @@ class Scores(Measure):
             for ending, label in labels.items()
         }
         names = ("nfe", "weights", "images_seen", "num_images", "device", "precision")
-        chosen = {name: protocol[name] for name in names} | {"sample_seeds": protocol["seeds"]}
+        seeds = protocol["seeds"]  # a text for one round, a list of texts for several
+        chosen = {name: protocol[name] for name in names}
+        chosen["sample_seeds"] = seeds if isinstance(seeds, str) else ", ".join(seeds)
         chosen["nonfinite_images"] = sum(protocol["nonfinite_images"])
         return Reading(values, main_scores(values, cell.scale.score), chosen, references)
 

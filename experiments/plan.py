@@ -16,7 +16,7 @@ from experiments.identity import REPOSITORY, resolved
 from experiments.measures import Measure
 from warm_lightning.analysis.description import forward_flops
 from warm_lightning.config import configured, split_settings
-from warm_lightning.errors import check
+from warm_lightning.errors import UserError, check
 from warm_lightning.module import DiffusionModule
 
 # ---------------------------------------------------------------------- cost
@@ -121,8 +121,11 @@ def network_flops_of(options: tuple[str, ...]) -> float:
 
 @cache
 def module_with_small_network(options: tuple[str, ...]) -> DiffusionModule:
-    """The module of options of `warm fit` with another network, which is made at once."""
-    return make_module([*options, *SMALL_NETWORK])
+    """The module of options of `warm fit` with a small network, which is made at once."""
+    try:
+        return make_module([*options, *SMALL_NETWORK])
+    except UserError:  # a network of another class, without these arguments
+        return make_module(options)
 
 
 def make_module(options: Sequence[str]) -> DiffusionModule:

@@ -27,9 +27,8 @@ from warm_lightning.spectral import dct, idct
 from warm_lightning.types import Estimate, Level
 
 
-def algorithm_2(denoise, x: Tensor, times: list[float], draws: Draws, churn: float, low: float, high: float, noise):
-    """Algorithm 2 of Karras et al. 2022 in pixels, as it is printed."""
-    steps = len(times) - 1
+def algorithm_2(denoise, x: Tensor, times: list[float], steps: int, draws: Draws, churn: float, low, high, noise):
+    """Algorithm 2 of Karras et al. 2022 in pixels, as it is printed; N is `steps`, also on a part of the levels."""
     for t, s in itertools.pairwise(times):
         gamma = min(churn / steps, math.sqrt(2) - 1) if low <= t <= high else 0.0
         hat = t + gamma * t
@@ -50,11 +49,12 @@ def test_churn_is_edms_algorithm_2(churn: float) -> None:
         squares = (x.unsqueeze(1) - images).square().sum((2, 3, 4))
         return torch.einsum("bn,nchw->bchw", (-squares / (2 * sigma**2)).softmax(1), images)
 
-    sampler, levels, seeds = Sampler(churn=Churn(churn)), PowerGrid(6).levels(process), [1, 2, 3]
+    grid, seeds = PowerGrid(6), [1, 2, 3]
+    sampler, levels = Sampler(grid, churn=Churn(churn)), grid.levels(process)
     start = 80 * SeedStreams(seeds).normal(1, 4, 4, dtype=torch.float64)
     for stops in (levels[:4], levels):  # to a noise of 1.4, and to the end, on one of the images
         times = [at.beta.item() for at in stops]
-        expected = algorithm_2(denoise, start, times, SeedStreams(seeds), churn, 0.05, 50.0, 1.003)
+        expected = algorithm_2(denoise, start, times, 6, SeedStreams(seeds), churn, 0.05, 50.0, 1.003)
         found = idct(sampler.descend(oracle, process, dct(start), stops, SeedStreams(seeds)))
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
     plain = idct(Sampler().descend(oracle, process, dct(start), levels[:4], SeedStreams(seeds)))

@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from processes import warm_on_two
 from small import AUGMENTED, PLAIN, SMALL, command, environment, here, warm
 
 from warm_lightning import load_checkpoint
 from warm_lightning.checkpoints import read
 from warm_lightning.images import quantise, read_png
 
-STEPS, BATCH = 60, 64
+STEPS, BATCH = 40, 64
 
 
 def last(folder: Path) -> Path:
@@ -45,7 +46,7 @@ def fit(folder: Path, *arguments: str) -> list[str]:
 
 
 def fit_digits(folder: Path) -> list[str]:
-    """60 steps of the digits configuration, with dropout and augmentation so that their randomness counts too."""
+    """40 steps of the digits configuration, with dropout and augmentation so that their randomness counts too."""
     changes = [
         f"--model.duration={STEPS * BATCH}",
         "--model.network.dropout=0.1",
@@ -57,7 +58,7 @@ def fit_digits(folder: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """60 steps straight through."""
+    """The folder of a run of these 40 steps that is not interrupted."""
     folder = tmp_path_factory.mktemp("straight")
     here(*fit_digits(folder))
     return folder
@@ -80,8 +81,7 @@ def test_killed_and_resumed_is_the_same_to_the_bit(straight: Path, tmp_path: Pat
     process.wait()
     seen = read(last(tmp_path))["warm_lightning"]["images_seen"]
     assert 0 < seen < STEPS * BATCH, f"killed too late to test anything: {seen} images"
-    done = warm(*arguments, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    here(*arguments)
     a, b = read(last(straight)), read(last(tmp_path))
     assert a["warm_lightning"]["images_seen"] == b["warm_lightning"]["images_seen"] == STEPS * BATCH
     for part in ("state_dict", "optimizer_states"):
@@ -113,8 +113,11 @@ def test_two_processes_with_accumulation_train_as_one(tmp_path: Path, precision:
     same = ["--model.duration=640", f"--trainer.precision={precision}", "--trainer.accelerator=cpu", *AUGMENTED]
     here(*fit(tmp_path / "one", *same))
     two = ["--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.accumulate_grad_batches=2"]
-    done = warm(*fit(tmp_path / "two", *same, *two), cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    if tolerance:  # as a user starts it: Lightning's launcher starts the second process
+        done = warm(*fit(tmp_path / "two", *same, *two), cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    else:
+        warm_on_two(tmp_path, *fit(tmp_path / "two", *same, *two))
     modules = [load_checkpoint(last(tmp_path / name)) for name in ("one", "two")]
     if tolerance:
         a, b = (read(last(tmp_path / name))["state_dict"] for name in ("one", "two"))
@@ -142,8 +145,12 @@ def test_an_image_depends_on_its_seed_alone(straight: Path, tmp_path: Path, prec
     ]
     here(*same, "--seeds=0-9", f"--outdir={tmp_path / 'together'}")
     here(*same, "--seeds=4", "--batch_size=1", f"--outdir={tmp_path / 'alone'}")
-    done = warm(*same, "--seeds=0-9", "--devices=2", f"--outdir={tmp_path / 'shared'}", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    shared = [*same, "--seeds=0-9", "--devices=2", f"--outdir={tmp_path / 'shared'}"]
+    if precision == "64-true":  # as a user starts it: Fabric's launcher starts the second process
+        done = warm(*shared, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    else:
+        warm_on_two(tmp_path, *shared)
     assert [len(list((tmp_path / name).glob("*.png"))) for name in ("together", "alone", "shared")] == [
         10,
         1,
@@ -189,6 +196,5 @@ def test_interrupting_saves_and_says_130(tmp_path: Path) -> None:
     assert b"Traceback" not in text + rest
     seen = read(last(tmp_path))["warm_lightning"]["images_seen"]
     assert 0 < seen < 1e6
-    resumed = warm(*fit(tmp_path, f"--model.duration={seen + 64}", "--ckpt_path=last"), cwd=tmp_path)
-    assert resumed.returncode == 0, resumed.stderr
+    here(*fit(tmp_path, f"--model.duration={seen + 64}", "--ckpt_path=last"))
     assert read(last(tmp_path))["warm_lightning"]["images_seen"] == seen + 64

@@ -46,12 +46,20 @@ def held_loss(module: DiffusionModule, images: StoredOrder) -> float:
 
 
 @cache
+def configured(name: str) -> tuple[DiffusionModule, ImageDataModule]:
+    """The small model of an overlay, and the digits; what its process wants to know of them, it has learned."""
+    module, data = load_config([DIGITS, OVERLAYS[name]], SMALL | scaled(OVERLAYS[name]))
+    process = module.model().process
+    if process.learned is None:
+        process.learned = process.learn(all_images(data.train_images(), ""))
+    return module, data
+
+
+@cache
 def trained(name: str) -> tuple[dict[str, torch.Tensor], float]:
     """Weights of an overlay's network after a short training, and by how much the loss has fallen."""
-    overlay = OVERLAYS[name]
-    module, data = load_config([DIGITS, overlay], SMALL | scaled(overlay))
+    module, data = configured(name)
     images = data.train_images()
-    learn(module, data)
     if module.model().target:
         module.model("raw").reference_batch = reference_batch(data, module.seed, module.model().target.references)
     optimizer = module.configure_optimizers()
@@ -67,20 +75,13 @@ def trained(name: str) -> tuple[dict[str, torch.Tensor], float]:
     return module.network.state_dict(), held_loss(module, stored) / before
 
 
-def learn(module: DiffusionModule, data: ImageDataModule) -> None:
-    """What the process wants to know of the images."""
-    if module.model().process.learned is None:
-        module.model().process.learned = module.model().process.learn(all_images(data.train_images(), ""))
-
-
 @pytest.mark.parametrize("name", OVERLAYS)
 def test_it_learns_and_samples(name: str) -> None:
     """Untrained, a network says 0 (its last layer is zero); it must learn to say better than that of images that
     are degraded by draws it has not seen, by a margin that chance does not give."""
     weights, fallen = trained(SAME_TRAINING.get(name, name))
     assert fallen < 0.85
-    module, data = load_config([DIGITS, OVERLAYS[name]], SMALL | scaled(OVERLAYS[name]))
-    learn(module, data)
+    module, _ = configured(name)
     module.network.load_state_dict(weights)
     module.model().sampler.grid.steps = min(module.model().sampler.grid.steps, 50)
     samples = module.model("raw").sample(module.model().sampler, range(16))
@@ -91,6 +92,6 @@ def test_it_learns_and_samples(name: str) -> None:
 
 def test_trainings_that_are_shared_are_the_same() -> None:
     for name, other in SAME_TRAINING.items():
-        configs = [load_config([DIGITS, OVERLAYS[n]], SMALL)[0].config for n in (name, other)]
+        configs = [configured(n)[0].config for n in (name, other)]
         parts = ("process", "parameterization", "preconditioning", "clock_law", "loss", "target")
         assert [configs[0][part] for part in parts] == [configs[1][part] for part in parts]

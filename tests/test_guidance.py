@@ -1,11 +1,14 @@
 """Classifier-free guidance, and what the module tells its network."""
 
+from typing import Any
+
 import pytest
 import torch
 from lightning import Trainer
 from test_module import a_batch, small_network
 
 from warm_lightning.augment import Augmentation
+from warm_lightning.callbacks.samples import trajectory
 from warm_lightning.data import Digits
 from warm_lightning.data.stream import TrainingStream
 from warm_lightning.errors import UserError
@@ -17,6 +20,7 @@ from warm_lightning.parameterizations import DenoiseDeblur
 from warm_lightning.rng import BatchDraws, Draws, SeedStreams
 from warm_lightning.samplers import Euler, PowerGrid, Sampler
 from warm_lightning.spectral import dct
+from warm_lightning.types import Level
 
 
 def module_of_classes(guidance: float = 1.0) -> DiffusionModule:
@@ -136,3 +140,19 @@ def test_a_class_that_is_asked_for_leaves_the_other_draws_alone() -> None:
     drawn.normal(*model.image_shape)
     own = drawn.integers(3).tolist()
     torch.testing.assert_close(model.sample(sampler, [5]), model.sample(sampler, [5], own), rtol=0, atol=0)
+
+
+def test_a_trajectory_shows_the_estimates_that_the_sampler_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every call of the network gets a class: a model without label dropout knows no other input."""
+    model = module_of_classes().model()
+    given: list[bool] = []
+    outputs = type(model).outputs
+
+    def recorded(self: DiffusionModel, x: torch.Tensor, level: Level, labels: Any = None, *more: Any) -> torch.Tensor:
+        given.append(labels is not None)
+        return outputs(self, x, level, labels, *more)
+
+    monkeypatch.setattr(type(model), "outputs", recorded)
+    trajectory(model, Sampler(PowerGrid(3)), range(2), columns=3)
+    assert given == [True] * len(given)
+    assert len(given) > 5

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from edm_arrays import network_from_arrays
 
-from warm_lightning.interop.edm import load_edm_state, network_from_arrays
+from warm_lightning.interop.edm import load_edm_state
 from warm_lightning.model import DiffusionModel
 from warm_lightning.networks.base import Network
 from warm_lightning.parameterizations import DenoiseDeblur, Denoiser

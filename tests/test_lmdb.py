@@ -12,6 +12,7 @@ import pytest
 import torch
 from image_files import RNG, chw, encode, photographs, pixels, refused, store_lmdb
 from PIL import Image
+from processes import forkserver
 
 from warm_lightning.data import FFHQ, ImageFolder, LSUNChurch
 from warm_lightning.data.readers import LMDBReader
@@ -53,8 +54,9 @@ def test_reading_writes_nothing_beside_the_database(church):
     assert (Path(path) / "data.mdb").read_bytes() == before
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
 def test_a_database_that_is_open_is_opened_anew_in_other_processes(church, method):
+    forkserver()  # gets the data set as a spawned process does, pickled
     images = LSUNChurch(church[0]).train_images()
     expected = images.take(torch.arange(5))
     batches = [range(0, 2), range(2, 4), range(4, 5)]

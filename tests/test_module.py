@@ -17,7 +17,9 @@ from warm_lightning.images import dequantise, read_png
 from warm_lightning.model import one_hot
 from warm_lightning.module import DiffusionModule
 from warm_lightning.networks import DDPMpp
+from warm_lightning.processes import Warm
 from warm_lightning.rng import BatchDraws
+from warm_lightning.samplers import Sampler
 from warm_lightning.spectral import dct, frequencies, idct
 from warm_lightning.types import Batch
 
@@ -238,3 +240,10 @@ def test_validation_needs_no_global_randomness() -> None:
 
 def test_dequantise_spans_the_range() -> None:
     assert dequantise(torch.tensor([0, 255], dtype=torch.uint8)).tolist() == [-1, 1]
+
+
+def test_objects_that_are_defaults_have_their_attributes() -> None:
+    assert Warm().path.bnr == 0.5
+    sampler = Sampler()
+    assert (sampler.grid.steps, sampler.nfe) == (18, 35)
+    assert DiffusionModule(small_network).model().preconditioning.sigma_data == 0.5

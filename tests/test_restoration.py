@@ -242,3 +242,9 @@ def test_measures() -> None:
     assert fidelity(a, b)["ssim"].item() == pytest.approx(expected)
     assert [ssim_window(size)[0] for size in (2, 7, 8, 11, 12, 32)] == [1, 7, 7, 11, 11, 11]
     assert ssim_window(32)[1] == 1.5
+
+
+def test_the_last_level_is_no_start() -> None:
+    # IHDM's last level has noise, but sampling ends there: no network would be called.
+    with pytest.raises(UserError, match="at which sampling ends"):
+        find_start(IHDM(), EvenGrid(200, 200), torch.zeros(1, 1, 8, 8, dtype=torch.float64), 0.0, 0.02)

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small import here, warm
+from processes import warm_on_two
+from small import here
 from torch import Tensor
 
 from warm_lightning.checkpoints import EMA, part, read
@@ -108,11 +109,8 @@ def test_results_depend_on_image_and_seed_alone(run, folder, learned_ckpt, tmp_p
         "--blur=0.25",
         "--noise=0.4",
         f"--ckpt_path={learned_ckpt}",
-        "--accelerator=cpu",
-        "--devices=2",
     ]
-    done = warm("restore", *where, *random, f"--outdir={tmp_path / 'two'}", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    warm_on_two(tmp_path, "restore", *where, *random, f"--outdir={tmp_path / 'two'}")
     assert files(tmp_path / "two") == everything
     records = [json.loads((tmp_path / out / "restored.json").read_text()) for out in ("all", "two")]
     assert records[0] == records[1]

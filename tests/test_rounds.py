@@ -3,16 +3,14 @@
 import json
 import math
 import re
-import signal
-import subprocess
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from processes import warm_on_two
-from small import DIGITS, PLAIN, SMALL, command, environment, here
+from processes import start_warm, warm_on_two
+from small import DIGITS, SMALL, here
 
 from warm_lightning.callbacks import ScoreSamples
 from warm_lightning.callbacks import rounds as rounds_module
@@ -147,21 +145,22 @@ def test_two_tests_in_one_folder_keep_each_others_rounds(tmp_path) -> None:
 
 
 def test_killed_after_round_one_the_protocol_on_all_digits_goes_on_with_rounds_two_and_three(tmp_path, capsys) -> None:
-    """The whole digits model and 1,797 images a round, as a user would: the kill is a SIGKILL of the program."""
-    here("fit", *PLAIN, "--model.duration=64", f"--trainer.default_root_dir={tmp_path}")
+    """A SIGKILL after the first of three rounds of 1,797 images."""
+    here("fit", *SMALL, "--model.duration=64", f"--trainer.default_root_dir={tmp_path}")
     arguments = [
         "test",
-        *PLAIN,
+        *SMALL,
         *QUICK,
         f"--trainer.default_root_dir={tmp_path}",
         "--scores.num_images=1797",
         "--scores.rounds=3",
     ]
-    with subprocess.Popen(command(*arguments), cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL) as process:
-        while not (tmp_path / FILE).exists():
-            assert process.poll() is None, "ended before the kill"
-            time.sleep(0.02)
-        process.send_signal(signal.SIGKILL)
+    process = start_warm(tmp_path, *arguments)
+    while not (tmp_path / FILE).exists():
+        assert process.exitcode is None, "ended before the kill"
+        time.sleep(0.02)
+    process.kill()
+    process.join()
     kept = stored(tmp_path)[0]["rounds"]
     assert list(kept) == ["0-1796"]
     assert not (tmp_path / "scores.json").exists()

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from truths import final_variance
 
 from warm_lightning.data import CIFAR10
 from warm_lightning.errors import UserError
@@ -152,7 +153,7 @@ def test_order_of_convergence(spectrum: Tensor, rule: StepRule, order: int, bnr:
     process = Warm(ConstantBNR(bnr))
     oracle = GaussianOracle(spectrum, process)
     errors = []
-    for steps in (128, 256, 512, 1024):
+    for steps in (128, 256, 512):
         sampler, path = Sampler(PowerGrid(steps), rule), []
         # All is linear in u, so a field of ones is as good as any noise.
         ones = idct(torch.ones(1, 3, 32, 32, dtype=torch.float64))
@@ -198,13 +199,15 @@ def test_rebuilding_would_not_stand_the_disagreeing_oracle(spectrum: Tensor) -> 
 @pytest.mark.parametrize("path", [ConstantBNR(0.5), PowerLaw(0.5, 0.8)])
 def test_ancestral_samples_have_the_datas_variance(spectrum: Tensor, path: ConstantBNR | PowerLaw) -> None:
     # Euler with η = 1 and many steps: the final variance is exact up to first order in the step.
-    process = Warm(path)
-    sampler = Sampler(PowerGrid(400), Euler(1))
-    u = sampler(GaussianOracle(spectrum, process), process, start(200, 3), draws(200, 4))
-    total = u.square().mean(0).sum() / spectrum.sum()
-    # Few coefficients carry the variance: over 200 samples its standard error is about 4 %.
-    assert total.item() == pytest.approx(1, abs=0.1)
-    band = slice(8, 32)  # 576 coefficients a channel, hence 0.2 %; measured bias of 400 steps 2 %
+    process, grid = Warm(path), PowerGrid(400)
+    oracle = GaussianOracle(spectrum, process)
+    # Few coefficients carry the variance, so its sum would need many samples; it is computed without any.
+    exact = final_variance(Euler(1), oracle, process, spectrum[None], grid.clocks())
+    assert (exact.sum() / spectrum.sum()).item() == pytest.approx(1, abs=0.05)
+    # The whole sampler, whose noise has to be white and of the right size: 576 coefficients a channel of 20 samples
+    # have a standard error of 0.8 %. Measured bias of 400 steps: 2 %.
+    u = Sampler(grid, Euler(1))(oracle, process, start(20, 3), draws(20, 4))
+    band = slice(8, 32)
     ratio = (u[..., band, band].square().mean(0) / spectrum[:, band, band]).mean()
     assert ratio.item() == pytest.approx(1, abs=0.05)
 

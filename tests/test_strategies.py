@@ -11,7 +11,8 @@ import pytest
 import torch
 from lightning import Trainer
 from lightning.pytorch.strategies import FSDPStrategy
-from small import AUGMENTED, SMALL, command, environment, here, warm
+from processes import start_warm, warm_on_two
+from small import AUGMENTED, SMALL, command, environment, here
 from torch import nn
 
 from warm_lightning.callbacks import SampleGrid, ScoreSamples
@@ -57,8 +58,7 @@ def test_sharded_training_is_that_of_one_process(tmp_path: Path, one: dict[str, 
     # takes weights and Adam's state apart, and leaves them whole.
     here(*fit(tmp_path, "--model.duration=96"))
     sharded = ["--trainer.devices=2", "--trainer.strategy=fsdp2", "--trainer.accumulate_grad_batches=2"]
-    done = warm(*fit(tmp_path, *sharded, "--model.duration=224", "--ckpt_path=last"), cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    warm_on_two(tmp_path, *fit(tmp_path, *sharded, "--model.duration=224", "--ckpt_path=last"))
     here(*fit(tmp_path, "--model.duration=320", "--ckpt_path=last"))
     assert_close(weights(tmp_path), one)
 
@@ -103,10 +103,12 @@ def test_another_models_checkpoint_is_one_line_under_sharding_too(
     capsys.readouterr()
     assert main(other) == 2
     assert "another model" in capsys.readouterr().err.splitlines()[-1]
-    done = warm(*other, "--trainer.strategy=fsdp2", cwd=tmp_path)
-    assert done.returncode == 2
-    assert "another model" in done.stderr.splitlines()[-1]
-    assert "Traceback" not in done.stderr
+    process = start_warm(tmp_path, *other, "--trainer.strategy=fsdp2")
+    process.join(300)
+    assert process.exitcode == 2
+    printed = (tmp_path / "output.txt").read_text()
+    assert "another model" in printed.splitlines()[-1]
+    assert "Traceback" not in printed
 
 
 def test_strategies_that_would_average_the_wrong_weights_are_refused() -> None:

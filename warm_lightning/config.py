@@ -133,7 +133,7 @@ def load_config(
     arguments = [f"--config={path}" for path in paths]
     arguments += [f"--{name}={as_text(value)}" for name, value in (overrides or {}).items()]
     with user_errors():
-        cli = WarmCLI(arguments, run=False)
+        cli = WarmCLI([*arguments, *ANYWHERE], run=False)
     return cli.model, cli.datamodule
 
 

@@ -1,7 +1,7 @@
 """Default values that are objects."""
 
 import inspect
-from typing import TypeVar
+from typing import Any, TypeVar
 from unittest.mock import patch
 
 from jsonargparse import lazy_instance
@@ -16,6 +16,8 @@ def default(kind: type[Kind]) -> Kind:
     a third of a second each time in the depth of imports, and half of the time that `warm` takes to start. It needs
     the caller alone, which is this function.
     """
-    caller = (inspect.currentframe(),)
+    caller = (inspect.currentframe(),)  # lazy_instance reads stack()[1][0], the frame of its caller
     with patch.object(inspect, "stack", lambda: [(None,), caller]):
-        return lazy_instance(kind)
+        instance: Any = lazy_instance(kind)
+    instance._lazy_init()  # now: before the first call of a method, the object would have no attributes
+    return instance

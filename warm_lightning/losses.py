@@ -94,14 +94,15 @@ class SquaredError(Loss):
 
 
 class AbsoluteError(Loss):
-    """The absolute error ‖output - target‖₁ (Bansal et al. 2022, Eq. 1)."""
+    """The absolute error ‖output - target‖₁/c_out; with c_out = 1 that of Bansal et al. 2022, Eq. 1."""
 
     def __call__(self, outputs: Tensor, targets: Tensor, c_out: Tensor, gains: Gains) -> Tensor:
         return ((outputs - targets) / c_out.unsqueeze(1)).abs().sum(dim=(2, 3, 4))
 
 
 class SoftScoreMatching(Loss):
-    """The squared error after degradation, ‖A∘(output - target)‖² (soft score matching; Daras et al. 2022)."""
+    """The squared error after degradation, ‖A∘(output - target)‖²/c_out²; with c_out = 1 the soft score matching of
+    Daras et al. 2022."""
 
     def __call__(self, outputs: Tensor, targets: Tensor, c_out: Tensor, gains: Gains) -> Tensor:
         error = dct((outputs - targets) / c_out.unsqueeze(1))

@@ -58,9 +58,10 @@ def current_option(word: str) -> str:
     return _OPTION.sub(lambda match: SETTINGS[match[1]], name) + equals + current_path(value)
 
 
+yaml_load = get_loader("yaml")
+"""The YAML loader of jsonargparse, before `accept_old_names` replaces it."""
+
+
 def accept_old_names() -> None:
     """Let all argument parsers read YAML with old names; calling it again changes nothing."""
     set_loader("yaml", lambda text: current(yaml_load(text)), (yaml.YAMLError,))
-
-
-yaml_load = get_loader("yaml")

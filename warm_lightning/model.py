@@ -250,13 +250,23 @@ class DiffusionModel(nn.Module):
             UserError: for classes, levels or steps that the model does not know.
         """
         check_grid(self.process, self.parameterization, sampler.grid)
-        streams = SeedStreams(seeds, self.state_device)
-        start = streams.normal(*self.image_shape, dtype=torch.float64)
-        if self.network.label_dim:  # drawn in any case, so that later draws do not depend on who chose the class
-            drawn = streams.integers(self.network.label_dim).tolist()
-            classes = drawn if classes is None else classes
-        with self.conditioned(classes) as estimator:
+        streams, start, drawn = self.start(seeds)
+        with self.conditioned(drawn if classes is None else classes) as estimator:
             return idct(sampler(estimator, self.process, start, streams, watch)).cpu()
+
+    def start(self, seeds: Sequence[int]) -> tuple[SeedStreams, Tensor, list[int] | None]:
+        """The first draws of some seeds: initial noise and class, in the order that `SeedStreams` fixes.
+
+        The class is drawn even if the caller chooses another one, so that later draws do not depend on that.
+
+        Returns:
+            The streams for further draws, standard normal pixels float64 [B, C, H, W], and the classes, None for a
+            network without classes.
+        """
+        streams = SeedStreams(seeds, self.state_device)
+        noise = streams.normal(*self.image_shape, dtype=torch.float64)
+        label_dim = self.network.label_dim
+        return streams, noise, streams.integers(label_dim).tolist() if label_dim else None
 
     def restore(
         self,
@@ -401,7 +411,8 @@ def check_grid(process: Process, parameterization: Parameterization, grid: Grid,
     for name, end in {"model.sampler.grid": first, "model.clock_law": trained}.items():
         check(
             process.last == math.inf or abs(end - process.last) <= 0.002 * process.last,
-            f"{name} begins at {end:g} of model.process's clock, which goes to {process.last:g}: make them agree",
+            f"{name} goes up to {end:g} on the clock of model.process, which goes up to {process.last:g}: make them "
+            "agree",
         )
     check(
         stride <= 1.1 * parameterization.max_stride,

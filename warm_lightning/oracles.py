@@ -116,7 +116,10 @@ def posterior_mean(
     Raises:
         UserError: where there is no noise.
     """
-    check(bool((gains.noise > 0).all()), "a process without noise has no posterior: choose another model.target")
+    check(
+        bool((gains.noise > 0).all()),
+        "a process without noise has no posterior: choose one with noise, or another model.target",
+    )
     whitened = (u / gains.noise).flatten(1)
     slope = (gains.signal / gains.noise).expand_as(u).flatten(1)
     flat = candidates.flatten(1)

@@ -40,8 +40,12 @@ class Parameterization(ABC):
 
 def implied_noise(blurred: Tensor, u: Tensor, gains: Gains) -> Tensor:
     """The noise ε̂ = (u - blurred)/B (Algorithm 2, line 5); 0 where B = 0, since no step uses it there."""
-    noiseless = gains.noise == 0
-    return torch.where(noiseless, 0.0, (u - blurred) / torch.where(noiseless, 1.0, gains.noise))
+    return gains.over_noise(u - blurred)
+
+
+def consistent(clean: Tensor, u: Tensor, gains: Gains) -> Estimate:
+    """The estimate with a given x̂0 whose two parts agree: A∘clean + B∘noise = u."""
+    return Estimate(clean, implied_noise(gains.signal * clean, u, gains))
 
 
 def undo(blurred: Tensor, log_gain: Tensor) -> Tensor:
@@ -65,7 +69,7 @@ class Denoiser(Parameterization):
 
     def estimate(self, outputs: Tensor, u: Tensor, gains: Gains) -> Estimate:
         clean = dct(outputs[:, 0].to(u.dtype))
-        return Estimate(clean, implied_noise(gains.signal * clean, u, gains))
+        return consistent(clean, u, gains)
 
 
 class InvertedBlur(Parameterization):
@@ -154,7 +158,7 @@ class LessBlurred(Parameterization):
 
     def estimate(self, outputs: Tensor, u: Tensor, gains: Gains) -> Estimate:
         clean = undo(dct(outputs[:, 0].to(u.dtype)), self._next(gains).log_signal)
-        return Estimate(clean, implied_noise(gains.signal * clean, u, gains))
+        return consistent(clean, u, gains)
 
     def _next(self, gains: Gains) -> Gains:
         check(
@@ -163,8 +167,3 @@ class LessBlurred(Parameterization):
         )
         assert gains.next_gains is not None
         return gains.next_gains
-
-
-def consistent(clean: Tensor, u: Tensor, gains: Gains) -> Estimate:
-    """The estimate with a given x̂0 whose two parts agree: A∘clean + B∘noise = u."""
-    return Estimate(clean, implied_noise(gains.signal * clean, u, gains))

@@ -8,9 +8,11 @@ import platform
 import subprocess
 import tempfile
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -47,7 +49,7 @@ def provenance(device: torch.device | str) -> dict[str, Any]:
         "package_version": PACKAGE_VERSION,
         "git_commit": git_commit(),
         "torch_version": str(torch.__version__),
-        "device": str(device),
+        "device": torch.device(device).type,
     }
 
 
@@ -110,9 +112,9 @@ def tensors_hash(tensors: Iterable[tuple[str, Tensor]]) -> str:
 
 
 def file_hash(path: Path) -> str:
-    """The first 16 hexadecimal digits of a file's SHA-256."""
+    """The SHA-256 of a file in hexadecimal digits."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # ---------------------------------------------------------------------- tables
@@ -146,13 +148,15 @@ def write_file(path: Path, content: bytes) -> None:
     Raises:
         UserError: the file cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{get_ident()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(content)
         temporary.replace(path)
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); choose a folder that can") from error
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise UserError(f"{path}: cannot be written ({error.strerror}); choose a writable folder") from error
 
 
 def writable_folder(path: str | Path) -> Path:

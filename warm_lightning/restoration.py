@@ -186,10 +186,15 @@ def find_start(process: Process, grid: Grid, like: Tensor, alpha: float, beta: f
     if level is None:
         nearby = f"the model knows no level with {what}: {known_nearby(process, first, alpha, beta)}"
         clock = find_clock(process, first, "alpha", alpha)
-        if clock is None or (level := process.level(clock)).beta.item() < beta:
+        if clock is not None:
+            level = process.level(clock)
+        if level is None or level.beta.item() < beta:
             raise UserError(f"{nearby}; restore from one of these")
         check(add_noise, f"{nearby}; with --add_noise the images get what they lack")
-        assert level is not None
+    check(
+        not process.ends(level),
+        f"{what} is the last level of the model, at which sampling ends: there is nothing that it could restore",
+    )
     gains, scale = process.gains(level, like), per_image(process.scale(level), like)
     off = (gains.signal - scale * log_blur_mask(level.alpha, like).exp()).abs().max() / scale.max()
     check(

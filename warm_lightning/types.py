@@ -40,7 +40,7 @@ class Level:
 class Gains:
     """Signal gain A and noise gain B of formula F at a level, over frequencies.
 
-    A is stored as its logarithm: a blur mask underflows long before the last level, where the ratio
+    A is stored as its logarithm: at much blur, towards the level where sampling starts, A underflows, and the ratio
     A_t/A_s of two gains must still be finite.
 
     Attributes:
@@ -62,6 +62,11 @@ class Gains:
     def lost(self) -> Tensor:
         """1 - A, the share of the signal that the blur removes, without the cancellation of digits for a small blur."""
         return -torch.expm1(self.log_signal)
+
+    def over_noise(self, numerator: Tensor) -> Tensor:
+        """The quotient numerator/B; 0 where B = 0, since no step uses it there."""
+        noiseless = self.noise == 0
+        return torch.where(noiseless, 0.0, numerator / torch.where(noiseless, 1.0, self.noise))
 
 
 @dataclass(frozen=True)

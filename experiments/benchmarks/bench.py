@@ -7,7 +7,6 @@ the peak are medians over rounds of the ratio of both times, so that a load that
 """
 
 import argparse
-import json
 import logging
 import multiprocessing
 import statistics
@@ -25,7 +24,7 @@ from experiments.benchmarks import data_loading as reading
 from experiments.benchmarks.timing import Product, matmul_peak, peak_memory, ratio, ratios, rounds, seconds
 from experiments.benchmarks.training_step import TrainingStep
 from warm_lightning.errors import UserError
-from warm_lightning.records import machine, markdown_table, write_file
+from warm_lightning.records import machine, markdown_table, to_json, write_file
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -236,7 +235,7 @@ def main(arguments: list[str] | None = None) -> int:
             results = measure(device, options.quick)
         results["notes"] = limits(results)
         results["seconds"] = round(time.perf_counter() - began)
-        write_file(options.out, json.dumps(results, indent=2).encode())
+        write_file(options.out, to_json(results).encode())
     except UserError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 2

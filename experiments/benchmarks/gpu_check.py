@@ -32,7 +32,7 @@ from warm_lightning import load_checkpoint, records
 from warm_lightning.checkpoints import SECTION, read
 from warm_lightning.cli import main as warm
 from warm_lightning.errors import UserError, check
-from warm_lightning.records import writable_folder, write_file
+from warm_lightning.records import to_json, writable_folder, write_file
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -192,7 +192,7 @@ def run(options: argparse.Namespace) -> int:
     }
     for part in options.parts:
         report[part] = stages[part]()
-        write_file(path, json.dumps(report, indent=2).encode())  # now: a later part may run out of time
+        write_file(path, to_json(report).encode())  # now: a later part may run out of time
     print(f"\n{machine.get('gpu', machine['cpu'])}", *summary(report), f"written to {path}", sep="\n")
     return 1 if "tests" in options.parts and report["tests"]["failed"] else 0
 

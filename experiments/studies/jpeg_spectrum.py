@@ -10,7 +10,6 @@ them again.
 
 import argparse
 import io
-import json
 import sys
 import time
 from collections.abc import Iterator
@@ -29,7 +28,7 @@ from warm_lightning.data import ImageFolder, ImageSet
 from warm_lightning.data.image_set import random_order
 from warm_lightning.errors import UserError, check
 from warm_lightning.images import quantise
-from warm_lightning.records import markdown_table, provenance, write_file
+from warm_lightning.records import markdown_table, provenance, to_json, write_file
 from warm_lightning.rng import key
 from warm_lightning.spectral import frequencies, idct
 
@@ -120,7 +119,7 @@ def run(out: Path, data: str | None, num_images: int, size: int, seed: int, comm
         "pillow_version": PIL.__version__,
         "command": " ".join(command),
     }
-    write_file(out, json.dumps({"rows": rows, "protocol": protocol}, indent=2).encode())
+    write_file(out, to_json({"rows": rows, "protocol": protocol}).encode())
     return rows
 
 

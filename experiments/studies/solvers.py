@@ -9,7 +9,6 @@ digits make with the same solvers. The tables are printed, and written as Markdo
 """
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -30,7 +29,7 @@ from warm_lightning.images import dequantise, quantise
 from warm_lightning.metrics import BATCH_SIZE, DigitsFeatures, Extraction, Pixels, Scores, measure
 from warm_lightning.model import DiffusionModel
 from warm_lightning.processes import ConstantBNR, Warm
-from warm_lightning.records import check_out, machine, markdown_table, write_file
+from warm_lightning.records import check_out, machine, markdown_table, to_json, write_file
 from warm_lightning.samplers import Euler, Heun, Multistep, PowerGrid, Sampler, StepRule
 from warm_lightning.samplers.multistep import half_log_snr
 from warm_lightning.spectral import power_spectrum
@@ -324,7 +323,7 @@ def run(options: argparse.Namespace, command: list[str]) -> dict[str, Any]:
     protocol |= {"seconds": round(time.perf_counter() - began, 1), "machine": machine("cpu")}
     protocol["command"] = " ".join(command)
     results["protocol"] = protocol
-    write_file(options.out, json.dumps(results, indent=2, ensure_ascii=False).encode())
+    write_file(options.out, to_json(results).encode())
     write_file(options.out.with_suffix(".md"), report(results).encode())
     if options.plot:
         plot(results["rows"], options.plot)

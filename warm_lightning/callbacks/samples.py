@@ -110,9 +110,10 @@ def trajectory(model: DiffusionModel, sampler: Sampler, seeds: Sequence[int], co
         if model.process.ends(level):
             views.append(idct(u))
         else:
-            estimate = model.estimate(u, level)
+            estimate = estimator(u, level)
             views.append(idct(denoised_image(u, estimate, model.process.gains(level, u))))
 
-    model.sample(sampler, seeds, watch=watch)
+    with model.conditioned(model.start(seeds)[2]) as estimator:
+        model.sample(sampler, seeds, watch=watch)
     rows = [torch.stack(frames, dim=1) for frames in (states, views)]  # [B, columns, C, H, W]
     return grid(quantise(torch.stack(rows, dim=1).flatten(0, 2)).cpu(), columns=len(shown))

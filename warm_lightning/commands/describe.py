@@ -62,7 +62,7 @@ def summary(module: DiffusionModule, data: ImageDataModule) -> dict[str, Any]:
             **recipe,
             "batch_size": data.batch_size,
             "branches": list(model.parameterization.names),
-            **config["network"]["init_args"],
+            **config["network"].get("init_args", {}),
         },
         "parts": {name: config[name] for name in PARTS},
         **describe_path(model.process, model.clock_law, model.sampler.grid),

@@ -40,7 +40,7 @@ class CropResize:
     def __call__(self, image: Image.Image) -> Image.Image:
         """Crop and resample an image."""
         width, height = image.size
-        if width != height and self.crop != "stretch":
+        if width != height and self.crop == "center":
             side = min(width, height)
             left, top = (width - side) // 2, (height - side) // 2
             image = image.crop((left, top, left + side, top + side))

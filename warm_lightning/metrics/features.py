@@ -182,7 +182,7 @@ class TorchScriptFeatures(ModuleFeatures):
         return {
             "class": "TorchScriptFeatures",
             "file": self.file.name,
-            "sha256": file_hash(self.file),
+            "sha256": file_hash(self.file)[:16],
             "kwargs": self.kwargs,
         }
 

@@ -130,7 +130,7 @@ class InceptionFeatures(FeatureExtractor):
         return features, features @ self.network.get_parameter("fc.weight").T
 
     def describe(self) -> dict[str, Any]:
-        digest = file_hash(self.path)
+        digest = file_hash(self.path)[:16]
         return {
             "class": "InceptionFeatures",
             "file": self.path.name,

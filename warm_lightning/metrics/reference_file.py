@@ -93,7 +93,7 @@ def read_statistics(
     )
     arrays = _read(path)
     normal = _normal(path, arrays["mu"], arrays["sigma"], extraction)
-    source = f"{path.name} (sha256 {file_hash(path)})"
+    source = f"{path.name} (sha256 {file_hash(path)[:16]})"
     if "facts" not in arrays:
         return Reference(normal, source, protocol)
     facts = _facts(path, arrays["facts"])

@@ -54,7 +54,7 @@ class Network(nn.Module, ABC):
         by its own random generator, and sets their one-hot rows to zero.
 
         Args:
-            x: images, scaled to unit variance; [B, C, H, W].
+            x: images times c_in, of about unit variance with EDM's preconditioning; [B, C, H, W].
             c_noise: noise conditioning, one scalar per image; [B]. Keep it in float32 or better.
             c_blur: blur conditioning, one scalar ≥ 0 per image; [B]. None means zeros: no blur.
             class_labels: one-hot classes, zeros for "no class"; [B, label_dim]. None means zeros.

@@ -1,4 +1,12 @@
-"""Step rules: how a sampler gets from one level to the next."""
+"""Step rules: how a sampler gets from level t to the next level s.
+
+Most rules move u_t by formula S, with the estimates x̂0 and ε̂, and fresh noise z of standard deviation σ per frequency:
+
+    u_s = u_t + (A_s - A_t)∘x̂0 + (√(B_s² - σ²) - B_t)∘ε̂ + σ∘z.      (S)
+
+For the warm family A = M_α, B = β and ε̂ = (u_t - D)/β, and with σ = 0 this is line 7 of Algorithm 2. Eq. 7 of the paper
+writes the last difference with the opposite sign, since its fraction is (D - u_t)/β = -ε̂.
+"""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
@@ -37,7 +45,7 @@ class Step:
 
     @property
     def kept_noise(self) -> Tensor:
-        """The noise gain B_s, but 0 at the last level, where samplers return the mean even if B_0 > 0."""
+        """The noise gain B_s, but 0 at the last level, where deterministic rules return the mean even if B_0 > 0."""
         return torch.zeros_like(self.target.noise) if self.last else self.target.noise
 
     @classmethod
@@ -66,12 +74,6 @@ def step_ratio(source: Gains, target: Gains) -> Tensor:
     return (source.log_signal - target.log_signal).exp()
 
 
-def over_noise(numerator: Tensor, gains: Gains) -> Tensor:
-    """The quotient numerator/B; 0 where B = 0, since there is no noise to estimate."""
-    noiseless = gains.noise == 0
-    return torch.where(noiseless, 0.0, numerator / torch.where(noiseless, 1.0, gains.noise))
-
-
 def split_noise(source: Gains, target: Gains, eta: float) -> tuple[Tensor, Tensor]:
     """The noise gain of level s, split into the part kept from u_t and the part drawn afresh.
 
@@ -82,7 +84,7 @@ def split_noise(source: Gains, target: Gains, eta: float) -> tuple[Tensor, Tenso
         √(B_s² - σ²) and σ.
     """
     ratio = step_ratio(source, target)
-    shrink = over_noise(target.noise, source)
+    shrink = source.over_noise(target.noise)
     fresh = shrink * (source.noise.square() - (ratio * target.noise).square()).clamp(min=0).sqrt()
     # B_s² - η²σ² would cancel where the posterior keeps little noise; its closed form for η = 1 does not.
     kept = (1 - eta**2) * target.noise.square() + (eta * shrink * ratio * target.noise).square()
@@ -195,7 +197,7 @@ class Momentum(StepRule):
 
     def __call__(self, estimator: Estimator, u: Tensor, step: Step) -> Tensor:
         variance = step.source.noise.square() - step.target.noise.square()
-        kept = step.source.noise - over_noise(variance, step.source)
+        kept = step.source.noise - step.source.over_noise(variance)
         moved = move(u, estimator(u, step.t), step.source, step.target, kept)
         return moved if step.last else moved + variance.sqrt() * fresh_noise(step.draws, u)
 
@@ -210,7 +212,7 @@ class ReverseDiffusion(StepRule):
     def __call__(self, estimator: Estimator, u: Tensor, step: Step) -> Tensor:
         ratio = step_ratio(step.source, step.target)
         added = (step.source.noise.square() - (ratio * step.target.noise).square()).clamp(min=0)
-        moved = (2 - ratio) * u - over_noise(added, step.source) * estimator(u, step.t).noise
+        moved = (2 - ratio) * u - step.source.over_noise(added) * estimator(u, step.t).noise
         return moved if step.last else moved + added.sqrt() * fresh_noise(step.draws, u)
 
 

@@ -113,7 +113,7 @@ class Churn:
         self.noise = noise
 
     def __call__(self, process: Process, u: Tensor, t: Level, steps: int, draws: Draws) -> tuple[Tensor, Level]:
-        """Degrade u a little more, and return it with its new level."""
+        """Degrade u a little more, and return it with its new level; `steps` is N, of the whole grid."""
         gamma = min(self.churn / steps, math.sqrt(2) - 1)
         if gamma == 0 or not self.beta_min <= t.beta.item() <= self.beta_max:
             return u, t
@@ -228,7 +228,7 @@ class Sampler:
                 watch(u, t)
             here = t
             if self.churn:
-                u, here = self.churn(process, u, t, len(levels) - 1, draws)
+                u, here = self.churn(process, u, t, len(self.grid.clocks()) - 1, draws)
             u = self.rule(estimator, u, Step.between(process, u, here, s, draws, history))
         if watch:
             watch(u, levels[-1])
