@@ -62,10 +62,8 @@ class Rounds:
             current = json.loads(to_json(self.conditions))
             entries = [entry["conditions"] for entry in stored.values()]
             changes = [[name for name in {**old, **current} if old.get(name) != current.get(name)] for old in entries]
-            fewest = sorted(changes, key=len)[0]
-            return (
-                f"{self.path} holds rounds of a test that differs in {', '.join(fewest)}: all rounds are sampled again."
-            )
+            fewest = ", ".join(sorted(changes, key=len)[0])
+            return f"{self.path} holds rounds of a test that differs in {fewest}: all rounds are sampled again."
         return ""
 
     def add(self, seeds: str, values: Mapping[str, float]) -> None:
