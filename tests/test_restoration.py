@@ -96,7 +96,7 @@ REFUSED = [
     (IHDM(), EvenGrid(200, 200), 2.0, 0.01, False, ["at a blur of 2 pixels, noise 0.02", "--add_noise"]),
     (IHDM(), EvenGrid(200, 200), 2.0, 0.1, True, ["at a blur of 2 pixels, noise 0.02"]),
     (ColdDiffusion(), EvenGrid(50, 50), 2.0, 0.1, True, ["at a blur of 2 pixels, noise 0"]),
-    (BlurringDiffusion(d_min=0.05), EvenGrid(9, 1.0, whole=False), 10.0, 1.0, True, ["otherwise than by a Gaussian"]),
+    (BlurringDiffusion(d_min=0.05), EvenGrid(9, 1.0, whole=False), 10.0, 1.0, True, ["is not Gaussian"]),
     (LEE, STEPS, 0.1048, 1.234, False, ["not white", "1.05 times", "--add_noise"]),
     (Warm(), POWER, -0.5, 1.0, False, ["--blur is -0.5"]),
     (Warm(), POWER, 0.5, -1.0, False, ["--noise is -1"]),

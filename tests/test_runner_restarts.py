@@ -87,7 +87,7 @@ def test_a_checkpoint_that_changes_meanwhile_is_reported(
 
     monkeypatch.setattr(pretend, "call", call)
     assert start(tmp_path, PICTURES) == 1
-    assert "changed meanwhile: run this again" in report(tmp_path)
+    assert "changed while the experiment ran; run the same command again" in report(tmp_path)
 
 
 def test_more_samples_leave_those_of_fewer_alone(tmp_path: Path, pretend: Pretend) -> None:

@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from warm_lightning import __version__
@@ -85,7 +86,7 @@ def check_configs(arguments: list[str]) -> None:
     Raises:
         UserError: one does not.
     """
-    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for word, following in pairwise([*arguments, ""]):
         name, equals, value = word.partition("=")
         path = Path(value if equals else following)
         if name == "--config":

@@ -293,7 +293,7 @@ class DiffusionModel(nn.Module):
         check(
             not mean or self.parameterization.max_stride == math.inf,
             f"{type(self.parameterization).__name__} estimates the image one step ahead, which gives no mean of clean "
-            "images: leave --mean out",
+            "images: sample instead (leave mean out)",
         )
         y = y.to(self.state_device, torch.float64)
         with self.replaced(process=start.process).conditioned(classes) as estimator:

@@ -61,7 +61,7 @@ class GaussianOracle:
 
 
 class DisagreeingOracle:
-    """An oracle in the form of a network's branches, each with an independent small error.
+    """An oracle for tests: exact branches of a network plus an independent small error in each.
 
     With it, a sampler that wrongly assumes that the branches agree fails; with a perfect oracle it would not.
 

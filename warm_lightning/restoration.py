@@ -190,7 +190,7 @@ def find_start(process: Process, grid: Grid, like: Tensor, alpha: float, beta: f
             level = process.level(clock)
         if level is None or level.beta.item() < beta:
             raise UserError(f"{nearby}; restore from one of these")
-        check(add_noise, f"{nearby}; with --add_noise the images get what they lack")
+        check(add_noise, f"{nearby}; with --add_noise the missing noise is added")
     check(
         not process.ends(level),
         f"{what} is the last level of the model, at which sampling ends: there is nothing that it could restore",
@@ -199,8 +199,8 @@ def find_start(process: Process, grid: Grid, like: Tensor, alpha: float, beta: f
     off = (gains.signal - scale * log_blur_mask(level.alpha, like).exp()).abs().max() / scale.max()
     check(
         off.item() <= TOLERANCE,
-        f"the model's images are blurred otherwise than by a Gaussian, by {off.item():.1%} of the image at {what}: it "
-        "cannot restore from there",
+        f"the model's blur at {what} is not Gaussian, it differs by {off.item():.1%} of the image: it cannot restore "
+        "from there",
     )
     white = scale * beta
     check(
@@ -211,7 +211,7 @@ def find_start(process: Process, grid: Grid, like: Tensor, alpha: float, beta: f
     check(
         add_noise or not lacking,
         f"the model's noise at {what} is not white, but up to {(gains.noise / white).max().item():.3g} times that at "
-        "high frequencies; with --add_noise the images get what they lack",
+        "high frequencies; with --add_noise the missing noise is added",
     )
     return Start(process, level, beta, lacking)
 

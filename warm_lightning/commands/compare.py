@@ -137,9 +137,9 @@ def compare_rounds(a: Path, b: Path) -> tuple[dict[str, Difference], dict[str, A
     """The differences of all scores that two files have in two rounds or more, and their protocol."""
     scores = [read_scores(path) for path in (a, b)]
     protocols = [values["protocol"] for values in scores]
-    seeds, seeds_b = (protocol["seeds"] for protocol in protocols)
-    check(seeds == seeds_b, f"{a} is of seeds {seeds}, {b} of {seeds_b}: score the same seeds with both")
-    check(isinstance(seeds, list), f"{a} has one round: an interval needs at least two, --scores.rounds 3")
+    seeds_a, seeds_b = (protocol["seeds"] for protocol in protocols)
+    check(seeds_a == seeds_b, f"{a} is of seeds {seeds_a}, {b} of {seeds_b}: score the same seeds with both")
+    check(isinstance(seeds_a, list), f"{a} has one round: an interval needs at least two, --scores.rounds 3")
     first, second = (comparable(protocol) for protocol in protocols)
     different = [name for name in {**first, **second} if first.get(name) != second.get(name)]
     check(
@@ -147,14 +147,14 @@ def compare_rounds(a: Path, b: Path) -> tuple[dict[str, Difference], dict[str, A
         f"{a} and {b} differ in {', '.join(different)} ({[first.get(n) for n in different]} and "
         f"{[second.get(n) for n in different]}): score both by one protocol",
     )
-    of_a, of_b = (split_rounds(values, len(seeds)) for values in scores)
+    of_a, of_b = (split_rounds(values, len(seeds_a)) for values in scores)
     known = {
         name: paired_rounds(of_a[name], of_b[name])
         for name in of_a
         if name in of_b and all(isinstance(value, int | float) for value in [*of_a[name], *of_b[name]])
     }
-    check(bool(known), f"{a} and {b} have no score in common in each of {len(seeds)} rounds: score both again")
-    return known, {"seeds": seeds, **first, "weights_sha256": [p.get("weights_sha256") for p in protocols]}
+    check(bool(known), f"{a} and {b} have no score in common in each of {len(seeds_a)} rounds: score both again")
+    return known, {"seeds": seeds_a, **first, "weights_sha256": [p.get("weights_sha256") for p in protocols]}
 
 
 def comparable(protocol: dict[str, Any]) -> dict[str, Any]:
