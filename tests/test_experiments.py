@@ -158,7 +158,7 @@ def test_gpu_check_on_a_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         scores: {extractors: [InceptionFeatures]}
         """
     )
-    options = ["--device=cpu", f"--config={config}", f"--data={data}", "--minutes=0.1", f"--out={tmp_path / 'out'}"]
+    options = ["--device=cpu", f"--config={config}", f"--data={data}", "--minutes=0.05", f"--out={tmp_path / 'out'}"]
     assert gpu_check.main([*options, "--parts", "tests", "training"]) == 0
     assert gpu_check.main([*options, "--parts", "speed", "--seconds=0.1"]) == 0  # beside what is there
     shown = capsys.readouterr().out
