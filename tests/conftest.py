@@ -1,4 +1,4 @@
-"""Where the tests find what is not in the repository, and what they share."""
+"""Fixtures that tests of several files share, files outside of the repository, and the order of the tests."""
 
 import os
 from pathlib import Path
@@ -18,7 +18,7 @@ LONG = [
     "test_experiment_files",
     "test_documents",
     "test_full_size",
-    "test_experiments",
+    "test_benchmarks",
     "test_strategies",
     "test_every_system",
     "test_scores",

@@ -36,7 +36,7 @@ def imports(name: str, known: Mapping[str, Path]) -> set[str]:
 
 
 def rooms(graph: Mapping[str, set[str]]) -> dict[str, set[str]]:
-    """The same arrows between rooms: a folder or a file directly below the package or experiments is one room."""
+    """The imports between rooms: a folder or a file directly below the package or experiments is one room."""
     found: dict[str, set[str]] = {}
     for module, others in graph.items():
         arrows = found.setdefault(room(module), set())
