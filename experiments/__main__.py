@@ -26,29 +26,40 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="all experiments")
     commands.add_parser("reproduction", help="write docs/reproduction.md: every published number, command and cost")
-    one = commands.add_parser("run", help="run one, or go on with it")
-    one.add_argument("file", help="of the experiment, such as experiments/papers/table3_bnr.yaml, or table3_bnr")
-    one.add_argument("--data", help="data set instead of the paper's: a name of experiments/data, such as digits")
-    one.add_argument("--budget", choices=get_args(Budget), default="small", help="how thoroughly (default: small)")
-    one.add_argument(
-        "--jobs", type=int, help="runs at a time, which share cores and GPUs: 1, on SLURM all, if not given"
+    run_parser = commands.add_parser("run", help="run an experiment, or go on with it")
+    run_parser.add_argument("file", help="YAML file of the experiment: its path, or its name, such as table3_bnr")
+    run_parser.add_argument(
+        "--data", help="data set instead of the paper's: a name of experiments/data, such as digits"
     )
-    one.add_argument("--out", type=Path, default=Path("runs/experiments"), help="folder of all experiments")
-    one.add_argument("--num_images", type=int, help="samples in a round of scoring, as the budget says if not given")
-    one.add_argument("--rounds", type=int, help="of scoring, as the budget says if not given")
-    one.add_argument("--seeds", type=int, help="training seeds of each cell, as the file says if not given")
-    one.add_argument("--only", action="append", metavar="AXIS=LABEL", help="only such cells, such as BNR=0.5")
-    one.add_argument("--cells", type=int, help="only the first so many cells")
-    one.add_argument("--plan", action="store_true", help="only say what would run, and what it would cost")
-    one.add_argument("--anyway", action="store_true", help="start even what takes this machine weeks")
-    one.add_argument("--tflops", type=float, help="TFLOP/s that one device sustains, for the plan")
-    one.add_argument(
+    run_parser.add_argument(
+        "--budget",
+        choices=get_args(Budget),
+        default="small",
+        help="how long to train and how many samples to score (default: small)",
+    )
+    run_parser.add_argument(
+        "--jobs", type=int, help="number of runs at a time, which share cores and GPUs; if not given 1, or all on SLURM"
+    )
+    run_parser.add_argument("--out", type=Path, default=Path("runs/experiments"), help="folder of all experiments")
+    run_parser.add_argument(
+        "--num_images", type=int, help="samples in a round of scoring; those of the budget if not given"
+    )
+    run_parser.add_argument("--rounds", type=int, help="number of rounds of scoring; that of the budget if not given")
+    run_parser.add_argument(
+        "--seeds", type=int, help="number of training seeds of each cell; that of the file if not given"
+    )
+    run_parser.add_argument("--only", action="append", metavar="AXIS=LABEL", help="only such cells, such as BNR=0.5")
+    run_parser.add_argument("--cells", type=int, help="only the first so many cells")
+    run_parser.add_argument("--plan", action="store_true", help="only say what would run, and what it would cost")
+    run_parser.add_argument("--anyway", action="store_true", help="start even what takes this machine weeks")
+    run_parser.add_argument("--tflops", type=float, help="TFLOP/s that one device sustains, for the plan")
+    run_parser.add_argument(
         "--slurm", metavar="JSON", help='run on SLURM by submitit: its options, such as {"gpus_per_node": 8}'
     )
-    one.add_argument(
+    run_parser.add_argument(
         "--in_process", action="store_true", help="all in this process, one by one: soon done without training"
     )
-    one.epilog = "Options of warm for every run come after --, such as -- --data.path=cifar10.zip"
+    run_parser.epilog = "Options of warm for every run come after --, such as -- --data.path=cifar10.zip"
     return top
 
 

@@ -109,7 +109,7 @@ class Spectrum(Measure):
     """The power spectrum of the data and the BNR that it suggests: `warm spectrum`.
 
     Attributes:
-        tolerance: attenuation where signal and noise are equal.
+        tolerance: the attenuation that is accepted where signal and noise are equal; the suggested BNR has this one.
         bnrs: for the picture of what a model sees and is asked for.
         noise: level β of that picture.
     """

@@ -30,7 +30,7 @@ Budget = Literal["smoke", "small", "paper"]
 
 @dataclass(frozen=True)
 class Point:
-    """A value of an axis that sets more than a single number.
+    """Settings of a value of an axis, or of a whole cell, with the overlays and restrictions that go with them.
 
     Attributes:
         overlays: files of configs/, such as method/hot, for training and sampling.
@@ -38,7 +38,8 @@ class Point:
         sample_overlays: files of configs/ for sampling only.
         sample: settings for sampling only.
         for_data: settings that are needed on some data set, by its name.
-        sampled: names of other axes, whose values are for sampling only with this value: one training serves them all.
+        sampled: names of other axes whose values, together with this value, only change the sampler, so that one
+            training serves all of them.
         quick: settings unless the budget is the paper's, such as fewer steps of long chains.
         only: the paper's data sets that have this value; all of them if empty.
     """

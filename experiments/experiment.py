@@ -77,7 +77,8 @@ class Experiment:
         sample: settings for sampling all cells.
         for_data: settings that all cells need on some data set, by its name.
         seeds: number of training seeds by budget; one for budgets that are not named.
-        evaluated: how the published numbers came about.
+        evaluated: a remark for the report on how the authors evaluated the published numbers, such as the best of three
+            rounds.
         paper: published numbers, as entries with data, a label for each axis that matters, and scores.
         plot: of the scores, if any.
     """
@@ -170,7 +171,7 @@ def expand(
     seeds: int | None = None,
     extra: Sequence[str] = (),
 ) -> list[Cell]:
-    """The cells of an experiment; those of one training are beside each other as far as the axes' order allows.
+    """The cells of an experiment, in the order of its data sets, axes and seeds.
 
     Args:
         experiment: which experiment.
@@ -205,7 +206,8 @@ def expand(
                 extra=tuple(extra),
             )
             key = (name, *labels.values(), seed)
-            same = cells.get(key)  # of another one of the paper's data sets, whose place this one takes, too
+            # A cell that already stands for another data set of the paper, such as digits for CIFAR-10 and FFHQ.
+            same = cells.get(key)
             cells[key] = replace(cell, paper_data=(*same.paper_data, paper)) if same else cell
     names = {cell.name for cell in cells.values()}
     check(len(names) == len(cells), f"{experiment.title}: cells share the names of folders: make their labels differ")

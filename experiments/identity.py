@@ -16,6 +16,7 @@ from typing import Any
 
 from warm_lightning.config import resolve
 from warm_lightning.data.sources import expand, source_name
+from warm_lightning.records import file_hash
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PAPERS = REPOSITORY / "experiments" / "papers"
@@ -172,9 +173,7 @@ def file_sha256(path: Path) -> str | None:
 
 @cache
 def _file_sha256(path: Path, modified: int, size: int) -> str:
-    # Checkpoints may have gigabytes, and several jobs ask for each.
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_hash(path)  # once: checkpoints may have gigabytes, and several jobs ask for each
 
 
 FINGERPRINTED = 1 << 20

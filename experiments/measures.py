@@ -20,7 +20,7 @@ from warm_lightning.errors import UserError, check
 from warm_lightning.rng import parse_seeds
 
 COMPANIONS = ("_halves", "_gaussian", "_data")
-"""Endings of the names of scores that are not those of the samples."""
+"""Endings of the names of companions: scores of other images than the samples; see `metrics.scores.Score`."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class Reading:
     Attributes:
         values: by name.
         shown: names of the values that tables show, the first also in plots; empty where there are only pictures.
-        protocol: how the values came about: num_images, nfe, weights, sample_seeds, images_seen, …
+        protocol: the settings that the values depend on; any of num_images, nfe, weights, sample_seeds (a text),
+            images_seen, device, precision, nonfinite_images.
         references: values to compare with, such as those of the data itself, by their label and the value's name.
         words: texts that tables show beside the values, by name.
     """

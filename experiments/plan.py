@@ -22,9 +22,9 @@ from warm_lightning.module import DiffusionModule
 # ---------------------------------------------------------------------- cost
 
 TRAINING_PASSES = 3
-"""FLOPs of the forward and backward pass of training, in units of the forward pass."""
+"""FLOPs of a training step, forward and backward, in units of the forward pass alone."""
 CPU_TFLOPS = 0.13
-"""TFLOP/s in training on two cores: images/s times FLOPs an image in docs/measurements/bench.json."""
+"""TFLOP/s in training on two cores: images/s times FLOPs per image in docs/measurements/bench.json."""
 GPU_TFLOPS = 60.0
 """TFLOP/s of one GPU in training, bf16-mixed and compiled: an assumption until `make gpu-check` has measured it."""
 DAY = 86400
@@ -40,9 +40,9 @@ class Cost:
         flops: floating-point operations.
         images: number of images that are trained on.
         calls: number of network calls in measuring.
-        tflops: 10¹² operations a second that one device sustains.
+        tflops: 10¹² operations per second that one device sustains.
         source: how `tflops` is known.
-        gpu: whether the device is a GPU.
+        gpu: whether the days are those of a GPU: if there is one, or if a CPU would take more than `MOST_CPU_DAYS`.
     """
 
     flops: float

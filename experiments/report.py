@@ -64,7 +64,8 @@ def compose(
             f"**{len(results)} of {protocol['of']} measurements are done; the others are not in this report.**"
         )
     parts += [
-        f"**{count:,} images of {result.cell.title} ({result.cell.data}, seed {result.cell.seed}) are no numbers.**"
+        f"**{count:,} images of {result.cell.title} ({result.cell.data}, seed {result.cell.seed}) have NaN or infinite "
+        "pixels.**"
         for result in results
         if (count := result.reading.protocol.get("nonfinite_images"))
     ]
@@ -193,7 +194,7 @@ def cell_text(group: Group, name: str) -> str:
 
 
 def number(value: float) -> str:
-    """A number with four digits, or with three decimals where that is more; a dash for NaN."""
+    """A number with four significant digits, and with three decimals from 10 to 10⁶; a dash for NaN."""
     if isnan(value):
         return "–"
     return f"{value:.3f}".rstrip("0").rstrip(".") if 10 <= abs(value) < 1e6 else f"{value:.4g}"

@@ -109,7 +109,8 @@ def published_scales(cell: Cell, names: Collection[str]) -> list[Scale]:
     few = replace(cell.scale, images=10_000, rounds=1)
     scores = [name for name in names if "NFE" not in name]
     scales = [few if OF_10K in name else cell.scale for name in scores] or [cell.scale]
-    return [scale for scale in (cell.scale, few) if scale in scales][: 1 if few == cell.scale else 2]
+    distinct = [cell.scale] if few == cell.scale else [cell.scale, few]
+    return [scale for scale in distinct if scale in scales]
 
 
 def command(path: Path, cell: Cell, scale: Scale, trains: bool) -> str:

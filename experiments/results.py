@@ -62,7 +62,7 @@ def rows_of(experiment: str, results: Sequence[Result]) -> list[dict[str, Any]]:
     """The results as tidy rows, one for each value of each cell.
 
     A row has the labels of the cell under the names of its axes, the number in "value" or the word in "text", and in
-    "of" what has that value: the model, the configuration, or something that they are compared with.
+    "of" what the value is of: the model, the configuration, or the data that they are compared with.
 
     Args:
         experiment: name of the experiment's file.

@@ -187,7 +187,7 @@ def training_job(cell: Cell, out: Path) -> Job:
 
 
 def missing(work: Sequence[Work]) -> list[Work]:
-    """The work that is to be done: what is not done, and all other measures of models that are trained again."""
+    """The measurements that are not done, and the finished ones of a model that must be trained again."""
     again = {one.training for one in work if one.training and not one.training.done() and not one.job.done()}
     return [one for one in work if one.training in again or not one.job.done()]
 
@@ -233,5 +233,8 @@ def gather(
                 reasons.append(f"{one.job.name}: {error}")
     if not failures:
         changed = [one.job.name for one in chosen if not one.job.done()]
-        reasons += [f"{name}: what it was to work with has changed meanwhile: run this again" for name in changed]
+        reasons += [
+            f"{name}: its checkpoint or its images changed while the experiment ran; run the same command again"
+            for name in changed
+        ]
     return results, reasons

@@ -146,11 +146,14 @@ def good(**changes: object) -> dict[str, object]:
         (good(mu=np.zeros(0), sigma=np.zeros((0, 0))), "F being 1 or more"),
         (good(sigma=np.diag([1, 1, 1, -1e-5])), "sigma is no covariance, for it has the eigenvalue -1e-05"),
         (good(sigma=np.triu(np.ones((4, 4)))), "not symmetric"),
-        (good(mu=np.zeros(5), sigma=np.eye(5)), "has 5 features an image, but the extractor gives 4"),
-        (good(facts=np.array("hello")), "facts that are not ours"),
+        (good(mu=np.zeros(5), sigma=np.eye(5)), "has 5 features per image, but the extractor gives 4"),
+        (good(facts=np.array("hello")), "its facts were not written by `warm reference-stats`"),
         (good(facts=np.array(json.dumps({"format_version": 99}))), "has format 99, this version reads 2"),
-        (good(facts=np.array(json.dumps({"format_version": 2}))), "facts that are not ours"),
-        (good(facts=np.array(json.dumps([2]))), "facts that are not ours"),
+        (
+            good(facts=np.array(json.dumps({"format_version": 2}))),
+            "its facts were not written by `warm reference-stats`",
+        ),
+        (good(facts=np.array(json.dumps([2]))), "its facts were not written by `warm reference-stats`"),
     ],
 )
 def test_what_is_no_file_of_statistics_is_named_on_one_line(extraction, tmp_path, content, message):
@@ -181,7 +184,7 @@ def test_statistics_of_another_extractor_or_with_damaged_features_are_refused(ex
     for name in ("protocol", "companions", "shape", "num_images", "unseen"):
         less = json.dumps({key: value for key, value in facts.items() if key != name})
         np.savez(path, **{**arrays, "facts": np.array(less)})
-        with pytest.raises(UserError, match="facts that are not ours"):
+        with pytest.raises(UserError, match="its facts were not written by `warm reference-stats`"):
             read_statistics(path, extraction)
     np.savez(path, **{**arrays, "features": arrays["features"][:, :3]})
     with pytest.raises(UserError, match="features is damaged"):

@@ -90,10 +90,10 @@ def test_only_rounds_of_equal_conditions_are_kept(double_ckpt, tmp_path, capsys,
         ("--scores.max_neighbours=10", "scores, reference"),
     ):
         here(*options(double_ckpt, tmp_path, change))
-        assert f"is of other {name}: all rounds are sampled" in capsys.readouterr().out
+        assert f"holds rounds of a test that differs in {name}: all rounds are sampled" in capsys.readouterr().out
     monkeypatch.setattr(rounds_module, "PACKAGE_VERSION", "0")
     here(*options(double_ckpt, tmp_path))
-    assert "is of other package_version: all rounds are sampled" in capsys.readouterr().out
+    assert "holds rounds of a test that differs in package_version: all rounds are sampled" in capsys.readouterr().out
     monkeypatch.undo()
     # And all of these have left the first rounds where they were.
     assert len(stored(tmp_path)) == 6
@@ -112,7 +112,7 @@ def test_a_renamed_extractor_or_a_damaged_round_is_scored_again(double_ckpt, tmp
         here(*options(double_ckpt, tmp_path, f"--scores.extractors=[{extractor}]"))
         output = capsys.readouterr().out
         assert re.search(rf"^fd16_{name} +\d", output, re.MULTILINE)
-    assert "is of other scores: all rounds are sampled" in output
+    assert "holds rounds of a test that differs in scores: all rounds are sampled" in output
     for damage in ({}, {"fd16_b": None}, {"fd16_b": "1"}, {"more": 1.0}):
         content = json.loads((tmp_path / FILE).read_text())
         values = list(content.values())[-1]["rounds"]["0-15"]

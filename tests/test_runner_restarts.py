@@ -106,7 +106,7 @@ def test_images_that_are_no_numbers_and_unequal_counts_are_reported(tmp_path: Pa
     pretend.broken = 3
     assert start(tmp_path, content, "--only=BNR=0.5", "--seeds=1") == 0
     text = report(tmp_path)
-    assert "**3 images of BNR 0.5 (digits, seed 0) are no numbers.**" in text
+    assert "**3 images of BNR 0.5 (digits, seed 0) have NaN or infinite pixels.**" in text
     assert "± std over trainings" in text
     assert "| *halves of the data (898 against 899 images)* | 1.500 | – | – | – |" in text.replace(" 1.5 ", " 1.500 ")
     header = next(line for line in text.splitlines() if line.startswith("| BNR"))

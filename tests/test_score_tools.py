@@ -162,11 +162,11 @@ def refusals() -> list[tuple[list[str], str]]:
         (["score", "good", "data", "--extractor=Pixels", "--device=abc"], "--device abc"),
         (["score", "good", "data", *PIXELS, "--batch_size=0"], "--batch_size is 0"),
         (["score", "nowhere", "data", *PIXELS, "--out=one.json/x.json"], "one.json: cannot be written"),
-        (["score", "nowhere", "data", *PIXELS, "--out=data"], "data: is a folder"),
+        (["score", "nowhere", "data", *PIXELS, "--out=data"], "data is a folder"),
         (["compare", "good", "noisy", *PIXELS], "images need --reference"),
         (["compare", "nowhere", "noisy", *PIXELS, "--out=one.json/x.json"], "one.json: cannot be written"),
         (["compare", "good", "data", "--reference=data", *PIXELS], "good lacks ['000060.png'] and 239 more"),
-        (["compare", "good", "noisy", "--reference=five.npz", *PIXELS], "has 5 features an image"),
+        (["compare", "good", "noisy", "--reference=five.npz", *PIXELS], "has 5 features per image"),
         (["compare", "one.json", "one.json"], "one round"),
         (["compare", "one.json", "other.json"], "score the same seeds"),
         (["compare", "one.json", "bad.json"], "bad.json is no scores.json"),
@@ -225,7 +225,7 @@ def test_large_sets_are_seen_in_parts(digits: torch.Tensor, monkeypatch: pytest.
         return values | scores.companions(count)
 
     whole = scored()
-    monkeypatch.setattr("warm_lightning.metrics.reference.AT_ONCE", 70)
+    monkeypatch.setattr("warm_lightning.metrics.reference.READ_AT_ONCE", 70)
     monkeypatch.setattr("warm_lightning.metrics.reference.LARGE", 300)
     parts = scored()
     lost = {name for name in whole if "memorisation" in name}

@@ -188,7 +188,7 @@ def test_a_score_of_ones_own_is_one_class(double_ckpt, tmp_path, capsys) -> None
     assert found["cmmd16_pixel_round1"] == pytest.approx(truth, rel=1e-6)
     # Another setting is another score: its rounds are sampled again.
     here(*options(double_ckpt, tmp_path, *more, chosen % 5))
-    assert "is of other score_classes: all rounds are sampled" in capsys.readouterr().out
+    assert "holds rounds of a test that differs in score_classes: all rounds are sampled" in capsys.readouterr().out
     assert scores(tmp_path)["cmmd16_pixel_round1"] != found["cmmd16_pixel_round1"]
 
 

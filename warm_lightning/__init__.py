@@ -1,4 +1,8 @@
-"""Diffusion models that blur as well as add noise: Warm Diffusion and its rivals on PyTorch Lightning."""
+"""Warm Diffusion and the diffusion models that it is compared with, on PyTorch Lightning.
+
+Equations, sections, tables, figures and algorithms without the name of a paper are those of the Warm Diffusion paper
+(Hsueh et al., ICLR 2025, arXiv 2511.16904).
+"""
 
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any

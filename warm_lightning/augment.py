@@ -34,7 +34,8 @@ class NonLeaky(Augmentation):
     Every image is mirrored left to right with probability ½. Each other transformation happens with
     probability `p`, in the order of `Transforms`. Images are resampled as in Karras et al. 2020 ("Training GANs
     with limited data", Appendix B), only once for all transformations, and are mirrored at their edges. Images that
-    are only flipped or turned by right angles are not resampled: their pixels keep their bits.
+    are only flipped or turned by right angles are not resampled: their pixels keep their bits. Half of the stretches
+    are along the x axis.
 
     The draws for an image depend neither on `p` nor on the other images.
 
@@ -95,7 +96,7 @@ class Transforms:
         scale: w; the image is enlarged by 2^(0.2 w).
         turn: fraction of a full turn, counter-clockwise as displayed, in [-½, ½); θ = 2π turn.
         stretch: w; the image is stretched by 2^(0.2 w) along an axis and by the inverse across it.
-        axis: r, angle of this axis in radians, from the x axis towards y.
+        axis: r, angle of this axis in radians, from the x axis towards y; 0 with probability ½.
         shift_x: w; the image is shifted to the right by 0.125 w of its width.
         shift_y: w; the image is shifted down by 0.125 w of its height.
     """

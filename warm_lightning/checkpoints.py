@@ -134,7 +134,7 @@ def write(path: Path, state_dict: Mapping[str, Tensor], section: Mapping[str, An
         UserError: see `check_new`; or the file cannot be written.
     """
     check_new(path)
-    own = {
+    defaults = {
         "format_version": FORMAT_VERSION,
         "package_version": PACKAGE_VERSION,
         "nonfinite_gradients": 0,
@@ -143,14 +143,14 @@ def write(path: Path, state_dict: Mapping[str, Tensor], section: Mapping[str, An
     unfinished = path.with_name(f".{path.name}.unfinished")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(_checkpoint(state_dict, own | dict(section)), unfinished)
+        torch.save(_checkpoint(state_dict, defaults | dict(section)), unfinished)
         unfinished.replace(path)
     except BaseException as error:
         unfinished.unlink(missing_ok=True)
         if not isinstance(error, OSError | RuntimeError):  # torch's writer has no errors of its own
             raise
         reason = _first_line(error).replace(unfinished.name, path.name)
-        raise UserError(f"{path}: cannot be written ({reason}); choose a path that can") from error
+        raise UserError(f"{path}: cannot be written ({reason}); choose a writable path") from error
 
 
 def _checkpoint(state_dict: Mapping[str, Tensor], section: Mapping[str, Any]) -> dict[str, Any]:
@@ -181,9 +181,9 @@ def check_weights(path: str | Path, checkpoint: Mapping[str, Any], weights: str,
     Raises:
         UserError: it holds the other ones only.
     """
-    held = checkpoint[SECTION].get("weights", weights)
-    way = f"ask for weights {held}" if choice else f"this needs the {weights} weights: export those"
-    check(held == weights, f"{path}: was exported with its {held} weights only; {way}")
+    exported_weights = checkpoint[SECTION].get("weights", weights)
+    advice = f"ask for weights {exported_weights}" if choice else f"this needs the {weights} weights: export those"
+    check(exported_weights == weights, f"{path}: was exported with its {exported_weights} weights only; {advice}")
 
 
 def check_same_model(saved: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> None:
@@ -203,7 +203,7 @@ def check_same_model(saved: Mapping[str, Tensor], ours: Mapping[str, Tensor]) ->
 def start_from(path: str | Path, network: Network) -> None:
     """Copy the averaged weights of a checkpoint into a fresh network.
 
-    Weights of a one-branch network become the first branch of one with several; the other branches then put out 0.
+    Weights of a one-branch network become the first branch of one with several; the other branches then output 0.
 
     Args:
         path: see `read`.
@@ -223,7 +223,7 @@ def start_from(path: str | Path, network: Network) -> None:
             first.shape != ours[name].shape == (network.branches * channels, *first.shape[1:])
             and len(first) == channels
         ):
-            # All else being the same, this can only be the layer that puts out the images.
+            # All else being equal, this can only be the output convolution.
             saved[name] = torch.cat([first] + [torch.zeros_like(first)] * (network.branches - 1))
     try:
         check_same_model(saved, ours)
@@ -232,8 +232,8 @@ def start_from(path: str | Path, network: Network) -> None:
     network.load_state_dict(saved)
 
 
-INDIFFERENT = ("dropout", "activation_checkpointing", "attn_resolutions")
-"""Arguments of networks that do not change the meaning of weights, or that show in the names of tensors."""
+UNCHECKED_ARGUMENTS = ("dropout", "activation_checkpointing", "attn_resolutions")
+"""Arguments of networks that need no check: they do not change what weights mean, or show in the tensors' names."""
 
 
 def check_start(config: Mapping[str, Any], network: Network) -> None:
@@ -280,7 +280,7 @@ def check_same_meaning(
         for name in {**current_settings, **stored}:
             values = [d.get(name, "absent") for d in (stored, current_settings)]
             check(
-                values[0] == values[1] or name.rpartition(".")[2] in INDIFFERENT,
+                values[0] == values[1] or name.rpartition(".")[2] in UNCHECKED_ARGUMENTS,
                 f"{source}: {name} is {values[0]} there and {values[1]} here, so its weights mean something else: make "
                 "them the same",
             )

@@ -11,28 +11,28 @@ from warm_lightning.errors import UserError, check
 LONGEST = 800  # characters of an error message
 TRAINER_COMMANDS = {
     "fit": "train a model",
-    "validate": "the training loss on held-out images, with averaged weights",
+    "validate": "compute the training loss on held-out images, with averaged weights",
     "test": "sample and score a trained model",
 }
 OTHER_COMMANDS = {
-    "generate": "images of given seeds from a checkpoint",
-    "restore": "clean images for blurred and noisy ones",
-    "score": "scores of any images against others, or against reference statistics",
-    "compare": "the difference of two models' scores with the same seeds, with confidence intervals",
-    "reference-stats": "a file of the statistics of a data set that scores need",
-    "dataset": "a data set in EDM's format, made of any images",
-    "convert-edm": "a checkpoint made of a snapshot of EDM's weights",
-    "export": "a folder made of a checkpoint: safetensors, YAML, model card",
-    "ema": "a checkpoint with an average of another length, made after training",
-    "describe": "a configuration in numbers: network, cost, path through the blur-noise plane",
-    "drift": "how far the samples of a model are from truly degraded images, level by level",
-    "spectrum": "the power spectrum of a data set, the BNR it suggests, and where generated images differ",
-    "bits": "bits per dimension of a trained model, by the probability-flow ODE",
-    "oracle": "how far sampling with a perfect network ends from the data",
+    "generate": "sample images of given seeds from a checkpoint",
+    "restore": "restore blurred and noisy images with a trained model",
+    "score": "score images against other images or reference statistics",
+    "compare": "compare two models, with confidence intervals over the same seeds",
+    "reference-stats": "write the reference statistics of a data set to a file",
+    "dataset": "convert images to a data set in EDM's format",
+    "convert-edm": "convert EDM's published weights to a checkpoint",
+    "export": "write a checkpoint as a folder to publish: safetensors, YAML, model card",
+    "ema": "make a checkpoint with another averaging length after training",
+    "describe": "print network size, cost and path of a configuration",
+    "drift": "measure how far sampled states are from degraded images, level by level",
+    "spectrum": "measure the power spectrum of a data set, suggest a BNR, and compare generated images",
+    "bits": "measure bits per dimension by the probability-flow ODE",
+    "oracle": "measure the error of a sampler with a perfect network",
 }
 HELP = f"""usage: warm COMMAND [options]
 
-Warm Diffusion and its rivals on PyTorch Lightning, version {__version__}.
+Warm Diffusion and the diffusion models that it is compared with, on PyTorch Lightning, version {__version__}.
 
 commands:
 {chr(10).join(f"  {name:<15} {text}" for name, text in (TRAINER_COMMANDS | OTHER_COMMANDS).items())}
@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def one_line(message: str) -> str:
-    """A message as one line of printable characters, without its middle if it is long."""
+    """The message on one line, with control characters escaped; beyond `LONGEST` characters, its middle is left out."""
     text = " ".join(message.split())
     text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 250]} […] {text[-240:]}"

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 def load_checkpoint(path: str | Path, overrides: Mapping[str, Any] | None = None) -> TrainedModel:
     """A trained model from its checkpoint or exported folder alone, on the CPU, in evaluation mode.
 
-    `.model()` of it is the diffusion model with averaged weights, whose `.sample(...)` makes images. Of a folder with
-    the last weights only, it is `.model("raw")`, and `.model()` is refused.
+    Its `.model()` is the diffusion model with averaged weights, whose `.sample(...)` makes images. A folder exported
+    with raw weights has `.model("raw")` only.
 
     Args:
         path: a `.ckpt` file that `warm fit` wrote, or a folder that `warm export` did.
@@ -112,13 +112,13 @@ ANYWHERE = [
     "--trainer.strategy=auto",
     "--trainer.precision=32-true",
 ]
-"""Options for a Trainer that is not used: a configuration made for eight GPUs would want them."""
+"""Options of a Trainer that is made but not used: without them, a configuration for eight GPUs would fail here."""
 
 
 def load_config(
     paths: str | Path | Sequence[str | Path], overrides: Mapping[str, Any] | None = None
 ) -> "tuple[DiffusionModule, ImageDataModule]":
-    """The model and the data of one or more YAML files, later ones overriding earlier ones.
+    """The untrained LightningModule and the data of one or more YAML files, later ones overriding earlier ones.
 
     Args:
         paths: such as "configs/digits.yaml".
@@ -185,9 +185,11 @@ def resolve(options: Sequence[str]) -> dict[str, Any]:
 def trained(settings: Sequence[str], ckpt_path: str) -> "tuple[TrainedModel, ImageDataModule]":
     """The model and the data of some options, with the weights of a checkpoint or exported folder.
 
+    The process of the options may differ from the checkpoint's, for example to sample a model that was trained with
+    `RandomBNR` along another path.
+
     Raises:
-        UserError: see `configured`, `checkpoints.read`, `check_same_model` and `check_same_meaning`; the process may be
-            another, as when a plane model is to follow another path.
+        UserError: see `configured`, `checkpoints.read`, `check_same_model` and `check_same_meaning`.
     """
     checkpoint = read(ckpt_path)
     module, data = configured(settings)

@@ -1,4 +1,4 @@
-"""The processes that work together: rank, sums and tensors of all of them, and progress on the first."""
+"""Distributed computing: rank and world size, gathering and summing tensors over ranks, a progress bar on rank 0."""
 
 from collections.abc import Iterable
 from typing import TypeVar

@@ -100,20 +100,21 @@ class Profile:
 
 
 def combination(stored: Sequence[Profile], wanted: Profile) -> tuple[list[float], float]:
-    """Shares of stored averages whose sum has the density nearest to the wanted one (least squares, Section 3.2).
+    """The weights of stored averages whose sum is nearest to the wanted profile, by least squares.
 
-    The shares sum to 1, which the paper does not ask, so that weights that never change are not changed.
+    See Karras et al. 2024, Section 3.2. The weights sum to 1, which that paper does not ask, so that a network that
+    never changes is not changed.
 
     Returns:
-        The shares, and the distance ‖p - wanted‖/‖wanted‖ that is left.
+        The weights, and the distance ‖p - wanted‖/‖wanted‖ that remains.
     """
     unit = Profile(wanted.gamma, 1.0)
     scaled = [Profile(p.gamma, p.images / wanted.images) for p in stored]
     gram = np.array([[a.dot(b) for b in scaled] for a in scaled])
-    onto = np.array([a.dot(unit) for a in scaled])
+    products = np.array([a.dot(unit) for a in scaled])
     n = len(stored)
     system = np.ones((n + 1, n + 1))  # with a Lagrange multiplier for the sum
     system[:n, :n], system[n, n] = gram, 0
-    shares = np.linalg.lstsq(system, np.append(onto, 1.0), rcond=1e-14)[0][:n]
-    left = shares @ gram @ shares - 2 * shares @ onto + unit.dot(unit)
-    return shares.tolist(), float(max(left, 0) / unit.dot(unit)) ** 0.5
+    weights = np.linalg.lstsq(system, np.append(products, 1.0), rcond=1e-14)[0][:n]
+    residual = weights @ gram @ weights - 2 * weights @ products + unit.dot(unit)
+    return weights.tolist(), float(max(residual, 0) / unit.dot(unit)) ** 0.5

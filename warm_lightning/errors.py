@@ -10,7 +10,7 @@ class UserError(Exception):
 
     The `warm` program prints the message as one line and exits with code 2, without a traceback.
     Raise it for a wrong value, path, file or combination; never for a state that only a bug can reach.
-    It is no ValueError, which argument parsers catch in order to try something else.
+    It does not derive from ValueError, because jsonargparse catches ValueError and tries another type.
     """
 
 

@@ -12,20 +12,20 @@ from warm_lightning.records import write_file
 
 
 def quantise(x: Tensor) -> Tensor:
-    """Float images in [-1, 1] → uint8, the one place where this happens; values outside are clamped."""
+    """Convert float images in [-1, 1] to uint8; values outside are clamped. All code converts by this function."""
     return (x * 127.5 + 128).clamp(0, 255).to(torch.uint8)
 
 
 def dequantise(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """uint8 images → float in [-1, 1]."""
+    """Convert uint8 images to float in [-1, 1]."""
     return images.to(dtype) / 127.5 - 1
 
 
-SMALLEST = 48  # pixels a side below which an image in a grid is enlarged
+SMALLEST = 48  # pixels per side below which an image in a grid is enlarged
 
 
 def grid(images: Tensor, columns: int) -> Tensor:
-    """uint8 [N, C, H, W] → one picture, uint8 [3, height, width]; small images are enlarged without blurring."""
+    """Arrange images, uint8 [N, C, H, W], in one picture, uint8 [3, height, width]; small images are enlarged."""
     from torchvision.utils import make_grid  # takes seconds to import, for which single images need not wait
 
     factor = max(1, SMALLEST // images.shape[-1])
@@ -34,7 +34,7 @@ def grid(images: Tensor, columns: int) -> Tensor:
 
 
 def write_png(path: Path, image: Tensor) -> None:
-    """uint8 [C, H, W] → a PNG file, which appears under its name only when it is whole.
+    """Write an image, uint8 [C, H, W], as a PNG file, which appears under its name only when it is whole.
 
     Raises:
         UserError: if the file cannot be written.
@@ -46,6 +46,6 @@ def write_png(path: Path, image: Tensor) -> None:
 
 
 def read_png(path: Path) -> Tensor:
-    """A PNG file → uint8 [C, H, W]."""
+    """Read a PNG file as uint8 [C, H, W]."""
     pixels = torch.from_numpy(np.array(Image.open(path)))
     return pixels.view(*pixels.shape[:2], -1).permute(2, 0, 1)

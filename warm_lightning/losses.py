@@ -77,7 +77,7 @@ class Loss(ABC):
         Args:
             outputs: [B, branches, C, H, W].
             targets: [B, branches, C, H, W].
-            c_out: see `Preconditioning`, [B, 1, 1, 1].
+            c_out: see `preconditioning.Coefficients`, [B, 1, 1, 1].
             gains: at the level of each image.
         """
 

@@ -44,7 +44,7 @@ class DiffusionModel(nn.Module):
         parameterization: the meaning of the network's branches.
         preconditioning: the scaling of its input and outputs.
         clock_law: the distribution of the process's clock in training.
-        loss: the cost of a deviation from the target.
+        loss: the loss function of outputs and targets; an attribute under the name `cost`, since `loss` is a method.
         target: replaces the image by another target, such as a posterior mean; None for the image itself.
         sampler: how to sample where nothing else is asked for.
         label_dropout: probability with which an image's class is hidden from the network in training, so that
@@ -123,7 +123,7 @@ class DiffusionModel(nn.Module):
         return 2 if self.guidance != 1 and self.network.label_dim else 1
 
     def nfe(self, sampler: Sampler) -> int:
-        """Network calls for an image: guidance doubles the sampler's."""
+        """Network calls per image: guidance doubles the sampler's."""
         return sampler.nfe * self.calls
 
     def weights_hash(self) -> str:
@@ -203,7 +203,7 @@ class DiffusionModel(nn.Module):
         return skips * (c.skip * x).unsqueeze(1) + c.out.unsqueeze(1) * raw.to(x)
 
     def estimate(self, u: Tensor, level: Level, class_labels: Tensor | None = None) -> Estimate:
-        """Estimates of image and noise from u [B, C, H, W]; with labels bound, the `Estimator` that samplers call.
+        """Estimates of image and noise from u [B, C, H, W]; `conditioned` makes it the `Estimator` that samplers call.
 
         With guidance w, every output is (1 - w) of the one without a class and w of the one with it (Ho
         and Salimans 2022, Eq. 6, with their w + 1 as w), at the cost of two network calls.
@@ -216,7 +216,7 @@ class DiffusionModel(nn.Module):
 
     @contextmanager
     def conditioned(self, classes: Sequence[int] | None) -> Iterator[Estimator]:
-        """The `Estimator` for images of some classes, one an image, with the network in evaluation mode."""
+        """The `Estimator` for images of some classes, one per image, with the network in evaluation mode."""
         labels = one_hot(torch.tensor(classes), self.network.label_dim) if classes is not None else None
         training = self.network.training
         self.network.eval()  # in training mode it has dropout, which is no function of the seed
@@ -239,8 +239,8 @@ class DiffusionModel(nn.Module):
 
         Args:
             sampler: how to sample; the model's own is `self.sampler`.
-            seeds: one an image.
-            classes: one an image, for a class-conditional model; each seed draws its own where not given.
+            seeds: one per image.
+            classes: one per image, for a class-conditional model; each seed draws its own where not given.
             watch: see `Sampler`.
 
         Returns:
@@ -283,8 +283,8 @@ class DiffusionModel(nn.Module):
             sampler: how to sample.
             start: the level of the images; see `restoration.find_start`.
             y: degraded pixels, [B, C, H, W].
-            seeds: one an image.
-            classes: one an image, for a class-conditional model; none where not given.
+            seeds: one per image.
+            classes: one per image, for a class-conditional model; none where not given.
             mean: whether to return the estimate of one network call instead of a sample.
 
         Returns:
@@ -305,7 +305,7 @@ class TrainedModel:
     """A model with the averaged and the last weights of its training, and the record of where they come from.
 
     Attributes:
-        networks: the networks by their weights; an exported model has one.
+        networks: the network with each set of weights, "ema" and "raw"; an exported model has one of them.
         template: the model around the networks.
         config: plain data that makes the model again; None where it is not known.
         images_seen: number of images that it was trained on.
@@ -399,13 +399,14 @@ def check_labels(network: Network, augment_dim: int, label_dropout: float, guida
 
 
 def check_grid(process: Process, parameterization: Parameterization, grid: Grid, law: ClockLaw | None = None) -> None:
-    """Check that training and sampling begin where the process does, in steps no longer than the network's reach.
+    """Check that sampling and training reach the largest clock reading, and that no step is longer than `max_stride`.
 
     Raises:
         UserError: they do not.
     """
     clocks = grid.clocks()
     first, stride = clocks[0].item(), (clocks[:-1] - clocks[1:]).max().item()
+    # The largest clock reading of sampling, and (but for one image in a million) of training.
     trained = law.quantile(torch.tensor(1 - 1e-6)).item() if law else process.last
     for name, end in {"model.sampler.grid": first, "model.clock_law": trained}.items():
         check(

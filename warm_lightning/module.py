@@ -45,10 +45,11 @@ class DiffusionModule(LightningModule):
         network: the network that is trained.
         ema_network: the average of its weights.
         images_seen: number of images that it has been trained on.
-        stepped: whether the batch that has just ended was the last of an optimizer step.
+        stepped: whether the last micro-batch completed an optimizer step.
         nonfinite_gradients: number of gradients that were replaced because they were not finite.
         source: the origin of weights that were not trained here.
-        config: plain data that makes this module again; see `config`.
+        config: the resolved configuration, from which `load_checkpoint` makes the model again; None if the module was
+            made in Python.
         scored: the latest scores by name, each with the images seen by then.
     """
 
@@ -102,7 +103,7 @@ class DiffusionModule(LightningModule):
         return self.models[weights]
 
     def setup(self, stage: str) -> None:
-        """Check that the network takes the data's images and classes, before anything is computed."""
+        """Check strategy, precision and data against the network, before anything is computed."""
         check_strategy(self.trainer.strategy, self.network)
         check(
             str(self.trainer.precision) not in ("bf16-true", "16-true"),
@@ -112,7 +113,7 @@ class DiffusionModule(LightningModule):
         check_data(self.network, self.data)
 
     def configure_model(self) -> None:
-        """With the strategy fsdp2, spread what is trained over the devices; the averages are whole on each."""
+        """Shard the network over the devices if the strategy is fsdp2; the averaged network stays whole on each."""
         if self.device_mesh is not None:
             shard(self.network, self.device_mesh)
 
@@ -154,7 +155,7 @@ class DiffusionModule(LightningModule):
             process.learned = self.trainer.strategy.broadcast(process.learn(images) if first else None)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Non-finite gradients are replaced and counted (EDM's recipe).
+        """Replace non-finite gradients and count them (EDM's recipe).
 
         With 16-mixed precision the loss scaler has seen them by now and skips Adam's step all the same; it
         causes some itself, on purpose, while it looks for its scale.
@@ -184,7 +185,7 @@ class DiffusionModule(LightningModule):
 
     @property
     def batch_size(self) -> int:
-        """Global batch size: images an optimizer step, over all devices."""
+        """Global batch size: images per optimizer step, over all devices."""
         return self.data.batch_size
 
     @property

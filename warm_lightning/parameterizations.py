@@ -21,7 +21,8 @@ class Parameterization(ABC):
         names: a name for each branch, under which its loss is logged.
         skips: for each branch, 1 where its target contains the signal of the input, so that c_skip applies,
             and 0 where it does not.
-        max_stride: the longest step on the process's clock that its estimate serves; a longer one amplifies errors.
+        max_stride: the longest step of the clock for which the estimate is valid; a longer one amplifies errors.
+            1 for an estimate of the next image only, infinite for one of x0 itself.
     """
 
     names: tuple[str, ...]
@@ -48,7 +49,7 @@ def consistent(clean: Tensor, u: Tensor, gains: Gains) -> Estimate:
 
 
 def undo(blurred: Tensor, log_gain: Tensor) -> Tensor:
-    """The image blurred/exp(log_gain); 0 where the gain is too small for the quotient to mean anything.
+    """The image blurred/exp(log_gain); 0 where the gain is so small that the quotient would be rounding error.
 
     Below the square root of the smallest number, the gain has erased the frequency; samplers multiply the estimate
     by the gain again, so that its value there does not matter.
@@ -58,7 +59,7 @@ def undo(blurred: Tensor, log_gain: Tensor) -> Tensor:
 
 
 class Denoiser(Parameterization):
-    """One branch D → x0, the clean image (EDM; with blur in the process, Table 5a; Soft Diffusion; Cold Diffusion)."""
+    """One branch → x0, the clean image: EDM's D; with blur R of Table 5a; also Soft Diffusion and Cold Diffusion."""
 
     names = ("denoise",)
     skips = (1.0,)

@@ -17,7 +17,8 @@ NO_NOISE = 1e-5
 class Coefficients:
     """The coefficients around a network F, in the dtype of the level.
 
-    The denoised image is `skip · x + out · F(input · x, noise, blur)`.
+    The output of a branch is `out · F(input · x, noise, blur)`, plus `skip · x` where its target contains the signal of
+    the input (`Parameterization.skips`).
 
     Attributes:
         skip: c_skip; [B, 1, 1, 1].
@@ -38,7 +39,7 @@ class Preconditioning(ABC):
     """A map from levels to coefficients.
 
     Attributes:
-        time: whether c_noise is a time from 0 to 1,000, which is multiplied by `Network.time_scale`.
+        time: whether c_noise is a time from 0 to 1,000 as in DDPM, which is then multiplied by `Network.time_scale`.
     """
 
     time: bool = False

@@ -12,6 +12,7 @@ from contextlib import suppress
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -111,9 +112,9 @@ def tensors_hash(tensors: Iterable[tuple[str, Tensor]]) -> str:
 
 
 def file_hash(path: Path) -> str:
-    """The first 16 hexadecimal digits of a file's SHA-256."""
+    """The SHA-256 of a file in hexadecimal digits."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # ---------------------------------------------------------------------- tables
@@ -147,7 +148,7 @@ def write_file(path: Path, content: bytes) -> None:
     Raises:
         UserError: the file cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{get_ident()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(content)
@@ -181,7 +182,7 @@ def check_out(path: str | None) -> None:
         UserError: the path is a folder, or nothing can be written there.
     """
     if path:
-        check(not Path(path).is_dir(), f"{path}: is a folder: name a file")
+        check(not Path(path).is_dir(), f"{path} is a folder: give the path of a file")
         writable_folder(Path(path).parent)
 
 

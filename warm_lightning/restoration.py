@@ -108,7 +108,7 @@ def _span(low: float, high: float) -> str:
 
 
 SHORT = 0.1
-"""The share of the grid's next step below which a first step is left out."""
+"""If the first step would be shorter than this share of the grid's next step, the grid's level is left out."""
 
 
 def observe(x: Tensor, alpha: float, beta: float, draws: Draws) -> Tensor:

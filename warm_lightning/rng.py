@@ -15,13 +15,13 @@ from warm_lightning.errors import UserError, check
 
 
 def key(seed: int, *names: int | str) -> int:
-    """A 63-bit generator seed for a purpose, the same in all processes and versions, unrelated for other arguments."""
+    """A 63-bit seed for a random generator, a hash of the arguments: equal in all processes and versions."""
     text = ":".join(map(str, (seed, *names)))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
 class Draws(ABC):
-    """Random draws for the images of a batch, a row for each; drawn in float32 and then converted."""
+    """Random draws for the images of a batch, one row per image; drawn in float32 and then converted."""
 
     @abstractmethod
     def normal(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -77,11 +77,11 @@ class SeedStreams(Draws):
     """Draws with one generator for each image, so that they are the same bits in any batch on any device.
 
     The order of draws from a stream is part of the contract for sampling: first `normal(C, H, W)` for the
-    initial noise, then a class if the model has classes, whether or not it is used, then the other draws of the
+    initial noise, then a class if the model has classes, even if the caller has given one, then the other draws of the
     prior, then those of a stochastic sampler.
 
     Args:
-        seeds: one an image; taken modulo 2³².
+        seeds: one per image; taken modulo 2³².
         device: where to put the draws.
     """
 

@@ -70,7 +70,10 @@ def frequencies(like: Tensor) -> Tensor:
 
 
 def log_blur_mask(alpha: Tensor, like: Tensor) -> Tensor:
-    """The logarithm of the gain of a Gaussian blur (Eq. 4), ln M_α = -λα²/2, [B, 1, H, W].
+    """The logarithm of the gain of a Gaussian blur, ln M_α = -λα²/2, [B, 1, H, W].
+
+    M_α is the mask of Eq. 4, which the paper does not print; it is heat dissipation exp(-λτ) at τ = α²/2 (Rissanen et
+    al. 2023; Hoogeboom & Salimans 2022).
 
     Args:
         alpha: standard deviation of the blur in pixels, [B].
@@ -81,13 +84,13 @@ def log_blur_mask(alpha: Tensor, like: Tensor) -> Tensor:
 
 
 def log_blur(frequency: Tensor, alpha: Tensor) -> Tensor:
-    """The logarithm ln M_α = -λα²/2 at frequencies λ in radians²/pixel² and blur levels α in pixels, broadcast."""
+    """ln M_α = -λα²/2 for any frequencies λ and blur levels α that broadcast; for an image see `log_blur_mask`."""
     return -frequency * alpha.square() / 2
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Count, mean and squared deviation of DCT coefficients over blocks of images, which merge without the images.
+    """Count, mean and sum of squared deviations of DCT coefficients, for K blocks of images that can be merged later.
 
     Attributes:
         count: number of images, or their weight, float64 [K].

@@ -43,7 +43,7 @@ def check_strategy(strategy: Strategy, network: nn.Module) -> None:
 
 
 def check_unsharded(strategy: Strategy, weights: str) -> None:
-    """Check that sampling does not need weights that are sharded over the devices, each of which samples alone.
+    """Check that every device holds the weights to sample with; with fsdp2 only the averaged weights are whole.
 
     Raises:
         UserError: it does.

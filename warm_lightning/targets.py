@@ -28,15 +28,16 @@ class Target(ABC):
 
     @abstractmethod
     def __call__(
-        self, truth: Estimate, u: Tensor, others: Tensor, allowed: Tensor, process: Process, gains: Gains
+        self, truth: Estimate, u: Tensor, reference_images: Tensor, allowed: Tensor, process: Process, gains: Gains
     ) -> Estimate:
         """The image and noise that the network is trained towards.
 
         Args:
             truth: the image and noise that each u was made from, [B, C, H, W].
             u: degraded images [B, C, H, W].
-            others: u0 of other training images, [N, C, H, W].
-            allowed: whether another image has the labels that the network is given for this one, [B, N].
+            reference_images: u0 of the reference batch, [N, C, H, W].
+            allowed: whether image n of the reference batch may stand for image b: it is another image with the same
+                class and augmentation; bool [B, N].
             process: the forward process.
             gains: at the level of each u.
         """
@@ -46,8 +47,8 @@ class StableTarget(Target):
     """Stable target field (Xu et al. 2023): the posterior mean over a reference batch that contains the image.
 
     It has less variance than the image itself, and a bias that vanishes as the batch grows. Images of another class or
-    augmentation than the network is given are no candidates. With `references` 0 it is the image itself, with all
-    training images their exact posterior mean.
+    augmentation than the network is given are no candidates. With `references` 0 the target is the image itself. With
+    all training images it is the exact posterior mean over them.
 
     Args:
         references: images in the reference batch beside the image itself.
@@ -58,15 +59,16 @@ class StableTarget(Target):
         self.references = references
 
     def __call__(
-        self, truth: Estimate, u: Tensor, others: Tensor, allowed: Tensor, process: Process, gains: Gains
+        self, truth: Estimate, u: Tensor, reference_images: Tensor, allowed: Tensor, process: Process, gains: Gains
     ) -> Estimate:
-        own = torch.eye(len(u), dtype=torch.bool, device=u.device)
-        candidates, known = torch.cat([truth.clean, others]), torch.cat([own, allowed], dim=1)
-        return consistent(posterior_mean(u, candidates, process, gains, known), u, gains)
+        itself = torch.eye(len(u), dtype=torch.bool, device=u.device)
+        candidates = torch.cat([truth.clean, reference_images])
+        mean = posterior_mean(u, candidates, process, gains, torch.cat([itself, allowed], dim=1))
+        return consistent(mean, u, gains)
 
 
 class ReferenceBatch:
-    """Draws other training images for a batch, and says which of them each image could be mistaken for.
+    """The reference batch of a step: other training images, and which of them have the same labels as each image.
 
     The images are drawn for the whole optimizer step, so that they do not depend on how many devices share it.
 
@@ -83,7 +85,7 @@ class ReferenceBatch:
     def __init__(self, images: ImageSet, xflip: bool, seed: int, count: int) -> None:
         check(
             isinstance(images.images, Tensor),
-            f"model.target needs {count} images beside each batch, which cannot be decoded so fast: set data.cache",
+            f"model.target needs {count} more training images in each step: keep the images in memory, data.cache true",
         )
         self.stream = TrainingStream(images, seed, xflip)
         self.count = count
@@ -104,10 +106,10 @@ class ReferenceBatch:
             DCT coefficients of the reference images, [N, C, H, W], and whether each of them has the labels of each
             image of the batch and is another image, bool [b, N].
         """
-        entries = draws.common_order(self.stream.length)[: self.count].cpu()
-        images, classes = self.stream.take(entries)
-        own = self.stream.entries(batch.positions.cpu())
-        allowed = (own[:, None] != entries).to(like.device)
+        reference_entries = draws.common_order(self.stream.length)[: self.count].cpu()
+        images, classes = self.stream.take(reference_entries)
+        batch_entries = self.stream.entries(batch.positions.cpu())
+        allowed = (batch_entries[:, None] != reference_entries).to(like.device)
         if augment_labels is not None:
             allowed &= (augment_labels == 0).all(1, keepdim=True)
         if class_labels is not None:

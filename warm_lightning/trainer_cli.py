@@ -97,7 +97,7 @@ class WarmCLI(LightningCLI):
             "validate": hidden,
             "test": hidden,
         }
-        return {name: own for name, own in commands.items() if name in self.command} or commands
+        return {name: arguments for name, arguments in commands.items() if name in self.command} or commands
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
@@ -174,9 +174,11 @@ def resume_path(command: str, ckpt_path: str | None, folder: Path) -> str | None
     line serves a first start and every restart. It is the default of `warm validate` and `warm test`.
     """
     last = folder / CHECKPOINTS / LAST
-    own = ckpt_path is not None and (ckpt_path == "last" or Path(ckpt_path).resolve().parent == last.parent.resolve())
+    is_of_this_run = ckpt_path is not None and (
+        ckpt_path == "last" or Path(ckpt_path).resolve().parent == last.parent.resolve()
+    )
     check(
-        command != "fit" or own or not last.exists(),
+        command != "fit" or is_of_this_run or not last.exists(),
         f"{folder} already holds a run: go on with it by --ckpt_path last, or choose another folder with "
         "--trainer.default_root_dir",
     )
@@ -210,11 +212,17 @@ def quieten() -> None:
         warnings.filterwarnings("ignore", message=f".*{hint}.*")
 
 
-NETWORK = ("--model.network=DDPMpp", "--model.network.resolution=8")
+PLACEHOLDER = (
+    "--data=Digits",
+    "--model.network=DDPMpp",
+    "--model.network.resolution=8",
+    "--scores.extractors=[Pixels]",
+)
+"""The fewest options with which the parser can be made; `Resolver.resolve` replaces them."""
 
 
 class Resolver(WarmCLI):
-    """A parser of options that makes no objects."""
+    """Resolves options to a configuration without making model or data."""
 
     def instantiate_classes(self) -> None:
         """Do nothing: only the configuration is needed."""
@@ -234,7 +242,7 @@ class Resolver(WarmCLI):
 @cache
 def resolver() -> Resolver:
     """The resolver, made once, since that takes longer than its use."""
-    return Resolver(["--data=Digits", *NETWORK, "--scores.extractors=[Pixels]"], run=False)
+    return Resolver([*PLACEHOLDER], run=False)
 
 
 def spell_out(arguments: list[str]) -> list[str]:

@@ -22,8 +22,8 @@ class Level:
 
     Attributes:
         alpha: blur level α ≥ 0, the standard deviation of the Gaussian blur in pixels; [B] or [1].
-        beta: noise level β ≥ 0, the standard deviation of the noise where the image, apart from its blur, is in
-            [-1, 1]; [B] or [1].
+        beta: noise level β ≥ 0, the standard deviation of the noise relative to an image in [-1, 1]; for a process that
+            scales image and noise by a factor (`Process.scale`), the value before scaling; [B] or [1].
         clock: the process's own measure of progress, 0 at the last level; [B] or [1].
     """
 
@@ -60,7 +60,7 @@ class Gains:
 
     @property
     def lost(self) -> Tensor:
-        """The lost share 1 - A, without the cancellation that would make it 0 for a small blur."""
+        """1 - A, the share of the signal that the blur removes, without the cancellation of digits for a small blur."""
         return -torch.expm1(self.log_signal)
 
     def over_noise(self, numerator: Tensor) -> Tensor:
@@ -95,8 +95,8 @@ class Batch(NamedTuple):
     Attributes:
         images: uint8 [b, C, H, W].
         labels: class indices, int64 [b]; zeros where the data has no classes.
-        positions: of each image in the training stream, int64 [b]: image k of optimizer step n
-            of a global batch of B images has position n·B + k, whichever device it is on.
+        positions: the position of each image in the training stream, int64 [b]. Image k of step n has position
+            n·B + k for a global batch of B, on any device.
     """
 
     images: Tensor

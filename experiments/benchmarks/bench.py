@@ -124,7 +124,7 @@ def measure_warm_over_hot(overrides: Mapping[str, Any], device: str, limit: floa
 
 
 def measure_sampling(overrides: Mapping[str, Any], device: str, limit: float) -> dict[str, Any]:
-    """The images a second that averaged weights generate at the configuration's NFE, 35."""
+    """The images per second that averaged weights generate at the configuration's NFE, 35."""
     step = TrainingStep([CONFIG], overrides, device)
     model, sampler, seeds = step.module.model(), step.module.model().sampler, range(8)
     times = rounds({"sample": lambda: model.sample(sampler, seeds)}, "Sampling", limit, minimum=1)
@@ -147,8 +147,8 @@ def measure(device: str, quick: bool) -> dict[str, Any]:
     limit = 0.0 if quick else 45.0
     peak, product = matmul_peak(device, SIZES, 10.0) if not quick else matmul_peak(device, (256,), 0.0, work=1e8)
     training = {n: measure_training(n, changes, product, device, limit) for n, changes in networks.items()}
-    for name, found in training.items():
-        found["peak_memory_bytes"] = memory[name]
+    for name, speeds in training.items():
+        speeds["peak_memory_bytes"] = memory[name]
     return {
         "machine": machine(device),
         "matmul": peak,
@@ -161,17 +161,17 @@ def measure(device: str, quick: bool) -> dict[str, Any]:
 
 
 def limits(results: Mapping[str, Any]) -> list[str]:
-    """Sentences on the fraction of the peak that each network reaches, and on what limits it."""
+    """Sentences on the fraction of the peak that each network reaches, and on what keeps it below."""
     notes = []
-    for name, found in results["training"].items():
-        best = max(("eager", "compiled"), key=lambda mode: found[mode]["fraction_of_peak"])
-        products, share = found["products_fraction_of_peak"], found["product_share"]
+    for name, speeds in results["training"].items():
+        best = max(("eager", "compiled"), key=lambda mode: speeds[mode]["fraction_of_peak"])
+        products, share = speeds["products_fraction_of_peak"], speeds["product_share"]
         aim = f" (aim {PEAK_AIM})" if name == WIDE else ""
         notes.append(
-            f"{name}: {found[best]['fraction_of_peak']:.2f} of the matmul peak at best, {best}{aim}. Of the eager "
+            f"{name}: {speeds[best]['fraction_of_peak']:.2f} of the matmul peak at best, {best}{aim}. Of the eager "
             f"step, convolutions and matrix products are {share:.0%} and run at {products:.2f} of the peak; the "
-            f"other {1 - share:.0%} are normalisation, activations, dropout, copies, {found['update_share']:.1%} "
-            f"Adam and the average, and {found['forward_process_share']:.1%} the forward process (draws, DCT, "
+            f"other {1 - share:.0%} are normalisation, activations, dropout, copies, {speeds['update_share']:.1%} "
+            f"Adam and the average, and {speeds['forward_process_share']:.1%} the forward process (draws, DCT, "
             f"blur, scaling, loss). With these for nothing it would reach {products:.2f}; with products at the "
             f"peak, {share:.2f}."
         )
@@ -188,16 +188,16 @@ def table(results: Mapping[str, Any]) -> str:
     """The results as text for a terminal."""
     where, matmul, sampling = results["machine"], results["matmul"], results["sampling"]
     rows = []
-    for name, found in results["training"].items():
+    for name, speeds in results["training"].items():
         for mode in ("eager", "compiled"):
-            speed = found[mode]
-            gflops = speed["images_per_second"] * found["flops_per_image"] / 1e9
+            speed = speeds[mode]
+            gflops = speed["images_per_second"] * speeds["flops_per_image"] / 1e9
             rates = f"{speed['images_per_second']:.2f}", f"{gflops:.1f}", f"{speed['fraction_of_peak']:.2f}"
             rows.append([f"{name}, {mode}", *rates, f"{speed['step_seconds']:.2f}"])
     networks = [
-        f"{name}: {found['parameters'] / 1e6:.2f} M parameters, batch {found['batch_size']}, peak memory "
-        f"{found['peak_memory_bytes'] / 2**30:.2f} GiB, compiled in {found['compiled']['compile_seconds']:.0f} s"
-        for name, found in results["training"].items()
+        f"{name}: {speeds['parameters'] / 1e6:.2f} M parameters, batch {speeds['batch_size']}, peak memory "
+        f"{speeds['peak_memory_bytes'] / 2**30:.2f} GiB, compiled in {speeds['compiled']['compile_seconds']:.0f} s"
+        for name, speeds in results["training"].items()
     ]
     others = [
         ["float32 matmul peak", f"{matmul['flops'] / 1e9:.1f} GFLOP/s at size {matmul['size']}"],

@@ -1,4 +1,4 @@
-"""The images a second that one worker of the data loader delivers, by the format in which they are stored:
+"""The images per second that one worker of the data loader delivers, by the format in which they are stored:
 
     python -m experiments.benchmarks.data_loading
 
@@ -97,19 +97,21 @@ def measure_reading(count: int = 512, seconds: float = 1.0) -> dict[str, dict[st
         count: images to write in each format.
         seconds: to read each for.
     """
-    found = {}
+    rates_by_size = {}
     for resolution in (32, 64, 128):
         with tempfile.TemporaryDirectory() as folder:
             formats = write_formats(Path(folder), resolution, count)
             if resolution == LSUNChurch.lmdb_resize.resolution:
                 formats |= write_lmdb(Path(folder), count // 4)
-            found[f"{resolution}x{resolution}"] = {n: images_per_second(make(), seconds) for n, make in formats.items()}
-    return found
+            rates_by_size[f"{resolution}x{resolution}"] = {
+                n: images_per_second(make(), seconds) for n, make in formats.items()
+            }
+    return rates_by_size
 
 
-def table(found: Mapping[str, Mapping[str, float]]) -> str:
+def table(rates_by_size: Mapping[str, Mapping[str, float]]) -> str:
     """The rates as a table for a terminal."""
-    rows = [[size, name, f"{rate:,.0f}"] for size, rates in found.items() for name, rate in rates.items()]
+    rows = [[size, name, f"{rate:,.0f}"] for size, rates in rates_by_size.items() for name, rate in rates.items()]
     return markdown_table(["size", "format", "images/s"], rows, words=2, padded=True)
 
 

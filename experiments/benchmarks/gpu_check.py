@@ -82,9 +82,9 @@ def measure_speed(options: argparse.Namespace) -> dict[str, Any]:
             "sampling": measure_sampling(paths, options.device, limit, batch_size=batch_size, modes=kinds),
         }
 
-    found = {Path(config).stem: halved_until_it_fits(partial(of, config), size) for config, size in sizes.items()}
+    speeds = {Path(config).stem: halved_until_it_fits(partial(of, config), size) for config, size in sizes.items()}
     inception = measure_inception(options.device, limit, batch_size=256 if on_gpu else 2)
-    return {**found, "inception": inception}
+    return {**speeds, "inception": inception}
 
 
 def halved_until_it_fits(measure: Callable[[int], dict[str, Any]], batch_size: int) -> dict[str, Any]:
@@ -136,7 +136,7 @@ def fit(options: argparse.Namespace, folder: Path) -> list[str]:
 
 
 def read_log(folder: Path) -> dict[str, Any]:
-    """Read a run's TensorBoard log: the loss by images seen, and the images a second after the first half."""
+    """Read a run's TensorBoard log: the loss by images seen, and the images per second after the first half."""
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     events.Reload()
     check("train/loss" in events.Tags()["scalars"], "training was too short for a line of its log: give more --minutes")
@@ -207,15 +207,15 @@ def summary(report: dict[str, Any]) -> Iterator[str]:
     if inception := speed.pop("inception", None):
         yield f"Inception: {inception['images_per_second']:.0f} images/s"
     for config, measured in speed.items():
-        for mode, found in measured["training"]["modes"].items():
+        for mode, result in measured["training"]["modes"].items():
             rest = 100 * sum(measured["training"]["shares"][mode].values())
-            rate, gain, memory = found["images_per_second"], found["speed_over_first"], found["peak_memory_bytes"]
+            rate, gain, memory = (result[n] for n in ("images_per_second", "speed_over_first", "peak_memory_bytes"))
             yield (
                 f"{config}, training, {mode}: {rate:.0f} images/s, {gain:.2f} times the first, "
                 f"{memory / 2**30:.1f} GiB, {rest:.1f} % of it data, augmentation and blur"
             )
-        for mode, found in measured["sampling"]["modes"].items():
-            yield f"{config}, sampling at NFE {found['nfe']}, {mode}: {found['images_per_second']:.1f} images/s"
+        for mode, result in measured["sampling"]["modes"].items():
+            yield f"{config}, sampling at NFE {result['nfe']}, {mode}: {result['images_per_second']:.1f} images/s"
     if "training" in report:
         training = report["training"]
         yield (

@@ -83,13 +83,13 @@ def measure_training(
         images: to load; None for random ones in memory.
 
     Returns:
-        "modes": seconds a step, images/s, peak memory, seconds of the first step (compilation, choice of
-            kernels), speed over the first mode's. "parts": seconds a step of the data loader in the training process
+        "modes": seconds per step, images/s, peak memory, seconds of the first step (compilation, choice of
+            kernels), speed over the first mode's. "parts": seconds per step of the data loader in the training process
             with the copy to the device, of augmentation, and of the rest of Algorithm 1 but for the network (DCT,
             blur, noise, loss). "shares": those in units of each mode's step.
     """
     overrides = overrides or {}
-    found, batch_size, parameters = {}, 0, 0
+    speeds, batch_size, parameters = {}, 0, 0
     for name, mode in modes.items():
         start_counting(device)
         with mode.active():
@@ -98,29 +98,30 @@ def measure_training(
             parameters = sum(p.numel() for p in step.module.network.parameters())
             first = seconds(step)
             times = rounds({"step": step}, f"{paths[0].stem}, {name}", limit)["step"]
-        taken = statistics.median(times)
-        found[name] = {
-            "step_seconds": taken,
-            "images_per_second": batch_size / taken,
+        step_seconds = statistics.median(times)
+        speeds[name] = {
+            "step_seconds": step_seconds,
+            "images_per_second": batch_size / step_seconds,
             "peak_memory_bytes": peak_memory(device),
             "first_step_seconds": first,
             "rounds": len(times),
         }
         del step  # before the next one takes memory
-    slowest = next(iter(found.values()))["step_seconds"]
-    for speed in found.values():
+    slowest = next(iter(speeds.values()))["step_seconds"]
+    for speed in speeds.values():
         speed["speed_over_first"] = slowest / speed["step_seconds"]
     parts = measure_parts(paths, device, limit, overrides, images)
     shares = {
-        mode: {part: taken / speed["step_seconds"] for part, taken in parts.items()} for mode, speed in found.items()
+        mode: {part: part_seconds / speed["step_seconds"] for part, part_seconds in parts.items()}
+        for mode, speed in speeds.items()
     }
-    return {"parameters": parameters, "batch_size": batch_size, "modes": found, "parts": parts, "shares": shares}
+    return {"parameters": parameters, "batch_size": batch_size, "modes": speeds, "parts": parts, "shares": shares}
 
 
 def measure_parts(
     paths: list[Path], device: str, limit: float, overrides: Mapping[str, Any], images: ImageSet | None
 ) -> dict[str, float]:
-    """The seconds a step that data, augmentation and the rest of the forward process take."""
+    """The seconds per step that data, augmentation and the rest of the forward process take."""
     step = TrainingStep(paths, overrides, device)
     network = step.module.network
     images = images or random_images(4 * step.batch_size, network.image_channels, network.resolution)
@@ -131,9 +132,9 @@ def measure_parts(
     batches = loaded(images, step.batch_size, device)
     calls = {"data": lambda: next(batches), "augmentation": step.augment, "all but the network": step.forward_process}
     times = rounds(calls, f"{paths[0].stem}, parts of a step", limit)
-    taken = {name: statistics.median(of_rounds) for name, of_rounds in times.items()}
-    rest = taken["all but the network"] - taken["augmentation"]
-    return {"data": taken["data"], "augmentation": taken["augmentation"], "blur, noise and loss": rest}
+    medians = {name: statistics.median(of_rounds) for name, of_rounds in times.items()}
+    rest = medians["all but the network"] - medians["augmentation"]
+    return {"data": medians["data"], "augmentation": medians["augmentation"], "blur, noise and loss": rest}
 
 
 def random_images(count: int, channels: int, size: int) -> ImageSet:
@@ -166,7 +167,7 @@ def measure_sampling(
         modes: by name; None for float32 without TF32, and mixed precision.
     """
     modes = modes or {name: MODES[name] for name in ("fp32", "bf16")}
-    found: dict[str, Any] = {}
+    speeds: dict[str, Any] = {}
     for name, mode in modes.items():
         start_counting(device)
         module = load_config(list(paths), {**(overrides or {}), **(mode.overrides or {})})[0].to(device)
@@ -175,9 +176,9 @@ def measure_sampling(
             sample = partial(model.sample, sampler, seeds)
             times = rounds({"sample": sample}, f"Sampling, {name}", limit, minimum=1)["sample"]
         rate = batch_size / statistics.median(times)
-        found[name] = {"nfe": sampler.nfe, "images_per_second": rate, "peak_memory_bytes": peak_memory(device)}
+        speeds[name] = {"nfe": sampler.nfe, "images_per_second": rate, "peak_memory_bytes": peak_memory(device)}
         del module, model, sample
-    return {"batch_size": batch_size, "modes": found}
+    return {"batch_size": batch_size, "modes": speeds}
 
 
 def measure_inception(device: str, limit: float, batch_size: int = 256, size: int = 32) -> dict[str, Any]:

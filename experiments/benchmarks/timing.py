@@ -44,7 +44,7 @@ def rounds(
             for name, call in calls.items():
                 times[name].append(seconds(call))
             bar.update()
-    return {name: taken[1:] for name, taken in times.items()}
+    return {name: of_rounds[1:] for name, of_rounds in times.items()}
 
 
 def ratios(times: Mapping[str, list[float]], name: str, other: str) -> list[float]:

@@ -1,4 +1,4 @@
-"""Sizes by which this suite is compared with other code bases: `docs/anchors.md`.
+"""Lines of code and numbers of files by which this suite is compared with other code bases: `docs/anchors.md`.
 
     python -m experiments.studies.anchors
     python -m experiments.studies.anchors --count sampling.py:sample_heun
@@ -55,13 +55,13 @@ def count(place: str) -> int:
 
 def first_example(page: Path) -> list[tuple[str, int]]:
     """The files of the first example of a how-to page with their lines: a YAML block ends it."""
-    found = []
+    files = []
     for name, code in re.findall(r"^```\w+\n# (\S+\.(?:py|yaml))\n(.*?)^```$", page.read_text(), re.M | re.S):
         lines = code_lines(code) if name.endswith(".py") else sum(map(bool, map(str.strip, code.splitlines())))
-        found.append((name, lines))
+        files.append((name, lines))
         if name.endswith(".yaml"):
             break
-    return found
+    return files
 
 
 def files_from_disk_to_loss() -> set[str]:
@@ -114,7 +114,7 @@ def heun_lines() -> int:
 
 
 def row() -> Iterator[str]:
-    """The cells of this checkout."""
+    """The columns of the table's row for this checkout."""
     yield "this suite"
     yield str(len(files_from_disk_to_loss()))
     yield f"{count(str(PACKAGE / 'samplers' / 'rules.py') + ':Heun')} (with update and loop {heun_lines()})"

@@ -147,7 +147,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", required=True, type=Path, help="JSON file to write")
     parser.add_argument("--data", help="folder or zip of RGB images to compress, too")
     parser.add_argument("--num_images", type=int, default=3000)
-    parser.add_argument("--size", type=int, default=32, help="pixels a side of the Gaussian fields")
+    parser.add_argument("--size", type=int, default=32, help="pixels per side of the Gaussian fields")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     command = [parser.prog, *(sys.argv[1:] if arguments is None else arguments)]

@@ -46,6 +46,7 @@ class InLogSNR(Multistep):
 
     Order 2 is DPM-Solver++(2M) with Lu et al.'s coefficient, and order 3 integrates the parabola through three values
     exactly, in Newton's form: B_s ∫ τ e^ℓ dℓ = A_s (h - 1 + e^-h) and B_s ∫ τ² e^ℓ dℓ = A_s (h² - 2h + 2 - 2e^-h).
+    As in `Multistep`, a step leads from level t to level s; τ = ℓ - ℓ_t runs from 0 to h = ℓ_s - ℓ_t.
     """
 
     def continuation(self, history: list[tuple[Gains, Tensor]], target: Gains) -> Tensor:

@@ -87,7 +87,7 @@ class DriftMeasurement:
         name, variance = type(self.process).__name__, self.process.noise_variance
         check(variance < float("inf"), f"the noise of {name} has no finite variance to compare powers with")
         levels = [level for level in sampler.grid.levels(self.process) if self.includes(level)]
-        check(bool(levels), f"{name} has no noise above its last level, so its drift cannot be measured")
+        check(bool(levels), f"{name} has no noise at any level but the last, so its drift cannot be measured")
         return levels
 
     def measure(self, estimator: Estimator, u: Tensor, level: Level) -> Tensor:

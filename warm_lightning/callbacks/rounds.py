@@ -59,11 +59,11 @@ class Rounds:
         if bad := [seeds for seeds in rounds if seeds not in self.finished]:
             return f"{self.path} has damaged rounds, which are sampled again: seeds {', '.join(bad)}."
         if stored and not rounds:
-            here = json.loads(to_json(self.conditions))
+            current = json.loads(to_json(self.conditions))
             entries = [entry["conditions"] for entry in stored.values()]
-            changes = [[name for name in {**there, **here} if there.get(name) != here.get(name)] for there in entries]
-            fewest = sorted(changes, key=len)[0]
-            return f"{self.path} is of other {', '.join(fewest)}: all rounds are sampled."
+            changes = [[name for name in {**old, **current} if old.get(name) != current.get(name)] for old in entries]
+            fewest = ", ".join(sorted(changes, key=len)[0])
+            return f"{self.path} holds rounds of a test that differs in {fewest}: all rounds are sampled again."
         return ""
 
     def add(self, seeds: str, values: Mapping[str, float]) -> None:

@@ -32,8 +32,8 @@ class SampleGrid(Callback):
         seeds: such as "0-63".
         weights: "ema" or "raw".
         batch_size: images to sample at once.
-        trajectory: how many seeds to show on their way from noise to image, a row each, the state above
-            and the present view of the image (D + R) below; 0 for none.
+        trajectory: number of seeds whose trajectories are drawn: the states in one row, and below them the denoised
+            images x̂0 = D + R; 0 for none.
     """
 
     def __init__(
@@ -87,9 +87,10 @@ class SampleGrid(Callback):
 
 
 def trajectory(model: DiffusionModel, sampler: Sampler, seeds: Sequence[int], columns: int = 10) -> Tensor:
-    """A picture of trajectories: for each seed a row of states, scaled to unit noise, above a row of denoised images.
+    """A picture of trajectories: for each seed a row of states above a row of denoised images.
 
-    The denoised images are x̂0 = D + R, from one more network call at each level that is shown.
+    States are divided by √(1 + β²) and the process's scale, so that image and pure noise both fit the range. The
+    denoised images are x̂0 = D + R, from one more network call at each level that is shown.
 
     Returns:
         One picture, uint8 [3, height, width].

@@ -38,7 +38,7 @@ from warm_lightning.strategies import check_unsharded
 
 
 class ScoreSamples(Callback):
-    """Scores samples against the training images with each of some feature extractors.
+    """Scores samples against the training images, with one or more feature extractors.
 
     `warm test` samples `rounds` times `num_images` seeds from `first_seed` on, over all devices, prints a table and
     writes `scores.json` into the run's folder: the scores of each round, their best, mean and standard deviation,
@@ -58,7 +58,7 @@ class ScoreSamples(Callback):
         every: images between two scorings while training; 0 for none.
         every_num_images: samples in each of these.
         weights: "ema" or "raw".
-        batch_size: images a device samples at once, at most.
+        batch_size: the largest number of images that a device samples at once.
         reference_stats: files of `warm reference-stats`, or with `mu` and `sigma` alone, one for each extractor in
             order, null for none; a single path is the first extractor's. With a file of `warm reference-stats`, the
             data are not read. With a file of another program, the Fréchet distance is computed from it and the other
@@ -171,8 +171,8 @@ class ScoreSamples(Callback):
         values: dict[str, float] = {NONFINITE: int(total(torch.tensor(self.nonfinite, device=device)))}
         self.nonfinite = 0
         for scores in self.scores:
-            self.count, of_extractor = scores.compute()
-            values |= of_extractor
+            self.count, values_of_extractor = scores.compute()
+            values |= values_of_extractor
             scores.reset()
         return values
 
@@ -210,8 +210,8 @@ class ScoreSamples(Callback):
         check(self.num_images >= devices, f"num_images is {self.num_images}: each of {devices} devices needs one")
         check(
             isinstance(trainer.limit_test_batches, float) and trainer.limit_test_batches == 1,
-            "trainer.limit_test_batches and fast_dev_run would make other scores of the name: leave them out and set "
-            "scores.num_images instead",
+            "trainer.limit_test_batches and fast_dev_run would give scores of fewer images under the same name: leave "
+            "them out and set scores.num_images instead",
         )
         pl_module.data.test_plan = self.plan(self.num_images, self.num_rounds)
 
@@ -221,8 +221,8 @@ class ScoreSamples(Callback):
         count = self.num_images
         names = [name for scores in self.scores for name in scores.names(count, spreads=True)]
         undefined = [name for scores in self.scores for name in scores.undefined(count)]
-        known = conditions(pl_module, self.weights, str(trainer.precision), self.scores, count)
-        self.rounds = Rounds(path, known, [*names, NONFINITE], undefined)
+        round_conditions = conditions(pl_module, self.weights, str(trainer.precision), self.scores, count)
+        self.rounds = Rounds(path, round_conditions, [*names, NONFINITE], undefined)
         message = self.rounds.resume() if trainer.is_global_zero else ""
         # The first process decides, for all must agree.
         self.rounds.finished = trainer.strategy.broadcast(self.rounds.finished)

@@ -66,8 +66,8 @@ def bits(
         check(value >= least, f"--{name} is {value}: it must be {least} or more")
     check(probes >= 0, f"--probes is {probes}: it must be 0 (exact) or more")
     trained_model, data = trained(settings, ckpt_path)
-    machine = Devices(accelerator, 1, "32-true")
-    model = machine.place(trained_model.model(weights)).replaced(guidance=1.0)
+    devices = Devices(accelerator, 1, "32-true")
+    model = devices.place(trained_model.model(weights)).replaced(guidance=1.0)
     process, device = model.process, model.state_device
     like = torch.zeros(1, *model.image_shape, dtype=torch.float64, device=device)
     levels = rising_levels(process, model.sampler.grid, steps)
@@ -79,7 +79,7 @@ def bits(
     check(num_images <= len(images), f"--num_images is {num_images}, but {split} has {len(images)} images: lower it")
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(key(seed, "bits", "images")))
     parts, squares = [], torch.zeros_like(like[0])
-    for batch in machine.batches(num_images, batch_size, "Bits"):
+    for batch in devices.batches(num_images, batch_size, "Bits"):
         index = order[batch.start : batch.stop]
         x, classes = images.take(index).to(device), images.labels[index].tolist()
         streams = SeedStreams([key(seed, "bits", k) for k in index.tolist()], device)
@@ -108,7 +108,7 @@ def bits(
         "seed": seed,
         "solver": f"Heun, {steps} steps, clock^(1/7) evenly spaced",
         "levels": {n: [getattr(levels[k], n).item() for k in (0, -1)] for n in ("clock", "alpha", "beta")},
-        "divergence": f"{probes} random vectors a call" if probes else "exact",
+        "divergence": f"{probes} random vectors per call" if probes else "exact",
         "precision": "network float32, states float64",
         **provenance(model.device),
         "seconds": round(time.perf_counter() - began, 1),

@@ -38,10 +38,10 @@ def compare(
     batch_size: int = BATCH_SIZE,
     out: str | None = None,
 ) -> None:
-    """Differences between two models, with 95 % confidence intervals over paired seeds.
+    """Compare two models, with 95 % confidence intervals over paired seeds.
 
-    Of two folders or zips of images that `warm generate` made of the same seeds, against a reference: the difference of
-    their Fréchet distances, by a jackknife over blocks of seeds. Or of two files `scores.json` of `warm test` with the
+    For two folders or zips of images that `warm generate` made of the same seeds: the difference of their Fréchet
+    distances to a reference, by a jackknife over blocks of seeds. For two files `scores.json` of `warm test` with the
     same seeds in two rounds or more: the difference of every score, by Student's t over rounds.
 
     An interval is for the difference of the expected scores at this number of images, given these two trained models
@@ -137,8 +137,8 @@ def compare_rounds(a: Path, b: Path) -> tuple[dict[str, Difference], dict[str, A
     """The differences of all scores that two files have in two rounds or more, and their protocol."""
     scores = [read_scores(path) for path in (a, b)]
     protocols = [values["protocol"] for values in scores]
-    seeds, others = (protocol["seeds"] for protocol in protocols)
-    check(seeds == others, f"{a} is of seeds {seeds}, {b} of {others}: score the same seeds with both")
+    seeds, seeds_b = (protocol["seeds"] for protocol in protocols)
+    check(seeds == seeds_b, f"{a} is of seeds {seeds}, {b} of {seeds_b}: score the same seeds with both")
     check(isinstance(seeds, list), f"{a} has one round: an interval needs at least two, --scores.rounds 3")
     first, second = (comparable(protocol) for protocol in protocols)
     different = [name for name in {**first, **second} if first.get(name) != second.get(name)]

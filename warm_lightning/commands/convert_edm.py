@@ -1,6 +1,5 @@
 """`warm convert-edm`: converts EDM's published weights to a checkpoint of this package."""
 
-import hashlib
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,6 +10,7 @@ from warm_lightning.interop.edm import FAMILIES, load_edm_state
 from warm_lightning.interop.edm_snapshot import Snapshot, read_snapshot
 from warm_lightning.model import DiffusionModel
 from warm_lightning.networks.unet import UNet
+from warm_lightning.records import file_hash
 
 
 def convert_edm(src: Path, dst: Path) -> None:
@@ -29,11 +29,9 @@ def convert_edm(src: Path, dst: Path) -> None:
         model, config = hot_model(snapshot)
     except UserError as error:
         raise UserError(f"{src}: {error}") from error
-    with src.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
     weights = model.network.state_dict()
     state_dict = {prefix + name: tensor for prefix in (RAW, EMA) for name, tensor in weights.items()}
-    source = {"kind": "EDM snapshot", "file": src.name, "sha256": digest, "images_seen": None}
+    source = {"kind": "EDM snapshot", "file": src.name, "sha256": file_hash(src), "images_seen": None}
     write(dst, state_dict, {"config": config, "images_seen": 0, "source": source})
     count = sum(p.numel() for p in model.network.parameters())
     print(f"{dst}: {type(model.network).__name__} with {count:,} parameters, {model.network.resolution} pixels")

@@ -49,7 +49,10 @@ class InputImages:
         return f"{self.path}, split {self.split}" if self.split else self.path
 
     def take(self, index: Sequence[int]) -> Tensor:
-        """The images with these indices, float64 [b, C, H, W] in [-1, 1] plus noise; raises as `ImageSet.take` does."""
+        """The images with these indices, float64 [b, C, H, W]; raises as `ImageSet.take` does.
+
+        They are as in the file: in [-1, 1], and beyond by the noise that they have.
+        """
         indices = torch.tensor(index)
         images = self.images.take(indices) if isinstance(self.images, ImageSet) else self.images[indices]
         return images.double() if images.is_floating_point() else dequantise(images, torch.float64)

@@ -88,8 +88,8 @@ def table(description: Mapping[str, Any]) -> str:
         "branches": ", ".join(recipe["branches"]),
         "training": f"{recipe['duration'] / 1e6:g} Mimg, batch size {recipe['batch_size']}, lr {recipe['lr']:g} after "
         f"{recipe['lr_ramp'] / 1e6:g} Mimg, EMA half-life {recipe['ema_half_life'] / 1e6:g} Mimg, augment {augment}",
-        "forward pass": f"{description['flops_per_call'] / 1e9:.4g} GFLOPs an image",
-        "sampling": f"NFE {description['nfe']}, {description['flops_per_image'] / 1e12:.4g} TFLOPs an image",
+        "forward pass": f"{description['flops_per_call'] / 1e9:.4g} GFLOPs per image",
+        "sampling": f"NFE {description['nfe']}, {description['flops_per_image'] / 1e12:.4g} TFLOPs per image",
         "process": part_text(description["parts"]["process"]),
     }
     rows = [("level", "clock", "α (pixels)", "β", "α/β", "")]

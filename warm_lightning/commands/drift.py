@@ -72,8 +72,8 @@ def drift(
         outdir: folder for drift.json and drift.png.
         num_images: number of trajectories, and of degraded images. For models with classes, both have the same classes.
         batch_size: images at once.
-        seed: k stands for the sampling seeds k·num_images, k·num_images + 1 …, and for the choice of images and their
-            noise.
+        seed: number k. The trajectories have the seeds k·num_images to (k + 1)·num_images - 1; k also chooses the
+            images to degrade and their noise.
         weights: ema (averaged) or raw (last).
         bands: number of frequency bands, of equal width in √λ.
         split: train or held_out, the images to degrade. A network that has memorised its training images estimates
@@ -86,8 +86,8 @@ def drift(
     check(seed >= 0, f"seed is {seed}: it must be 0 or more")
     check_matplotlib()
     trained_model, data = trained(settings, ckpt_path)
-    machine = Devices(accelerator, 1, "32-true")
-    model = machine.place(trained_model.model(weights)).replaced(guidance=1.0)  # guidance leaves the manifold by design
+    devices = Devices(accelerator, 1, "32-true")
+    model = devices.place(trained_model.model(weights)).replaced(guidance=1.0)  # guidance leaves the manifold by design
     like = torch.zeros(1, *model.image_shape, dtype=torch.float64, device=model.state_device)
     frequency_bands = Bands(bands, like)
     measurement = DriftMeasurement(model.process, frequency_bands, like)
@@ -98,7 +98,7 @@ def drift(
     images = open_split(data, split)
     check(num_images <= len(images), f"num_images is {num_images}, but {split} has {len(images)} images: lower it")
     trajectories, truth = [], []
-    batches = machine.batches(num_images, batch_size, "Drift")
+    batches = devices.batches(num_images, batch_size, "Drift")
     for index, u0, labels in random_images(images, num_images, seed, batches):
         seeds = [seed * num_images + k for k in index]
         noise = SeedStreams([key(seed, "drift", "noise", k) for k in index], like.device)

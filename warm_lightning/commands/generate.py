@@ -1,4 +1,4 @@
-"""`warm generate`: images from a checkpoint alone."""
+"""`warm generate`: samples images from a checkpoint alone."""
 
 import math
 from pathlib import Path
@@ -34,24 +34,24 @@ def generate(
     accelerator: str = "auto",
     precision: Precision = "32-true",
 ) -> None:
-    """Images of given seeds, each a pure function of weights, seed, class and sampler.
+    """Sample images of given seeds; each image is a pure function of weights, seed, class and sampler.
 
     Args:
         ckpt_path: checkpoint that `warm fit` wrote, or folder that `warm export` did.
-        seeds: one an image, such as 0-63 or 1,5,8-11.
+        seeds: one per image, such as 0-63 or 1,5,8-11.
         outdir: folder for the images, written as 000000.png by seed.
         steps: sampling levels above 0; NFE is 2·steps - 1 with Heun's rule. As trained if not given.
-        rho: crowding of the levels towards low noise. As trained if not given.
+        rho: ρ of the grid: larger values put more levels at low noise. As trained if not given.
         eta: fresh noise in each step, 0 for none. As trained if not given.
         bnr: blur-to-noise ratio to sample along, for a model that was trained on a range of them.
-        labels: class of all images, or one a seed separated by commas; each seed draws its own if not given.
+        labels: class of all images, or one per seed separated by commas; each seed draws its own if not given.
         guidance: weight of classifier-free guidance, 1 for none, for a model trained with label dropout. As trained
             (`model.guidance`) if not given.
-        weights: averaged or last.
-        batch_size: images a device samples at once.
+        weights: ema (averaged) or raw (last).
+        batch_size: images that a device samples at once.
         grid: also write all images as one picture to this PNG file.
         override: other settings of the model, such as --override+=sampler.rule=Euler.
-        devices: how many devices share the seeds.
+        devices: number of devices that share the seeds.
         accelerator: cpu, gpu, mps or auto.
         precision: of the network; the sampler's state is float64 in any case.
     """
@@ -72,15 +72,15 @@ def generate(
     if grid:
         writable_folder(Path(grid).parent)
 
-    machine = Devices(accelerator, devices, precision)
-    machine.place(model)
-    for batch in machine.batches(len(numbers), batch_size, "Sampling"):
+    all_devices = Devices(accelerator, devices, precision)
+    all_devices.place(model)
+    for batch in all_devices.batches(len(numbers), batch_size, "Sampling"):
         images = model.sample(
             model.sampler, [numbers[k] for k in batch], [classes[k] for k in batch] if classes else None
         )
         for k, image in zip(batch, quantise(images), strict=True):
             write_png(folder / f"{numbers[k]:06d}.png", image)
-    if machine.first:
+    if all_devices.first:
         finish(folder, numbers, grid)
 
 

@@ -21,7 +21,7 @@ def reference_stats(
     max_neighbours: int = 10_000,
     override: list[str] | None = None,
 ) -> None:
-    """Statistics of a data set for `warm test` (`scores.reference_stats`), `warm score` and other programs.
+    """Write the statistics of a data set for `warm test` (`scores.reference_stats`), `warm score` and other programs.
 
     The file has the mean and covariance of the features as `mu` and `sigma`, as other programs expect them; the
     features that the other scores need; and the scores of halves of the data and of a Gaussian.

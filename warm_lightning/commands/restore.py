@@ -125,17 +125,17 @@ def restore(
     folder = writable_folder(outdir)
     check_out(grid)
 
-    machine = Devices(accelerator, devices, precision)
-    model = machine.place(model)
-    if machine.first and task.split:
+    all_devices = Devices(accelerator, devices, precision)
+    model = all_devices.place(model)
+    if all_devices.first and task.split:
         print(f"images of the split {task.split}")
-    for batch in machine.batches(count, batch_size, "Restoring"):
+    for batch in all_devices.batches(count, batch_size, "Restoring"):
         batch_classes = [classes[k] for k in batch] if classes else None
         batch_seeds = [numbers[k] for k in batch]
         restored = model.restore(model.sampler, start, task.degraded(batch), batch_seeds, batch_classes, mean)
         for k, image in zip(batch, quantise(restored), strict=True):
             write_png(folder / f"{given.names[k]}.png", image)
-    if not machine.first:
+    if not all_devices.first:
         return
     estimates = 1 if mean else model.sampler.rule.evaluations(len(start.levels(model.sampler.grid)) - 1)
     nfe = estimates * (model.calls if classes else 1)  # guidance needs a class
@@ -190,8 +190,8 @@ class Task:
     def views(self, index: Sequence[int], folder: Path) -> list[Tensor]:
         """The degraded, restored and, if known, clean images with these indices: uint8 [b, C, H, W] each."""
         after = torch.stack([read_png(folder / f"{self.given.names[k]}.png") for k in index])
-        views = [quantise(self.degraded(index)), after]
-        return views + ([quantise(self.truth.take([self.order[k] for k in index]))] if self.truth else [])
+        pictures = [quantise(self.degraded(index)), after]
+        return pictures + ([quantise(self.truth.take([self.order[k] for k in index]))] if self.truth else [])
 
     def scores(self, folder: Path, batch_size: int) -> dict[str, dict[str, float]]:
         """Mean PSNR and SSIM before and after, with standard errors; empty if the clean images are not known."""

@@ -30,7 +30,7 @@ def score(
     max_neighbours: int = 10_000,
     out: str | None = None,
 ) -> None:
-    """Scores of a folder or zip of images against another, or against reference statistics.
+    """Score a folder or zip of images against another one, or against reference statistics.
 
     Args:
         images: the samples, in any format that training reads; of a source with splits, the training images.

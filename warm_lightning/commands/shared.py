@@ -68,12 +68,12 @@ def parse_labels(labels: str | None, count: int, label_dim: int) -> list[int] | 
     try:
         classes = [int(label) for label in str(labels).split(",")]
     except ValueError as error:
-        raise UserError(f"--labels {labels}: write one class, or one an image separated by commas") from error
+        raise UserError(f"--labels {labels}: write one class, or one per image separated by commas") from error
     unknown = [c for c in classes if not 0 <= c < label_dim]
     check(not unknown, f"--labels: class {unknown[:1]} is not one of the model's, which are 0 to {label_dim - 1}")
     check(
         len(classes) in (1, count),
-        f"--labels: {len(classes)} classes for {count} images; give one, or one an image",
+        f"--labels: {len(classes)} classes for {count} images; give one, or one per image",
     )
     return classes * count if len(classes) == 1 else classes
 

@@ -23,7 +23,7 @@ class TestPlan:
         rounds: the seeds of each round, one per image.
         batch_size: the largest number of images that a device samples at once.
         weights: "ema" or "raw".
-        done: numbers of the rounds, counted from 0, that need not be sampled again.
+        done: numbers of the rounds, from 0, whose scores are already stored.
     """
 
     rounds: Sequence[range] = ()
@@ -32,7 +32,7 @@ class TestPlan:
     done: set[int] = field(default_factory=set)
 
     def label(self, number: int) -> str:
-        """Write the seeds of a round as text, such as 0-49999."""
+        """The seeds of a round as text, such as 0-49999."""
         return f"{self.rounds[number][0]}-{self.rounds[number][-1]}"
 
     def batches(self, number: int, rank: int = 0, world_size: int = 1) -> list[range]:

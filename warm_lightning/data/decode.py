@@ -95,7 +95,7 @@ def open_image(reader: Reader, name: str) -> Image.Image:
         raise UserError(message) from error
     except Exception as error:
         raise _undecodable(reader, name, error) from error
-    check(not high_depth, f"{reader.locate(name)} has more than 8 bits a channel: convert it to 8 bits")
+    check(not high_depth, f"{reader.locate(name)} has more than 8 bits per channel: convert it to 8 bits")
     check(not animated, f"{reader.locate(name)} is animated: extract the frames that you want as PNG files")
     return image
 

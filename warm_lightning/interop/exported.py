@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from warm_lightning.errors import UserError, check
+from warm_lightning.records import file_hash
 
 # ---- the folder
 
@@ -49,7 +50,7 @@ def write_folder(folder: Path, tensors: Mapping[str, Tensor], document: Mapping[
         unfinished.replace(folder)
     except OSError as error:
         shutil.rmtree(unfinished, ignore_errors=True)
-        raise UserError(f"{folder}: cannot be written ({error.strerror}); choose a folder that can") from error
+        raise UserError(f"{folder}: cannot be written ({error.strerror}); choose a writable folder") from error
 
 
 def is_exported(path: Path) -> bool:
@@ -77,8 +78,7 @@ def read_folder(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{folder}: damaged or not written by `warm export` ({reason}); use another one") from error
     check(isinstance(document, dict), f"{config}: not the configuration of an exported model")
-    with (folder / WEIGHTS).open("rb") as weights:
-        digest = hashlib.file_digest(weights, "sha256").hexdigest()
+    digest = file_hash(folder / WEIGHTS)
     check(
         digest == document.pop("sha256", None),
         f"{folder}: {WEIGHTS} is not the file that {config.name} was written with; copy the folder again",

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +16,7 @@ from warm_lightning.distributed import progress
 from warm_lightning.errors import UserError, check
 from warm_lightning.images import dequantise
 from warm_lightning.metrics.features import FeatureExtractor
+from warm_lightning.records import write_file
 
 VERSION = 1  # of the recipe below: another recipe is another score
 SEED = 0
@@ -64,7 +64,7 @@ def load_classifier() -> nn.Sequential:
     Processes that do this at the same time train the same bits, each stores a whole file, and the last file stays.
 
     Raises:
-        UserError: the cache cannot be written.
+        UserError: the cache cannot be written; WARM_CACHE names another folder.
     """
     path = cache_path()
     network = _network(torch.float32)
@@ -74,7 +74,12 @@ def load_classifier() -> nn.Sequential:
         if not isinstance(error, FileNotFoundError):
             warnings.warn(f"{path} cannot be read and is made anew ({type(error).__name__})", stacklevel=2)
         state = train_classifier()
-        _store(state, path)
+        content = io.BytesIO()
+        torch.save(state, content)
+        try:
+            write_file(path, content.getvalue())
+        except UserError as error:
+            raise UserError(f"{error}, or set WARM_CACHE to a folder elsewhere") from error
         network.load_state_dict(state, assign=True)
     return network.eval().requires_grad_(False)
 
@@ -141,16 +146,3 @@ def _defined_state() -> Iterator[None]:
             yield
     finally:
         torch.set_num_threads(threads)
-
-
-def _store(state: dict[str, Tensor], path: Path) -> None:
-    content = io.BytesIO()
-    torch.save(state, content)
-    temporary = path.with_name(f"{path.name}.{uuid4().hex}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content.getvalue())
-        temporary.replace(path)
-    except OSError as error:
-        message = f"{path} cannot be written ({error.strerror}): set WARM_CACHE to a folder that can"
-        raise UserError(message) from error

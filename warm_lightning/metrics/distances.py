@@ -48,13 +48,13 @@ class Normal:
 
     @cached_property
     def spectrum(self) -> tuple[Tensor, Tensor]:
-        """Λ, ascending, float64 [F], and Q, float64 [F, F], of Σ = Q Λ Qᵀ."""
+        """Eigenvalues Λ, ascending, float64 [F], and eigenvectors Q, float64 [F, F], of Σ = Q Λ Qᵀ."""
         values, vectors = torch.linalg.eigh(self.covariance)
         return values, vectors
 
     @cached_property
     def root(self) -> Tensor:
-        """Q √Λ, float64 [F, F].
+        """The factor Q √Λ of Σ, float64 [F, F].
 
         Eigenvalues below the rounding error of the largest are set to 0. Where Σ has not full rank (fewer
         images than features, or features that never fire) they are rounding errors, and their square
@@ -82,7 +82,9 @@ def moment_sums(features: Tensor) -> dict[str, Tensor]:
 
 
 def frechet_distance(a: Normal, b: Normal) -> float:
-    """d² = |μ_a − μ_b|² + tr(Σ_a + Σ_b − 2(Σ_a Σ_b)^½) (Dowson & Landau 1982; Heusel et al. 2017, Eq. 6).
+    """The squared Fréchet distance of two normal distributions (Dowson & Landau 1982; Heusel et al. 2017, Eq. 6).
+
+    It is d² = |μ_a − μ_b|² + tr(Σ_a + Σ_b − 2(Σ_a Σ_b)^½).
 
     tr (Σ_a Σ_b)^½ is the sum of the singular values of root_aᵀ root_b. That is accurate to 10⁻⁸ of d² also without
     full rank, where the eigenvalues of Σ_a Σ_b, which torchmetrics uses, and scipy's sqrtm are wrong by
@@ -118,7 +120,7 @@ def class_sums(logits: Tensor, index: Tensor, splits: int) -> dict[str, Tensor]:
 
 
 def class_score(sums: Mapping[str, Tensor]) -> tuple[float, float]:
-    """exp E KL(p(y|x) ‖ p(y)) (Salimans et al. 2016), from 1 to the number of classes, from `class_sums`.
+    """The Inception score exp E KL(p(y|x) ‖ p(y)) (Salimans et al. 2016) from `class_sums`, 1 to the number of classes.
 
     It equals torchmetrics' InceptionScore, which cuts a random order of the images into splits instead.
 

@@ -51,11 +51,11 @@ class Scores:
         self.shape = tuple(shape)
         self._check_shape(reference.shape or self.shape, self.shape)
         features, logits = extraction(torch.zeros(1, *shape, dtype=torch.uint8))
-        here, there = features.shape[1], len(reference.normal.mean)
+        given, expected = features.shape[1], len(reference.normal.mean)
         check(
-            here == there,
-            f"{reference.source} has {there} features an image, but the extractor gives {here}: use statistics that "
-            "were made with this extractor",
+            given == expected,
+            f"{reference.source} has {expected} features per image, but the extractor gives {given}: use statistics "
+            "that were made with this extractor",
         )
         self.requested = all_scores() if scores is None else scores
         self.usable = usable(self.requested, reference, logits is not None)
@@ -149,9 +149,10 @@ class Scores:
         columns = [f"best of {rounds}", "mean", "std"] if rounds > 1 else ["samples"]
         rows = [["score", *columns, "halves of the data", "Gaussian", "better is"]]
         for name, score in zip(self.names(count), self.usable, strict=True):
-            endings = ["_" + BEST.get(score.better, ""), "_mean", "_std"] if rounds > 1 else [""]
+            best = BEST.get(score.better)
+            endings = [best and f"_{best}", "_mean", "_std"] if rounds > 1 else [""]
             endings += ["_data" if score.whole_data else "_halves", "_gaussian"]
-            cells = [f"{values[name + e]:.4g}" if name + e in values else "–" for e in endings]
+            cells = ["–" if e is None or name + e not in values else f"{values[name + e]:.4g}" for e in endings]
             rows.append([name, *cells, score.better])
         header, *lines = text_table(rows, "<" + ">" * (len(rows[0]) - 1)).splitlines()
         return "\n".join([header, "─" * len(header), *lines, *self._notes(count, rounds)])
@@ -173,7 +174,7 @@ class Scores:
             notes += score.notes(self.extractor)
         missing = [score.key for score in self.requested if score.lacks(reference)]
         if missing:
-            notes += [f"{', '.join(missing)}: the reference statistics have not what it takes."]
+            notes += [f"{', '.join(missing)}: not computed, because the reference statistics lack the features."]
         limited = [score.key for score in self.requested if "features" in score.needs]
         if limited and max(count, reference.count or 0) > limit:
             notes += [f"{', '.join(limited)}: of {limit:,} images at most."]

@@ -31,8 +31,8 @@ class FeatureExtractor(nn.Module, ABC):
 
     Attributes:
         name: the extractor's part in the names of scores; empty for names with a number of images alone.
-        counted: whether names of scores always hold the number of images. Otherwise they do not where there are as
-            many samples as images of data.
+        counted: whether the name of a score always ends in the number of samples ("fid50k"); if false, it is left out
+            when there are as many samples as images of data ("fd_digits").
         frechet_name: "fid" for Inception's own features, otherwise "fd".
         splits: number of parts of the images that the class score is averaged over.
     """
@@ -182,7 +182,7 @@ class TorchScriptFeatures(ModuleFeatures):
         return {
             "class": "TorchScriptFeatures",
             "file": self.file.name,
-            "sha256": file_hash(self.file),
+            "sha256": file_hash(self.file)[:16],
             "kwargs": self.kwargs,
         }
 

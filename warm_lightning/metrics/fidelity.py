@@ -26,6 +26,7 @@ def fidelity(images: Tensor, truth: Tensor) -> dict[str, Tensor]:
     from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
     pair = images.double(), truth.double()
+    # torchmetrics takes the width from sigma: int(3.5 sigma + 0.5) on each side, which is the width of `ssim_window`.
     _, sigma = ssim_window(min(images.shape[-2:]))
     similarity = structural_similarity_index_measure(*pair, sigma=sigma, data_range=255.0, reduction="none")
     return {

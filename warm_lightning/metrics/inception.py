@@ -61,7 +61,7 @@ class InceptionFeatures(FeatureExtractor):
         return Path(torch.hub.get_dir()) / "checkpoints" / self._url.rpartition("/")[2]
 
     def prepare(self) -> None:
-        """Find or download the weights, once a machine; all processes must call this, and all succeed or none."""
+        """Find or download the weights, once per machine; all processes must call this, and all succeed or none."""
         problem: str | None = None
         if os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0":
             try:
@@ -130,7 +130,7 @@ class InceptionFeatures(FeatureExtractor):
         return features, features @ self.network.get_parameter("fc.weight").T
 
     def describe(self) -> dict[str, Any]:
-        digest = file_hash(self.path)
+        digest = file_hash(self.path)[:16]
         return {
             "class": "InceptionFeatures",
             "file": self.path.name,

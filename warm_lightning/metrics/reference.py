@@ -26,10 +26,10 @@ from warm_lightning.rng import key
 from warm_lightning.spectral import full_precision
 
 LARGE = 1 << 18
-"""Images whose features are kept all, which are 2 GB of Inception's; LSUN-bedroom has three million."""
-AT_ONCE = 1 << 16
-"""Images whose features are held at once."""
-CHUNK = 4096
+"""The largest number of images whose features are all kept: 2 GB of Inception's; LSUN-bedroom has three million."""
+READ_AT_ONCE = 1 << 16
+"""Images whose features are in memory at once."""
+SUMMED_AT_ONCE = 4096
 """Images whose features are in float64 at once."""
 DRAWN_AT_ONCE = 1024
 """Images whose pixels are in float32 at once, beside the Gaussian's draws."""
@@ -82,18 +82,18 @@ class Summariser:
         if room > 0:
             self.kept.append(features[:room])
         index = torch.arange(self.seen, self.seen + len(features)) * self.world_size + self.rank
-        for start in range(0, len(features), CHUNK):
-            rows = slice(start, start + CHUNK)
+        for start in range(0, len(features), SUMMED_AT_ONCE):
+            rows = slice(start, start + SUMMED_AT_ONCE)
             more = self._sums(features[rows], None if logits is None else logits[rows], index[rows])
             # Not in place: sums made in inference mode could then not be updated outside it.
-            self.sums = {k: {name: of[name] + more[k][name] for name in of} for k, of in self.sums.items()}
+            self.sums = {k: {n: tensors[n] + more[k][n] for n in tensors} for k, tensors in self.sums.items()}
         self.seen += len(features)
 
     def compute(self) -> Summary:
         """The summary of all images; at least 2."""
         sums = self.sums
         if self.world_size > 1:
-            sums = {k: {name: total(of[name]) for name in of} for k, of in sums.items()}
+            sums = {k: {n: total(tensors[n]) for n in tensors} for k, tensors in sums.items()}
         moments = sums[MOMENTS]
         return Summary(int(moments["count"]), Normal.from_sums(moments), self._first_features(), sums)
 
@@ -133,7 +133,8 @@ def whole_and_halves(
     alone, compared = [s for s in scores if s.whole_data], [s for s in scores if not s.whole_data]
     for features, logits in parts:
         if not summarisers:
-            summarisers = [Summariser(of, extractor, features, logits, limit) for of in (alone, compared, compared)]
+            chosen = (alone, compared, compared)
+            summarisers = [Summariser(scores, extractor, features, logits, limit) for scores in chosen]
         cut = max(0, count // 2 - seen)
         for summariser, rows in zip(summarisers, (slice(None), slice(cut), slice(cut, None)), strict=True):
             summariser.update(features[rows], None if logits is None else logits[rows])
@@ -179,7 +180,7 @@ def measure(
 
     def parts() -> Iterator[tuple[Tensor, Tensor | None]]:
         # In random order, or the first images of a folder would all be of its first classes.
-        for order in random_order(len(images), protocol.seed).split(AT_ONCE):
+        for order in random_order(len(images), protocol.seed).split(READ_AT_ONCE):
             features, logits = extraction.extract(images, order, "reference features")
             if len(images) <= LARGE:
                 kept.append(features)

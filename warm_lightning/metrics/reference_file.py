@@ -93,21 +93,21 @@ def read_statistics(
     )
     arrays = _read(path)
     normal = _normal(path, arrays["mu"], arrays["sigma"], extraction)
-    source = f"{path.name} (sha256 {file_hash(path)})"
+    source = f"{path.name} (sha256 {file_hash(path)[:16]})"
     if "facts" not in arrays:
         return Reference(normal, source, protocol)
     facts = _facts(path, arrays["facts"])
-    here, there = extraction.extractor.identity(), facts["identity"]
-    different = [name for name in {**here, **there} if here.get(name) != there.get(name)]
+    current, stored = extraction.extractor.identity(), facts["identity"]
+    different = [name for name in {**current, **stored} if current.get(name) != stored.get(name)]
     check(
         not different,
         f"{path} was made with another extractor: {', '.join(different)} there "
-        f"{[there.get(name) for name in different]}, here {[here.get(name) for name in different]}: make it again",
+        f"{[stored.get(name) for name in different]}, here {[current.get(name) for name in different]}: make it again",
     )
     features, training = (
         _matrix(path, name, arrays, len(normal.mean), extraction) for name in ("features", "training")
     )
-    with _our_facts(path):
+    with _valid_facts(path):
         return Reference(
             normal,
             f"{facts['source']}, from {source}",
@@ -117,7 +117,7 @@ def read_statistics(
             features,
             training,
             facts["unseen"],
-            {end: _numbers(of) for end, of in facts["companions"].items()} if companions else {},
+            {end: _numbers(values) for end, values in facts["companions"].items()} if companions else {},
             tuple(map(int, facts["shape"])),
         )
 
@@ -127,11 +127,11 @@ def _numbers(values: dict[str, float | None]) -> dict[str, float]:
 
 
 @contextmanager
-def _our_facts(path: Path) -> Iterator[None]:
+def _valid_facts(path: Path) -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{path} has facts that are not ours: make it again with `warm reference-stats`") from error
+        raise UserError(f"{path}: its facts were not written by `warm reference-stats`: make the file again") from error
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
@@ -153,14 +153,14 @@ def _read(path: Path) -> dict[str, np.ndarray]:
 
 
 def _facts(path: Path, array: np.ndarray) -> dict[str, Any]:
-    with _our_facts(path):
+    with _valid_facts(path):
         facts = json.loads(array.item())
         version = facts["format_version"]
     check(
         version == FORMAT_VERSION,
         f"{path} has format {version}, this version reads {FORMAT_VERSION}: make it again with `warm reference-stats`",
     )
-    with _our_facts(path):
+    with _valid_facts(path):
         dict(facts["identity"])
     return facts
 

@@ -86,7 +86,8 @@ class Reference:
         held_out_count: number of images that were not trained on.
         features: float32 [min(count, max_neighbours), F], of images in random order; None where not known.
         training: float32 [count, F], of all images; None where not known, or too many (over 262,144 images).
-        unseen: mean distance to the nearest training image of images that were not trained on; as `training`.
+        unseen: the mean distance of images that were not trained on to their nearest training image; None where
+            `training` is.
         companions: scores of other images by the score's key, under "halves", "data" and "gaussian"; see `Score`.
         shape: C, H, W of the images; None where a file does not say.
     """
@@ -132,7 +133,9 @@ class Score(ABC):
     A subclass sets `key` and `better` and gives `compute`; the rest has defaults. Objects hold settings only, as
     attributes of the names of their arguments.
 
-    Beside a score stand its companions, the same score of other images, under its name with an ending:
+    Beside a score stand its companions, the same score of other images, under its name with an ending. They show how
+    good a score can be expected to be: a perfect model is about as good as the halves, and a model without any
+    structure as bad as the Gaussian.
 
     * `_halves`: one random half of the reference scored against the other. A Fréchet distance between finite sets is
       biased upwards by about 1/N for each of them: the halves' is about twice that of a perfect model with as many

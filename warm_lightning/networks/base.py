@@ -20,8 +20,8 @@ class Network(nn.Module, ABC):
         image_channels: channels of the images.
         label_dim: number of classes; 0 for an unconditional network.
         augment_dim: length of the vector that describes the augmentation of an image; 0 for none.
-        time_scale: the factor that a time from 0 to 1,000, as in DDPM, is multiplied by to suit the embedding of
-            c_noise.
+        time_scale: factor on a c_noise that is a time from 0 to 1,000 (`Preconditioning.time`), so that it fits the
+            network's embedding; 1 for DDPM's, 1e-3 for NCSN++'s.
     """
 
     time_scale: float = 1.0

@@ -112,8 +112,8 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     dropped = min(round(p * 2**16), 2**16 - 1)  # of the 2¹⁶ values of 16 bits
     bits = torch.empty(math.ceil(x.numel() / 4), dtype=torch.int64).random_(-(2**63), None)
     # All steps are in floating point and in x's order in memory, since booleans and gathers are slow.
-    kept = bits.view(torch.int16)[: x.numel()].as_strided(x.shape, x.stride())
-    mask = kept.to(torch.promote_types(x.dtype, torch.float32)).ge_(dropped - 2**15)
+    draws = bits.view(torch.int16)[: x.numel()].as_strided(x.shape, x.stride())
+    mask = draws.to(torch.promote_types(x.dtype, torch.float32)).ge_(dropped - 2**15)
     return x * mask.mul_(2**16 / (2**16 - dropped)).to(x.dtype)
 
 
@@ -186,7 +186,8 @@ def embed_levels(embedding: Embedding, c_noise: Tensor, c_blur: Tensor | None) -
 
     It is PE(c_noise) + reversed(PE(c_blur) - PE(0)), where `reversed` reverses the order of channels. For c_blur = 0 it
     is PE(c_noise) bit for bit, so that a hot model is an EDM model. Because the slow frequencies of one signal are
-    added to the fast ones of the other, different pairs (c_noise, c_blur) have different embeddings.
+    added to the fast ones of the other, different pairs (c_noise, c_blur) have different embeddings. The paper does not
+    say how the two embeddings are combined; this way is ours.
     """
     noise = embedding(c_noise)
     if c_blur is None:

@@ -28,8 +28,9 @@ class Process(ABC):
 
     Attributes:
         last: the largest clock reading that the process knows.
-        noise_variance: E z² of each coefficient of the noise z of formula F.
-        learned: the tensors that `learn` has made of the training images, kept in checkpoints; None before that.
+        noise_variance: the variance of each coefficient of z in formula F; 1 for normal noise.
+        learned: the tensors that `learn` has made of the training images, kept in checkpoints; {} (the default) for a
+            process that learns nothing, None for one that has not learned yet.
     """
 
     last: float = math.inf
@@ -41,7 +42,7 @@ class Process(ABC):
         """The level of sampling at a clock reading, [B] → [B]."""
 
     def nearest_path(self, alpha: float, beta: float) -> "Process":
-        """The process along the path nearest to (α, β), among the paths that a model of this process was trained on."""
+        """This process on the path nearest to (α, β), among the paths that its model was trained on."""
         return self
 
     def draw_level(self, clock: Tensor, draws: Draws) -> Level:
@@ -49,7 +50,10 @@ class Process(ABC):
         return self.level(clock)
 
     def scale(self, level: Level) -> Tensor:
-        """The factor on image and noise alike at a level, 1 for no scaling; [B]."""
+        """The factor c(t) on both the blurred image and the noise at a level, [B]; 1 for no scaling.
+
+        By default A = c·M_α and B = c·β.
+        """
         return torch.ones_like(level.clock)
 
     def gains(self, level: Level, like: Tensor) -> Gains:

@@ -1,4 +1,7 @@
-"""Blurring Diffusion (Hoogeboom & Salimans 2022) as its authors define it; in warm form it is `BlurringSchedule`."""
+"""Blurring Diffusion (Hoogeboom & Salimans 2022) with its authors' gains.
+
+`BlurringSchedule` is the same path in the warm family.
+"""
 
 import math
 
@@ -13,7 +16,9 @@ from warm_lightning.types import Gains, Level
 
 
 class BlurringDiffusion(Process):
-    """Blurring Diffusion: A = a_t·d_t, B = σ_t, a cosine noise schedule, from pure noise (Eqs. 25-27, Appendix A.1).
+    """Blurring Diffusion: A = a_t·d_t and B = σ_t with a cosine noise schedule (Eqs. 25-27, Appendix A.1 of its paper).
+
+    Sampling starts from pure noise.
 
     The clock is t in [0, 1]. The logarithmic signal-to-noise ratio is -2 ln tan θ_t with θ_t linear in t, so that
     a_t = cos θ_t and σ_t = sin θ_t. At the last level, t = 0, some noise is left: σ_0 = 0.0067.
@@ -55,7 +60,7 @@ class BlurringDiffusion(Process):
         return Gains(angle.cos().log() + self.log_damping(level, like), angle.sin())
 
     def log_damping(self, level: Level, like: Tensor) -> Tensor:
-        """The log of the blur's gain, ln d_t = ln((1 - d_min)·M + d_min) (Eq. 26), [B, 1, H, W]."""
+        """The log of the blur's gain, ln d_t = ln((1 - d_min)·M + d_min) (Eq. 26 of its paper), [B, 1, H, W]."""
         log_mask = log_blur_mask(level.alpha, like)
         if self.d_min == 0:
             return log_mask

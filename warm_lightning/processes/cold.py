@@ -16,7 +16,7 @@ from warm_lightning.rng import Draws
 from warm_lightning.spectral import dct
 from warm_lightning.types import Gains, Level
 
-GONE = 1e-6
+ERASED_GAIN = 1e-6
 """The gain below which a frequency counts as erased."""
 
 
@@ -55,7 +55,7 @@ class BlurredImages(Blur):
     """A process that starts sampling from random training images, blurred to the first level."""
 
     def learn(self, images: Iterable[Tensor]) -> dict[str, Tensor]:
-        """The low frequencies of the images, beyond which the first level's gain is below 1e-6."""
+        """The low frequencies of the images, beyond which the first level's gain is below `ERASED_GAIN`."""
         kept = []
         for batch in images:
             u0 = dct(batch.float())
@@ -64,8 +64,8 @@ class BlurredImages(Blur):
         return {"low_frequencies": torch.cat(kept)}
 
     def _visible(self, size: int) -> int:
-        """The number of frequencies i along an axis of `size` that the largest blur leaves, gain above 1e-6."""
-        return min(size, 1 + math.floor(math.sqrt(-2 * math.log(GONE)) * size / (math.pi * self.blur_max)))
+        """The number of frequencies i along an axis that the largest blur leaves with a gain above `ERASED_GAIN`."""
+        return min(size, 1 + math.floor(math.sqrt(-2 * math.log(ERASED_GAIN)) * size / (math.pi * self.blur_max)))
 
     def prior(self, normal: Tensor, level: Level, draws: Draws) -> Tensor:
         if (level.clock != self.last).any():
@@ -88,7 +88,7 @@ class BlurredImages(Blur):
 class IHDM(BlurredImages):
     """Inverse heat dissipation (Rissanen et al. 2023): A = M_{α_k} with constant noise B, from blurred images.
 
-    Written for images in [-1, 1]: their noise σ = 0.01 is for [0, 1].
+    `noise_level` is for images in [-1, 1]: the paper's 0.01 is for [0, 1], so it is 0.02 here.
 
     Args:
         steps: K, 200 for CIFAR-10.

@@ -1,4 +1,8 @@
-"""Diffusion in discrete steps that preserves the variance: DDPM, and the blur diffusion of Lee et al. (2022)."""
+"""Diffusion in discrete steps that preserves the variance: DDPM, and the blur diffusion of Lee et al. (2022).
+
+β_i and ᾱ_i are DDPM's here: the variance that step i adds, and the remaining signal power. The noise level β of a
+`Level` is √((1-ᾱ)/ᾱ).
+"""
 
 import math
 from abc import ABC, abstractmethod
@@ -65,7 +69,7 @@ class CosineSchedule(Schedule):
 
 
 class Table:
-    """A function of a clock, given at 0, 1, 2 … and linear in between."""
+    """A function of the clock that is given at whole numbers and linear between them."""
 
     def __init__(self, values: Tensor) -> None:
         self.values = values
@@ -127,7 +131,8 @@ class VariancePreserving(Process):
 class BlurRate(ABC):
     """The blur rate f: the blur of each step in units of the blur kernel (Lee et al. 2022, Appendix B); f(0) is 0.
 
-    The subclasses have different names for f(T), since a good value for one is far too much for another.
+    `QuarticRate.last` and `LogRate.final` are both f(T). The names differ so that --model.process.rate=LogRate does not
+    take over a value that was meant for the other class.
     """
 
     @abstractmethod
@@ -151,7 +156,7 @@ class QuarticRate(BlurRate):
 
 
 class LogRate(BlurRate):
-    """The logarithmic rate f(i) = f(T)·ln i/ln T, which blurs early (their Table 1).
+    """The logarithmic rate f(i) = f(T)·ln i/ln T, which blurs early (Lee et al. 2022, Table 1).
 
     Args:
         final: f(T) ≥ 0.

@@ -19,7 +19,10 @@ class Path(ABC):
 
     @abstractmethod
     def __call__(self, beta: Tensor) -> Tensor:
-        """The blur level α ≥ 0 in pixels at noise level β ≥ 0, [B] → [B]."""
+        """The blur level α ≥ 0 in pixels at noise level β ≥ 0, [B] → [B].
+
+        It must not fall with β, since `restoration` searches it by bisection.
+        """
 
     def draw(self, beta: Tensor, draws: Draws) -> Tensor:
         """The blur level of training at a noise level; it may be random."""
@@ -49,7 +52,7 @@ class PowerLaw(Path):
     """A power law α = bnr·β^exponent: the BNR depends on the noise level, and is `bnr` at β = 1.
 
     For a spectrum S = c/λˢ and an exponent of 1/s, the blur attenuates the signal equally at every level where the
-    signal meets the noise (an extension of Section 4.4, which assumes s = 1).
+    signal meets the noise (an extension of Section 4.4, whose power law 1/f² is s = 1, since λ is a squared frequency).
     """
 
     def __init__(self, bnr: float = 0.5, exponent: float = 1.0) -> None:
@@ -142,10 +145,10 @@ class Hot(Warm):
 
 
 class PFGMpp(Hot):
-    """PFGM++ (Xu et al. 2023): EDM with heavier-tailed noise, β·z·√(D/χ²_D), one chi-square draw an image.
+    """PFGM++ (Xu et al. 2023): EDM with heavier-tailed noise, β·z·√(D/χ²_D), one chi-square draw per image.
 
-    In D extra dimensions this is the noise of an electric field at a distance r = β√D from the data, with the norm
-    that the paper draws by a Beta law. The limit D → ∞ is EDM.
+    It is Student's t noise with D degrees of freedom: PFGM++'s perturbation kernel in D extra dimensions at r = β√D,
+    whose norm the paper draws by a Beta distribution. The limit D → ∞ is EDM.
 
     Args:
         extra_dims: D ≥ 1; the paper uses 128 and 2048 for CIFAR-10, and 128 for FFHQ.

@@ -15,11 +15,12 @@ class Multistep(StepRule):
 
         u_s = B_s/B_t·u_t + B_s ∫ x̂0 e^ℓ dℓ   from ℓ_t to ℓ_s,
 
-    where x̂0 is extrapolated by a polynomial through its values at the last `order` levels. One network call a step:
+    where x̂0 is extrapolated by a polynomial through its values at the last `order` levels. One network call per step:
     NFE N, where Heun's rule takes 2N - 1.
 
     The published 2M and 3M use polynomials in ℓ. Here the variable is the number of the step, the same for all
-    frequencies: with blur, a step of a frequency may be thousands long in ℓ, where a polynomial in ℓ means little.
+    frequencies: with blur, one step can change ℓ of a high frequency by thousands, and a polynomial in ℓ would be of no
+    use.
     Nothing is divided by the length of a step, so churn, or a frequency at which nothing changes, is harmless; a step
     that is shorter than the grid's counts as a whole one, which only costs accuracy.
 
@@ -52,11 +53,12 @@ class Multistep(StepRule):
         return moved if step.last or len(step.history) == 1 else moved + self.continuation(step.history, step.target)
 
     def continuation(self, history: list[tuple[Gains, Tensor]], target: Gains) -> Tensor:
-        """The integral B_s ∫ (x̂0 - x̂0_t) e^ℓ dℓ for the polynomial through the values of a history, [B, C, H, W].
+        """The correction of Euler's step: B_s ∫ (x̂0 - x̂0_t) e^ℓ dℓ for the polynomial through a history, [B, C, H, W].
 
-        With q from 0 at t to 1 at s, and backward differences ∇ and ∇², x̂0 - x̂0_t is q∇x̂0 + q(q+1)/2·∇²x̂0. The weight
-        B_s e^ℓ dℓ has the mass A_s (1 - e^-h). Order 2 takes its mean q for 1/2, as Lu et al. do; order 3 takes it for
-        1/2 + κ/12, κ being the slope of the weight's logarithm over the step, and the mean of q(q+1)/2 for 5/12.
+        With q from 0 at t to 1 at s, and backward differences ∇ and ∇², x̂0 - x̂0_t is q∇x̂0 + q(q+1)/2·∇²x̂0. Over a step
+        the weight B_s e^ℓ dℓ integrates to A_s (1 - e^-h), and its mean of q is 1/2 if it is even. Order 2 uses 1/2, as
+        Lu et al. do. Order 3 uses 1/2 + κ/12, where κ is the slope of the logarithm of the weight over the step, and
+        5/12 for the mean of q(q+1)/2.
 
         Args:
             history: gains and x̂0 at two or three levels, the present one last.
@@ -84,9 +86,10 @@ def mass(source: Gains, target: Gains) -> Tensor:
 
 
 def slope(before: Gains, here: Gains, target: Gains) -> Tensor:
-    """The slope κ of ln(e^ℓ ℓ') over a step, ℓ' + ℓ''/ℓ', by differences: h + (h - h1)/h, with h1 the previous step.
+    """The slope κ of ln(e^ℓ ℓ') over a step, ℓ' + ℓ''/ℓ', by differences h + (h - h1)/h, with h1 the previous step.
 
-    Each term is limited to 1, for steps so long that the differences mean nothing; the weight is then even.
+    Both terms are limited, since differences mean little for long steps: h/(1 + h) stands for h, with which it agrees
+    for short steps and stays below 1 for long ones, and the second term is clamped to [-1, 1].
     """
     h, h1 = half_log_snr(target) - half_log_snr(here), half_log_snr(here) - half_log_snr(before)
     tiny = torch.finfo(h.dtype).tiny  # for frequencies at which nothing changes

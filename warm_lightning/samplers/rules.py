@@ -77,7 +77,8 @@ def step_ratio(source: Gains, target: Gains) -> Tensor:
 def split_noise(source: Gains, target: Gains, eta: float) -> tuple[Tensor, Tensor]:
     """The noise gain of level s, split into the part kept from u_t and the part drawn afresh.
 
-    σ is η times that of the Markov posterior, per frequency: σ² = η² B_s²/B_t² (B_t² - (A_t/A_s)² B_s²).
+    σ is η times that of the Markov posterior, per frequency: σ² = η² B_s²/B_t² (B_t² - (A_t/A_s)² B_s²). It is the σ_t
+    of Eq. 5; for η = 1 see Song et al. 2021, Eq. 16.
 
     Returns:
         √(B_s² - σ²) and σ.
@@ -168,7 +169,9 @@ class Heun(Interpolating):
 
 
 class Direct(StepRule):
-    """The estimated image, degraded again to the next level: u_s = A_s∘clean + δz.
+    """Degrades the estimated image to the next level: u_s = A_s∘clean + δz.
+
+    It rebuilds the state, as these authors do; for two branches that disagree use Euler.
 
     With δ = 0 this is Cold Diffusion's Algorithm 1 (Bansal et al. 2022); with δ > 0 and `LessBlurred` it is inverse
     heat dissipation (Rissanen et al. 2023, Eq. 8), which needs every step of the chain.
@@ -200,7 +203,7 @@ class Momentum(StepRule):
 
 
 class ReverseDiffusion(StepRule):
-    """A step of the reverse-time SDE (Song et al. 2021b, Algorithm 2; Lee et al. 2022, Eq. 12, with its missing root).
+    """A step of the reverse-time SDE (Song et al. 2021b, Algorithm 2; Lee et al. 2022, Eq. 12, which prints b for √b).
 
     u_s = (2 - √a)∘u_t - b/B_t∘noise + √b z for each frequency, with √a = A_t/A_s and b = B_t² - a B_s² of the
     forward step; without z on the last step. It differs from ancestral sampling at second order in b.

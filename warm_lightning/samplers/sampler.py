@@ -60,7 +60,9 @@ class PowerGrid(Grid):
 
 
 class EvenGrid(Grid):
-    """A grid with evenly spaced clock readings from `first` to 0: every step of a discrete process, or fewer.
+    """A grid of clock readings that are evenly spaced from `first` to 0.
+
+    With whole numbers it holds every step of a discrete process, or every second, every third and so on.
 
     Args:
         steps: N; less than `first` leaves out levels of a discrete process.
@@ -82,7 +84,7 @@ class EvenGrid(Grid):
 
 
 Watch = Callable[[Tensor, Level], None]
-"""Called with u and its level at every level."""
+"""A function that a sampler calls at every level with the state u [B, C, H, W] and the level."""
 
 
 class Churn:
@@ -186,7 +188,7 @@ class Sampler:
 
     @property
     def nfe(self) -> int:
-        """Network calls for an image, without guidance."""
+        """Network calls per image, without guidance."""
         return self.rule.evaluations(len(self.grid.clocks()) - 1)
 
     def __call__(
@@ -217,7 +219,7 @@ class Sampler:
         draws: Draws,
         watch: Watch | None = None,
     ) -> Tensor:
-        """The loop of every sampler: from u at the first of some levels to the last."""
+        """Run the step rule over the given levels, from u at the first one, in sampling and in restoration."""
         if self.estimate_transform:
             estimator = self.estimate_transform(estimator, process)
         history: list[tuple[Gains, Tensor]] = []
