@@ -14,7 +14,7 @@ COMPARE_full := --budget paper
 BUDGET ?= small
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo compare ablation-bnr test lint format docs audit bench gpu-check clean
+.PHONY: help setup demo compare ablation-bnr test quick lint format docs audit bench gpu-check clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 14
@@ -44,8 +44,11 @@ compare: setup  ## train, sample and score every system on digits: under an hour
 ablation-bnr: setup  ## the BNR sweep: on digits under 45 minutes on two CPU cores; DATA=cifar10 BUDGET=paper for the paper's
 	$(BIN)/python -m experiments run experiments/papers/ablation_bnr.yaml --data $(or $(DATA),digits) --budget $(BUDGET) $(if $(or $(filter digits,$(or $(DATA),digits)),$(filter command,$(origin JOBS))),--jobs $(JOBS)) $(ARGS)
 
-test: setup  ## run all tests that need no GPU, JOBS at a time (under 12 minutes on two cores)
+test: setup  ## run all tests that need no GPU, JOBS at a time (about 7 minutes on two cores)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m 'not gpu' $(ARGS)
+
+quick: setup  ## run the tests of mathematics, units and imports, without training (under a minute on two cores)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m quick $(ARGS)
 
 lint: setup  ## ruff and mypy
 	$(BIN)/ruff check .

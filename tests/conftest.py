@@ -1,45 +1,78 @@
-"""Where the tests find what is not in the repository, and what they share."""
+"""Fixtures that tests of several files share, files outside of the repository, and the order of the tests."""
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-from pretend import Pretend
 from small import SMALL, here
 
-from experiments import run as runner
+if TYPE_CHECKING:
+    from pretend import Pretend
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED = REPOSITORY.parent / "shared"
 
 LONG = [
-    "test_strategies",
-    "test_every_system",
+    "test_determinism",
     "test_experiment_files",
     "test_documents",
-    "test_restore",
-    "test_scored_runs",
-    "test_rounds",
-    "test_determinism",
-    "test_seed_contract",
-    "test_experiments",
-    "test_describe",
-    "test_drift",
-    "test_likelihood",
-    "test_data_killed",
     "test_full_size",
-    "test_network_memory",
-    "test_pickle_memory",
+    "test_benchmarks",
+    "test_strategies",
+    "test_every_system",
+    "test_scores",
+    "test_samplers",
+    "test_seed_contract",
+    "test_rounds",
     "test_runner_jobs",
-    "test_reproduction",
-    "test_edm_arrays",
+    "test_restore",
+    "test_configurations",
     "test_checkpoints",
+    "test_cli",
+    "test_export",
+    "test_ema_posthoc",
+    "test_network_memory",
+    "test_networks",
 ]
-"""Files that take half a minute and more."""
+"""Files that take ten seconds of a processor and more, the longest first."""
+
+QUICK = {
+    "test_architecture",
+    "test_augment",
+    "test_blurring",
+    "test_churn",
+    "test_cold_processes",
+    "test_ddpm",
+    "test_edm_arrays",
+    "test_hot_is_a_point",
+    "test_layers",
+    "test_networks",
+    "test_paired",
+    "test_parameterizations",
+    "test_pfgmpp",
+    "test_pickles",
+    "test_preconditioning",
+    "test_process_oracles",
+    "test_processes",
+    "test_samplers",
+    "test_spectral",
+    "test_variance_preserving",
+}
+"""Files that are marked `quick`: mathematics, units and imports, without a training run or a subprocess."""
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With `-m quick`, leave other files out before their imports, which take seconds."""
+    others = collection_path.suffix == ".py" and collection_path.stem not in QUICK
+    return True if others and config.option.markexpr == "quick" else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long files first, or one process would be left alone with the last of them (with --no-loadscope-reorder)."""
+    """Mark the quick files; put the long ones first, or one process would be left alone with the last of them."""
+    for item in items:
+        if item.path.stem in QUICK:
+            item.add_marker("quick")
     items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
 
 
@@ -61,8 +94,12 @@ def reference_dir() -> Path:
 
 
 @pytest.fixture
-def pretend(monkeypatch: pytest.MonkeyPatch) -> Pretend:
-    """What experiments run with, in place of processes."""
+def pretend(monkeypatch: pytest.MonkeyPatch) -> "Pretend":
+    """The executor of experiments, which writes files in place of running processes."""
+    from pretend import Pretend
+
+    from experiments import run as runner
+
     executor = Pretend()
     monkeypatch.setattr(runner, "choose_executor", lambda options: executor)
     return executor

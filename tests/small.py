@@ -4,10 +4,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from warm_lightning.cli import main
-from warm_lightning.data import ImageDataModule
 from warm_lightning.targets import ReferenceBatch
+
+if TYPE_CHECKING:
+    from warm_lightning.data import ImageDataModule
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DIGITS = REPOSITORY / "configs" / "digits.yaml"
@@ -61,6 +64,6 @@ def warm(*arguments: str, cwd: Path, timeout: float = 300, **extra: str) -> subp
     )
 
 
-def reference_batch(data: ImageDataModule, seed: int, count: int) -> ReferenceBatch:
+def reference_batch(data: "ImageDataModule", seed: int, count: int) -> ReferenceBatch:
     """Reference images of a data set, as training gets them when it begins."""
     return ReferenceBatch(data.train_images(), data.xflip, seed, count)

@@ -1,4 +1,4 @@
-"""What the tests of solvers share."""
+"""A spectrum and levels that the tests of solvers share."""
 
 import torch
 from torch import Tensor

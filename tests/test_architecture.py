@@ -1,4 +1,4 @@
-"""The shape of the package and of experiments: who imports whom, and that configurations fit the code."""
+"""The imports between modules of the package and of experiments."""
 
 import ast
 from collections.abc import Mapping
@@ -6,11 +6,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
-import torch
-import yaml
 from small import REPOSITORY
-
-from warm_lightning import load_config
 
 # These know no diffusion: of the rest of the package they import the vocabulary and each other as stated.
 FREE_OF_DIFFUSION = {"networks": set(), "data": set(), "augment": set(), "metrics": {"data"}}
@@ -40,7 +36,7 @@ def imports(name: str, known: Mapping[str, Path]) -> set[str]:
 
 
 def rooms(graph: Mapping[str, set[str]]) -> dict[str, set[str]]:
-    """The same arrows between rooms: a folder or a file directly below the package or experiments is one room."""
+    """The imports between rooms: a folder or a file directly below the package or experiments is one room."""
     found: dict[str, set[str]] = {}
     for module, others in graph.items():
         arrows = found.setdefault(room(module), set())
@@ -98,46 +94,3 @@ def test_parts_that_know_no_diffusion(name: str) -> None:
     assert members
     for module in members:
         assert {room(other).rpartition(".")[2] for other in GRAPH[module]} <= allowed, module
-
-
-CONFIGS = sorted((REPOSITORY / "configs").glob("*.yaml"))
-OVERLAYS = sorted((REPOSITORY / "configs" / "method").glob("*.yaml"))
-
-
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
-def test_every_configuration_builds(config: Path) -> None:
-    module, data = load_config(config)
-    assert module.network.branches == len(module.model().parameterization.names)
-    # What the file sets has arrived: no key of it was dropped on the way.
-    stated = yaml.safe_load(config.read_text())
-    assert data.batch_size == stated["data"]["init_args"]["batch_size"]
-    assert module.duration == int(float(stated["model"].get("duration", 200e6)))
-
-
-@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.stem)
-def test_every_overlay_combines(overlay: Path) -> None:
-    module, _ = load_config([REPOSITORY / "configs" / "digits.yaml", overlay])
-    stated = yaml.safe_load(overlay.read_text())["model"]
-    process = stated["process"] if isinstance(stated["process"], str) else stated["process"]["class_path"]
-    assert type(module.model().process).__name__ == process
-    assert type(module.model().parameterization).__name__ == stated["parameterization"]
-    assert module.network.branches == len(module.model().parameterization.names)
-
-
-@pytest.mark.parametrize("config", ["cifar10_cond", "ffhq64"])
-@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.stem)
-def test_every_overlay_combines_at_full_size(overlay: Path, config: str) -> None:
-    # The network's size is no matter here, and takes seconds to make.
-    small = {"model.network.model_channels": 8, "model.network.num_blocks": 1, "model.network.attn_resolutions": []}
-    module, _ = load_config([REPOSITORY / "configs" / f"{config}.yaml", overlay], small)
-    model = module.model()
-    c = model.preconditioning(model.process.level(model.clock_law.quantile(torch.tensor([0.0, 0.5, 1 - 1e-6]))))
-    told = c.noise * (module.network.time_scale if model.preconditioning.time else 1)
-    # What the network is told suits its embedding: ln β/4, or a time of up to 1,000, a thousandth for Fourier features.
-    assert told[2] == pytest.approx(1000 * module.network.time_scale, rel=0.01) or told.abs()[1:].max() < 2
-
-
-def test_no_configuration_repeats_a_default() -> None:
-    """Overlays hold only differences: none of the data sets' settings."""
-    for overlay in OVERLAYS:
-        assert set(yaml.safe_load(overlay.read_text())) == {"model"}

@@ -17,7 +17,7 @@ NONE = {"x_coin": 0.9, "y_coin": 0.9, "turn": 0.5, "axis": 0.5, "axis_coin": 0.9
 
 
 class Fixed(Draws):
-    """The same draws for each image of a batch of a given size: those of `NONE` but for some."""
+    """Equal draws for each image of a batch: those of `NONE`, except for the given ones."""
 
     def __init__(self, size: int = 1, normals: tuple[float, ...] = (0, 0, 0, 0), **changes: float) -> None:
         assert set(changes) <= set(NONE)

@@ -150,7 +150,7 @@ def test_outputs_that_mean_something_else_are_refused(hot: Path, tmp_path: Path)
 SIGMA = {"class_path": "warm_lightning.preconditioning.EDMPreconditioning", "init_args": {"sigma_data": 0.9}}
 
 
-def test_what_means_nothing_may_differ(hot: Path) -> None:
+def test_settings_without_effect_may_differ(hot: Path) -> None:
     changes = {"dropout": 0.3, "activation_checkpointing": True, "attn_resolutions": [4, 64]}
     start = {f"model.network.{name}": value for name, value in changes.items()}
     load_config(DIGITS, {**NETWORK, **start, "model.init_from": str(last(hot))})
@@ -163,7 +163,7 @@ def test_two_branches_do_not_fit_into_one(hot: Path, tmp_path: Path) -> None:
 
 
 def test_a_started_run_goes_on_without_the_file(hot: Path, tmp_path: Path) -> None:
-    """The same bits as straight through, and the file is needed neither to resume nor to sample."""
+    """Resumed weights equal those of an uninterrupted run; the file is needed neither to resume nor to sample."""
     start = tmp_path / "start.ckpt"
     start.write_bytes(last(hot).read_bytes())
     run = ["fit", *SMALL, f"--model.init_from={start}", "--ckpt_path=last"]

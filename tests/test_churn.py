@@ -89,7 +89,7 @@ def test_churned_samples_have_the_datas_variance(rule: StepRule) -> None:
 
 @pytest.mark.parametrize("options", [{"churn": Churn(churn=0.0)}, {"estimate_transform": EpsilonScaling(b=1.0)}])
 @pytest.mark.parametrize("rule", [Heun(), Multistep(3), Euler(eta=0.5)])
-def test_what_is_off_changes_no_bit(rule: StepRule, options: dict) -> None:
+def test_options_that_are_off_change_no_bit(rule: StepRule, options: dict) -> None:
     process, start = Warm(), SeedStreams([5]).normal(1, 8, 8, dtype=torch.float64)
     oracle = GaussianOracle(power_law(8), process)
     a, b = (Sampler(PowerGrid(6), rule, **o)(oracle, process, start, SeedStreams([5])) for o in ({}, options))

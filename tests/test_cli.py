@@ -219,7 +219,7 @@ def test_a_finished_run_has_nothing_to_do(run: Path) -> None:
     assert before["global_step"] == after["global_step"] > 0
 
 
-def test_what_is_typed_wins_over_the_checkpoint(run: Path, tmp_path: Path) -> None:
+def test_options_override_the_checkpoint(run: Path, tmp_path: Path) -> None:
     generate = ["generate", f"--ckpt_path={run / 'checkpoints' / 'last.ckpt'}", "--seeds=0"]
     here(*generate, f"--outdir={tmp_path / 'a'}")
     here(*generate, f"--outdir={tmp_path / 'b'}", "--steps=2")

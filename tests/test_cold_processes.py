@@ -75,7 +75,7 @@ def test_ihdm_trains_towards_the_image_a_step_less_blurred(k: int) -> None:
 
 
 @pytest.mark.parametrize("k", [1, 2, 160, 200])
-def test_ihdms_step_is_what_the_network_says_and_noise(k: int) -> None:
+def test_ihdms_step_is_the_output_of_the_network_plus_noise(k: int) -> None:
     """x ← f(x) + δz, and f(x) last. What f says of frequencies of which nothing can be left (M < 1e-154) is taken for
     the error that it is."""
     process, x, f, z = IHDM(), noise(2, 1, 8, 8), noise(2, 1, 1, 8, 8, seed=1), noise(2, 1, 8, 8, seed=2)
@@ -139,7 +139,7 @@ def test_blurred_images_are_known_at_the_first_level_alone(process: Process) -> 
 
 
 @pytest.mark.parametrize("process", [IHDM(), SoftDiffusion(), ColdDiffusion()])
-def test_what_must_learn_and_has_not_says_so(process: Process) -> None:
+def test_processes_that_have_not_learned_are_refused(process: Process) -> None:
     with pytest.raises(UserError, match=f"^{type(process).__name__} .*has seen none: train it") as error:
         process.prior(noise(1, 1, 8, 8), process.level(clocks(process.last)), SeedStreams([0]))
     assert "\n" not in str(error.value)

@@ -1,4 +1,4 @@
-"""Image sets: what is read is what was written, whatever it is stored in."""
+"""Image sets in folders, zips and LMDBs give the pixels and classes that were written."""
 
 import io
 

@@ -66,7 +66,7 @@ def test_a_run_that_is_killed_leaves_no_workers_and_no_name_and_the_next_one_wri
     assert len(ImageFolder(str(target)).train_images()) == 1
 
 
-def test_two_at_once_are_one_too_many_and_sigterm_tidies_up(tmp_path, capsys, large, small):
+def test_a_second_conversion_is_refused_and_sigterm_removes_the_partial_file(tmp_path, capsys, large, small):
     target = tmp_path / "set.zip"
     with converting(large, target, workers=1) as run:
         assert main(["dataset", small, str(target), "--workers=0"]) == 2
@@ -82,7 +82,7 @@ def test_two_at_once_are_one_too_many_and_sigterm_tidies_up(tmp_path, capsys, la
 
 
 @pytest.mark.parametrize("links", [True, False])
-def test_what_appears_meanwhile_is_not_replaced(tmp_path, monkeypatch, links):
+def test_a_file_that_appears_meanwhile_is_not_replaced(tmp_path, monkeypatch, links):
     def link(source: Path, target: Path) -> None:
         raise PermissionError(errno.EPERM, "Operation not permitted")  # what FAT says
 

@@ -219,7 +219,7 @@ def test_other_archives_are_refused(tmp_path, capsys):
     assert "not CIFAR-10's archive" in refusal(capsys, new, str(tmp_path / "other.tar.gz"), str(new / "set.zip"))
 
 
-def test_what_cannot_be_made_is_refused_before_anything_is_read(tmp_path, capsys, monkeypatch):
+def test_impossible_targets_are_refused_before_reading(tmp_path, capsys, monkeypatch):
     source = store(tmp_path, {f"{i}.png": encode(pixels(8 + i)[:8]) for i in range(3)}, "zip")
     new = tmp_path / "new"
     target = str(new / "set.zip")

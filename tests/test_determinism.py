@@ -174,7 +174,7 @@ def test_the_notebook_makes_the_programs_images(straight: Path, tmp_path: Path) 
         assert torch.equal(read_png(tmp_path / f"{seed:06d}.png"), image)
 
 
-def test_interrupting_saves_and_says_130(tmp_path: Path) -> None:
+def test_ctrl_c_saves_and_exits_with_130(tmp_path: Path) -> None:
     arguments = fit(tmp_path, "--model.duration=1e6", "--checkpoints.every=0")
     process = subprocess.Popen(
         command(*arguments),

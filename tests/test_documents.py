@@ -61,7 +61,7 @@ def configs(arguments: list[str]) -> list[str]:
 
 
 class Reader:
-    """Somebody who does what a page says, in a folder of their own."""
+    """Runs the code blocks of a page in the current folder."""
 
     def __init__(self, trained: Path, reference_dir: Callable[[], Path]) -> None:
         self.trained = trained
@@ -74,7 +74,7 @@ class Reader:
             "a": lambda path: self.samples(path, "--eta=0"),
             "b": lambda path: self.samples(path, "--eta=0.5"),
         }
-        """What readers have before they come to a page, by its name there."""
+        """Functions that make the files that a page takes for granted, by their names on the page."""
 
     def samples(self, path: Path, *options: str) -> None:
         checkpoint = self.trained / "checkpoints" / "last.ckpt"
@@ -204,7 +204,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("page", CODE, ids=lambda page: page.stem)
-def test_a_page_does_what_it_says(
+def test_code_blocks_of_a_page_run(
     page: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -250,7 +250,7 @@ def test_the_readme_is_short() -> None:
 
 
 @pytest.mark.parametrize("page", TEXT, ids=lambda page: str(page.relative_to(REPOSITORY)))
-def test_what_a_page_names_exists(page: Path) -> None:
+def test_links_and_paths_of_a_page_exist(page: Path) -> None:
     text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
     for path in re.findall(r"\]\((?!https?:|#)([^)#\s]+)[^)]*\)", text):
         found = (page.parent / path).resolve()

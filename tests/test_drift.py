@@ -286,7 +286,7 @@ def test_the_command(ckpt: Path, tmp_path: Path) -> None:
         assert row[column] != pytest.approx(first_noise(ckpt, u, [(c + 1) % 10 for c in classes]), abs=1e-4)
 
 
-def test_what_the_user_gets_wrong(
+def test_wrong_arguments_are_errors_of_one_line(
     ckpt: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = ["drift", *CONDITIONAL, f"--ckpt_path={ckpt}", f"--outdir={tmp_path / 'out'}", "--accelerator=cpu"]

@@ -1,4 +1,4 @@
-"""Data sets in EDM's format: their classes are those of dataset.json, and nothing else's."""
+"""Data sets in EDM's format: classes come from dataset.json only."""
 
 import json
 from collections.abc import Callable
@@ -67,7 +67,7 @@ def test_cifar10_in_edms_format(tmp_path, kind):
     assert data.held_out_images().labels.tolist() == [3, 8]
 
 
-def test_what_is_not_ffhq(tmp_path, kind):
+def test_images_that_are_not_ffhq_are_refused(tmp_path, kind):
     for name in ("small", "grey"):
         (tmp_path / name).mkdir()
     small = store_edm(tmp_path / "small", [pixels(32)], None, kind)

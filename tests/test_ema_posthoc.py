@@ -176,7 +176,9 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return line
 
 
-def test_what_cannot_be_rebuilt(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_widths_that_cannot_be_reconstructed_are_refused(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = str(tmp_path / "out.ckpt")
     assert "--posthoc_ema.sigma_rel" in refusal(capsys, "ema", str(tmp_path), out, "0.1")
     assert "--images 100" in refusal(capsys, "ema", str(run), out, "0.1", "--images=100")

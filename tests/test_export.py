@@ -93,7 +93,7 @@ def test_what_is_there_is_left_alone(run: Path, exported: Path, capsys: pytest.C
     assert contents(exported) == before
 
 
-def test_card_says_what_there_is_to_know(run: Path, exported: Path) -> None:
+def test_card_describes_model_training_and_scores(run: Path, exported: Path) -> None:
     card = (exported / "README.md").read_text()
     scores = json.loads((run / "scores.json").read_text())
     parameters = sum(p.numel() for p in load_checkpoint(exported).model().network.parameters())

@@ -303,7 +303,7 @@ def test_imported_modules_of_other_weights_are_other_extractors():
         (f"{__name__}:NOT_A_MODULE", "gives a int"),
     ],
 )
-def test_what_cannot_be_imported_is_named(module, message):
+def test_import_errors_name_the_module(module, message):
     with pytest.raises(UserError, match=message):
         ImportedFeatures(module, "x")
 

@@ -1,4 +1,4 @@
-"""What must hold on a GPU: run by `make gpu-check`, left out of `make test` by -m "not gpu".
+"""Tests on a GPU: run by `make gpu-check`, left out of `make test` by -m "not gpu".
 
 WARM_TEST_DEVICE=cpu runs the same code on a CPU, where most of it holds trivially: so it cannot rot unseen.
 """
@@ -50,7 +50,7 @@ def _exact_float32_and_determinism(monkeypatch: pytest.MonkeyPatch) -> Iterator[
 
 
 def module_on(device: str, dtype: torch.dtype = torch.float32) -> DiffusionModule:
-    """The same one each time. Unlike a fresh one, its network says something: no layer is nearly 0."""
+    """A model with fixed random weights; unlike in a fresh one, no layer of its network is nearly 0."""
     network = partial(
         DDPMpp,
         resolution=16,

@@ -21,7 +21,7 @@ NAMES = {"cpu": "cpu", "cuda": "gpu"}
         ("bits", ["--num_images=4", "--steps=4", "--split=train"], ["bpd", "standard_error"]),
     ],
 )
-def test_they_are_those_of_the_cpu(
+def test_analyses_equal_those_of_the_cpu(
     command: str, options: list[str], values: list[str], learned_ckpt: Path, tmp_path: Path
 ) -> None:
     """Draws are the same on every device, and states are float64: what differs is the network's rounding."""

@@ -1,4 +1,4 @@
-"""Grids, laws and processes that do not fit together are refused; what comments and pictures say of them holds."""
+"""Grids, laws and processes that do not fit together are refused; comments of overlays about grids are true."""
 
 import re
 import shlex
@@ -49,7 +49,7 @@ def test_a_schedule_that_leaves_something_of_the_image_is_refused() -> None:
     VariancePreserving(LinearSchedule(100, last=0.2))
 
 
-def test_steps_may_be_as_long_as_what_is_said_reaches() -> None:
+def test_steps_may_be_as_long_as_the_estimate_reaches() -> None:
     check_grid(IHDM(), LessBlurred(), EvenGrid(200, 200))
     check_grid(VariancePreserving(), Epsilon(), EvenGrid(10, 1000))
     with pytest.raises(UserError, match="200, the whole chain"):
@@ -76,7 +76,7 @@ def test_what_the_comments_of_overlays_recommend_does_what_they_say() -> None:
     assert ends == {"ddpm": 1, "progressive_deblurring": 2}
 
 
-def test_what_is_learned_of_images_is_all_that_is_kept() -> None:
+def test_only_learned_tensors_are_kept_of_images() -> None:
     learned = SoftDiffusion(blur_max=24.0).learn([torch.randn(50, 3, 32, 32)])["low_frequencies"]
     assert learned.untyped_storage().nbytes() == learned.numel() * 4
 

@@ -147,7 +147,7 @@ def in_process(rank: int, folder: Path) -> None:
     dist.destroy_process_group()
 
 
-def test_the_first_process_downloads_and_all_hear_of_it(tmp_path):
+def test_the_first_process_downloads_and_all_get_the_error(tmp_path):
     spawn(in_process, tmp_path)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert first == second

@@ -1,4 +1,4 @@
-"""LMDB databases as LSUN's: what is read, in which processes, and what a damaged one does."""
+"""LMDB databases such as LSUN's: reading, several processes, and damaged files."""
 
 import os
 import random

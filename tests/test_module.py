@@ -1,4 +1,4 @@
-"""The LightningModule: Algorithm 1, the recipe, and what the log says of it."""
+"""The LightningModule: Algorithm 1, the optimizer settings and the log."""
 
 import json
 import math

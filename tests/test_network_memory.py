@@ -1,4 +1,4 @@
-"""What saves memory or time changes no number: activation checkpointing and channels-last order."""
+"""Activation checkpointing and channels-last order change no number."""
 
 import copy
 
@@ -28,7 +28,7 @@ def step(network: Network, given: dict[str, Tensor], seed: int = 3) -> tuple[Ten
 
 
 def twins(family: type[Network], **changes: object) -> tuple[Network, Network]:
-    """The same network in training, without and with activation checkpointing."""
+    """A network in training mode, without and with activation checkpointing."""
     plain = small(family, dropout=0.1, **changes).train()
     saving = small(family, dropout=0.1, activation_checkpointing=True, **changes).train()
     saving.load_state_dict(plain.state_dict())

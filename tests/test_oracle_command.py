@@ -63,7 +63,7 @@ LIKE = torch.zeros(1, 1, 8, 8, dtype=torch.float64)
 
 
 def learned_variance(process: Process, noisy: bool) -> Tensor:
-    """Of normal images, blurred to the first level, with its noise or without."""
+    """The variance of normal images that are blurred to the first level, with or without its noise."""
     gains = gains_at(process, process.last, LIKE)
     return gains.signal.square() * SPECTRUM + gains.noise.square() * noisy
 
@@ -100,7 +100,7 @@ def test_variance_is_that_of_steps_taken_apart(
     ids=["multistep", "heun"],
 )
 def test_variance_is_that_of_samples(sampler: Sampler) -> None:
-    """Of rules with a memory, and churn, which the other route does not know."""
+    """The variance with multistep rules and churn, which the other computation cannot handle."""
     spectrum, count = power_law(4), 4000
     draws = SeedStreams(range(count))
     start = draws.normal(1, 4, 4, dtype=torch.float64)
@@ -139,7 +139,7 @@ def test_samplers_that_draw_have_no_ode() -> None:
 
 
 class Mixed(EstimateTransform):
-    """What it believes of a frequency it has seen in the next: linear, but not diagonal."""
+    """The estimate of a frequency depends on the next one: linear, but not diagonal."""
 
     def __call__(self, ask: Estimator, process: Process) -> Estimator:
         def mixed(u: Tensor, level: Level) -> Estimate:
@@ -158,7 +158,7 @@ class Mixed(EstimateTransform):
         (ColdDiffusion(), Sampler(EvenGrid(50, 50), Direct()), "no noise at 50"),
     ],
 )
-def test_what_has_no_exact_law_is_refused(process: Process, sampler: Sampler, message: str) -> None:
+def test_samplers_without_an_exact_law_are_refused(process: Process, sampler: Sampler, message: str) -> None:
     with pytest.raises(UserError, match=message):
         sample_law(SPECTRUM, process, sampler)
 

@@ -111,7 +111,7 @@ def test_single_precision_inverts_a_small_blur() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_what_is_gone_is_not_divided_by(dtype: torch.dtype) -> None:
+def test_no_division_by_gains_that_underflow(dtype: torch.dtype) -> None:
     """Finite, whatever a network says of frequencies of which the blur has left nothing."""
     x, process = X0.to(dtype), Warm(ConstantBNR(10))
     for parameterization in [*EXACT, InvertedBlur(), Epsilon()]:

@@ -28,7 +28,7 @@ def storage(tensor: torch.Tensor) -> torch.TypedStorage:
 
 
 def storage_of(*values: float, dtype: torch.dtype = torch.float32) -> bytes:
-    """What the storage of a tensor pickles as, by torch's own hand, as it stands in a snapshot."""
+    """A tensor's storage as torch pickles it in a snapshot."""
     _, (data,) = storage(torch.tensor(values, dtype=dtype)).__reduce__()
     return data
 

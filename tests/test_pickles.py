@@ -62,7 +62,7 @@ def nested(payload: Any) -> bytes:
 
 
 def nested_archive(payload: Any) -> bytes:
-    """The same, as a file of torch's own."""
+    """A snapshot whose tensor bytes are a file written by `torch.save`."""
     content = io.BytesIO()
     torch.save(payload, content)
     return pickle.dumps({"ema": Call(torch.storage._load_from_bytes, content.getvalue())})

@@ -99,7 +99,7 @@ def distances(u: Tensor) -> Tensor:
 
 
 def nearest(process: Process) -> Estimator:
-    """Who takes an image for the one that, blurred, is next to it: the dataset oracle where there is no noise."""
+    """The dataset oracle without noise: its estimate is the image whose blurred version is nearest."""
 
     def ask(u: Tensor, level: Level) -> Estimate:
         blurred = process.gains(level, u).signal * U0
@@ -151,7 +151,7 @@ def test_direct_lands_on_training_images(name: str) -> None:
         ("blurring", Euler(1.0), 1e-4),
     ],
 )
-def test_so_do_the_samplers_of_the_papers(name: str, rule: StepRule, bound: float) -> None:
+def test_samplers_of_the_papers_land_on_images(name: str, rule: StepRule, bound: float) -> None:
     process = PROCESSES[name]
     ask = nearest(process) if name == "cold" else DatasetOracle(U0, process)
     assert distances(sample(process, rule, ask, 100)).max() < bound
@@ -161,7 +161,7 @@ def test_so_do_the_samplers_of_the_papers(name: str, rule: StepRule, bound: floa
 
 
 def start_variance(process: Process) -> Tensor | None:
-    """Of processes that start from blurred images, which here are normal ones; with noise where there is some."""
+    """The final variance of processes that start from blurred normal images, with noise where the process has it."""
     if process.learned == {}:
         return None
     gains = gains_at(process, process.last, LIKE)
@@ -218,7 +218,7 @@ STEPS = {
     ("name", "t", "s"), [(name, *step) for names, steps in STEPS.items() for name in names for step in steps]
 )
 def test_ancestral_moments_are_the_exact_posteriors(name: str, t: float, s: float) -> None:
-    """Of u_s given u_t, for Gaussian data and the Markov chain u_t = r∘u_s + N(0, B_t² - r²B_s²), r = A_t/A_s.
+    """The posterior of u_s given u_t for Gaussian data, with u_t = r∘u_s + N(0, B_t² - r²B_s²) and r = A_t/A_s.
 
     By conditioning in the joint law of (u_s, u_t): its mean is r v_s/v_t u_t, its variance v_s - r²v_s²/v_t, of which
     what is not known of u_0, A_s(1 - r²B_s²/B_t²)∘(u_0 - û_0), is no matter of the step.

@@ -77,7 +77,7 @@ def test_a_level_of_the_path_is_found_again(process: Process, grid: Grid, readin
         torch.testing.assert_close(found.clock, clock, rtol=1e-6, atol=0)
 
 
-def test_what_is_beside_the_path_is_not_found() -> None:
+def test_levels_beside_the_path_are_refused() -> None:
     first = POWER.clocks()[:1]
     assert find_level(Warm(ConstantBNR(0.5)), first, 0.504, 1.0) is not None  # within 1 %
     for alpha, beta in [(0.51, 1.0), (0.5, 1.05), (0.0, 1.0), (0.5, 0.0), (50.0, 100.0)]:
@@ -117,7 +117,7 @@ def test_a_level_that_the_model_does_not_know_is_refused_with_those_that_it_know
         assert word in str(error.value)
 
 
-def test_a_model_of_the_plane_goes_straight_home() -> None:
+def test_restoring_with_a_model_of_the_plane() -> None:
     start = start_at(Warm(RandomBNR(0.0, 2.0, bnr=0.5)), POWER, 1.2, 1.0)
     levels = start.levels(POWER)
     for level in levels[:-1]:

@@ -34,7 +34,7 @@ def held_out() -> Tensor:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, held_out: Tensor) -> Path:
-    """The same as files."""
+    """The held-out images as PNG files."""
     root = tmp_path_factory.mktemp("clean")
     for k, image in enumerate(held_out):
         write_png(root / ("even" if k % 2 == 0 else "odd") / f"digit {k}.png", image)

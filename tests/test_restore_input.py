@@ -1,4 +1,4 @@
-"""What `warm restore` takes for images, and what it refuses, in one line and before anything is written."""
+"""The inputs that `warm restore` accepts, and the errors of one line for others, before anything is written."""
 
 from pathlib import Path
 

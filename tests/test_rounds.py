@@ -68,7 +68,7 @@ def test_three_rounds_have_their_seeds_names_and_summary(double_ckpt, tmp_path, 
     assert one["kid16_pixel"] == three["kid16_pixel_round2"]
 
 
-def test_only_the_same_is_taken_over_and_what_differs_is_said(double_ckpt, tmp_path, capsys, monkeypatch) -> None:
+def test_only_rounds_of_equal_conditions_are_kept(double_ckpt, tmp_path, capsys, monkeypatch) -> None:
     here(*options(double_ckpt, tmp_path))
     first = scores(tmp_path)
     capsys.readouterr()
@@ -106,7 +106,7 @@ def test_only_the_same_is_taken_over_and_what_differs_is_said(double_ckpt, tmp_p
 
 
 def test_a_renamed_extractor_or_a_damaged_round_is_scored_again(double_ckpt, tmp_path, capsys) -> None:
-    """Or the table would have dashes where numbers have other names."""
+    """Stored rounds whose scores have other names would leave dashes in the table."""
     for name in ("a", "b"):
         extractor = f"{{class_path: ImportedFeatures, init_args: {{module: 'test_rounds:Mean', name: {name}}}}}"
         here(*options(double_ckpt, tmp_path, f"--scores.extractors=[{extractor}]"))

@@ -54,7 +54,7 @@ def test_grid_is_equation_21() -> None:
 
 
 @pytest.mark.parametrize(("steps", "nfe"), [(18, 35), (40, 79), (256, 511)])
-def test_nfe_is_what_is_counted(steps: int, nfe: int) -> None:
+def test_nfe_is_the_counted_number_of_calls(steps: int, nfe: int) -> None:
     asked = []
     oracle = GaussianOracle(torch.ones(4, 4, dtype=torch.float64), Warm())
 
@@ -179,7 +179,7 @@ def test_no_rule_needs_the_branches_to_agree(spectrum: Tensor, rule: StepRule, b
     assert (variances[1] / variances[0] - 1).abs().max() < 0.1
 
 
-def test_rebuilding_would_not_stand_the_disagreeing_oracle(spectrum: Tensor) -> None:
+def test_rebuilding_fails_with_the_disagreeing_oracle(spectrum: Tensor) -> None:
     # The test above can fail: the sampler that rebuilds A_s∘clean + B_s∘noise fails it by a wide margin.
     class Rebuild(Euler):
         def __call__(self, ask, u, step):

@@ -71,7 +71,7 @@ def test_a_seed_makes_the_same_bytes_in_any_batch(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in RUNS if STOCHASTIC[name]])
 def test_fresh_noise_is_drawn_on_the_way(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not so, the test above would show nothing of it."""
+    """Without fresh noise the test above would not test it."""
     before = images(name, [0])
     monkeypatch.setattr("warm_lightning.samplers.rules.fresh_noise", lambda draws, like: 0 * like)
     monkeypatch.setattr("warm_lightning.samplers.sampler.fresh_noise", lambda draws, like: 0 * like)

@@ -72,7 +72,7 @@ def test_known_law_is_found_within_its_standard_errors(measured: MeasuredSpectru
 
 
 def test_standard_errors_are_those_of_least_squares(measured: MeasuredSpectrum) -> None:
-    """Of independent coefficients of Gaussian images they are known: var ln S = 2/N a channel."""
+    """The intervals are known for independent coefficients of Gaussian images: var ln S = 2/N a channel."""
     rates = frequencies(measured.power)
     x = rates[(rates > 0) & (rates < 5)].log()
     # The mean over three channels, whose squares correlate by CORRELATION².

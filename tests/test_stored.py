@@ -1,4 +1,4 @@
-"""Images that are decoded when they are asked for are the bits that would be in memory."""
+"""Images that are decoded on demand equal those that are kept in memory."""
 
 import pytest
 import torch

@@ -69,7 +69,7 @@ def torchrun(arguments: list[str]) -> list[subprocess.Popen]:
 
 
 def srun(arguments: list[str]) -> list[subprocess.Popen]:
-    """What `srun --ntasks-per-node=2` does on one node: two processes that find their places in the environment."""
+    """Start two processes as `srun --ntasks-per-node=2` does on one node: their ranks are in the environment."""
     job = {"SLURM_JOB_ID": str(20000 + os.getpid() % 10000), "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "2",
            "SLURM_NTASKS_PER_NODE": "2", "SLURM_NODEID": "0", "SLURM_STEP_NODELIST": "127.0.0.1"}  # fmt: skip
     tasks = [{"SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)} for i in range(2)]
@@ -141,7 +141,7 @@ def test_channels_last_is_not_sharded() -> None:
         check_strategy(sharded, network.to(memory_format=torch.channels_last))
 
 
-def test_what_is_not_sharded_is_left_alone() -> None:
+def test_gathering_keeps_unsharded_weights() -> None:
     network = nn.Linear(2, 2)
     with gathered(network):
         assert local(network.weight) is network.weight

@@ -1,4 +1,4 @@
-"""Stable target field (Xu et al. 2023): what it makes of reference images, and which it may take."""
+"""Stable target field (Xu et al. 2023): its targets, and the reference images that it uses."""
 
 import math
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""What the tests of processes share: prescribed draws, steps taken apart, small images."""
+"""Helpers of the tests of processes: prescribed draws, coefficients of single steps, small images."""
 
 import itertools
 
@@ -62,7 +62,7 @@ def step_of(process: Process, like: Tensor, t: float, s: float, draws: Draws) ->
 
 
 def coefficients(rule: StepRule, ask: Estimator, process: Process, like: Tensor, t: float, s: float) -> Tensor:
-    """Of a step that is linear, u_s = c∘u_t + σ∘z, the factors c and σ of each frequency, [2, C, H, W]."""
+    """The factors c and σ of each frequency of a linear step, u_s = c∘u_t + σ∘z, as [2, C, H, W]."""
     zero, one = torch.zeros_like(like), torch.ones_like(like)
     u, z = torch.cat([one, zero]), torch.cat([zero, one])
     return rule(ask, u, step_of(process, u, t, s, Prescribed(idct(z))))

@@ -1,4 +1,4 @@
-"""The measuring programs: that they measure what they say, and that they run to their end without a GPU."""
+"""The benchmarks: their measurements are right, and they run without a GPU."""
 
 import json
 import math
@@ -53,7 +53,7 @@ def algorithm_2(bnr: float, steps: int, variance: float, frequency: float) -> tu
 
 
 def expected_row(spectrum: np.ndarray, bnr: float, nfe: int) -> dict[str, float]:
-    """What a row should be, a coefficient of S [C, H, W] at a time."""
+    """The expected row, computed for one coefficient of S [C, H, W] at a time."""
     row = {"frechet": 0.0, "frechet_ode": 0.0}
     for (_, i, j), variance in np.ndenumerate(spectrum):
         frequency = math.pi**2 * ((i / spectrum.shape[1]) ** 2 + (j / spectrum.shape[2]) ** 2)
@@ -158,7 +158,7 @@ def test_gpu_check_on_a_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         scores: {extractors: [InceptionFeatures]}
         """
     )
-    options = ["--device=cpu", f"--config={config}", f"--data={data}", "--minutes=0.1", f"--out={tmp_path / 'out'}"]
+    options = ["--device=cpu", f"--config={config}", f"--data={data}", "--minutes=0.05", f"--out={tmp_path / 'out'}"]
     assert gpu_check.main([*options, "--parts", "tests", "training"]) == 0
     assert gpu_check.main([*options, "--parts", "speed", "--seconds=0.1"]) == 0  # beside what is there
     shown = capsys.readouterr().out
@@ -180,7 +180,7 @@ def test_gpu_check_on_a_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         assert picture.size == (402, 402)  # 8 × 8 images, enlarged to 48 pixels and 2 apart
 
 
-def test_gpu_check_says_what_failed(tmp_path: Path) -> None:
+def test_gpu_check_reports_failed_tests(tmp_path: Path) -> None:
     tests = tmp_path / "test_some.py"
     tests.write_text(
         "import pytest\n"

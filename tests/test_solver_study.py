@@ -1,4 +1,4 @@
-"""`experiments.studies.solvers`: that it measures what it says, from images or checkpoints to tables."""
+"""`experiments.studies.solvers`: its measurements are right, from images or checkpoints to tables."""
 
 import json
 from pathlib import Path
@@ -103,7 +103,7 @@ NOWHERE = ["--data", "nowhere.zip"]
         (NOWHERE, "nowhere.zip"),
     ],
 )
-def test_solvers_says_what_is_wrong(
+def test_solvers_errors_are_one_line(
     arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert solvers.main(["--out", str(tmp_path / "x.json"), *arguments]) == 2

@@ -1,0 +1,52 @@
+"""Every configuration of configs/ builds a model, alone and with every overlay."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from small import REPOSITORY
+
+from warm_lightning import load_config
+
+CONFIGS = sorted((REPOSITORY / "configs").glob("*.yaml"))
+OVERLAYS = sorted((REPOSITORY / "configs" / "method").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_every_configuration_builds(config: Path) -> None:
+    module, data = load_config(config)
+    assert module.network.branches == len(module.model().parameterization.names)
+    # What the file sets has arrived: no key of it was dropped on the way.
+    stated = yaml.safe_load(config.read_text())
+    assert data.batch_size == stated["data"]["init_args"]["batch_size"]
+    assert module.duration == int(float(stated["model"].get("duration", 200e6)))
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.stem)
+def test_every_overlay_combines(overlay: Path) -> None:
+    module, _ = load_config([REPOSITORY / "configs" / "digits.yaml", overlay])
+    stated = yaml.safe_load(overlay.read_text())["model"]
+    process = stated["process"] if isinstance(stated["process"], str) else stated["process"]["class_path"]
+    assert type(module.model().process).__name__ == process
+    assert type(module.model().parameterization).__name__ == stated["parameterization"]
+    assert module.network.branches == len(module.model().parameterization.names)
+
+
+@pytest.mark.parametrize("config", ["cifar10_cond", "ffhq64"])
+@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.stem)
+def test_every_overlay_combines_at_full_size(overlay: Path, config: str) -> None:
+    # The network's size is no matter here, and takes seconds to make.
+    small = {"model.network.model_channels": 8, "model.network.num_blocks": 1, "model.network.attn_resolutions": []}
+    module, _ = load_config([REPOSITORY / "configs" / f"{config}.yaml", overlay], small)
+    model = module.model()
+    c = model.preconditioning(model.process.level(model.clock_law.quantile(torch.tensor([0.0, 0.5, 1 - 1e-6]))))
+    told = c.noise * (module.network.time_scale if model.preconditioning.time else 1)
+    # What the network is told suits its embedding: ln β/4, or a time of up to 1,000, a thousandth for Fourier features.
+    assert told[2] == pytest.approx(1000 * module.network.time_scale, rel=0.01) or told.abs()[1:].max() < 2
+
+
+def test_no_configuration_repeats_a_default() -> None:
+    """Overlays hold only differences: none of the data sets' settings."""
+    for overlay in OVERLAYS:
+        assert set(yaml.safe_load(overlay.read_text())) == {"model"}
