@@ -162,7 +162,10 @@ def measure_sampling(
     """Measure images/s with averaged weights and the configuration's sampler, in modes without compilation.
 
     Args:
-        paths, device, limit, overrides: see `measure_training`.
+        paths: see `measure_training`.
+        device: see there.
+        limit: see there.
+        overrides: see there.
         batch_size: images at once.
         modes: by name; None for float32 without TF32, and mixed precision.
     """

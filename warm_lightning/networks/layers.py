@@ -232,7 +232,8 @@ class ResidualBlock(nn.Module):
     """A residual block of two convolutions, with the embedding added between them (Song et al. 2021).
 
     Args:
-        in_channels, out_channels: widths of the input and of the output.
+        in_channels: width of the input.
+        out_channels: width of the output.
         embedding_channels: width of the conditioning vector.
         dropout: probability before the second convolution.
         style: scales of the initial weights and of the sum.
