@@ -11,7 +11,6 @@ import yaml
 from jsonargparse import get_loader, set_loader
 
 MODULES = {
-    "warm_lightning.callbacks.every": "warm_lightning.callbacks.training",
     "warm_lightning.callbacks.interrupt": "warm_lightning.callbacks.training",
     "warm_lightning.callbacks.log": "warm_lightning.callbacks.training",
     "warm_lightning.callbacks.progress": "warm_lightning.callbacks.training",

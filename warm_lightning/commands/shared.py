@@ -122,7 +122,7 @@ class Devices:
         self.mixed = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
         self.rank, self.count = 0, 1
         self.wait: Callable[[], None] = lambda: None
-        launched = max(int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "SLURM_NTASKS"))
+        launched = max(int(os.environ.get(name) or 1) for name in ("WORLD_SIZE", "SLURM_NTASKS"))
         if str(devices) == "1" and launched == 1:
             self.device = find_device(accelerator, "--accelerator")
             return
