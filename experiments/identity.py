@@ -14,7 +14,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from warm_lightning.config import resolve
+from warm_lightning.config import resolved_config
 from warm_lightning.data.sources import expand, source_name
 from warm_lightning.records import file_hash
 
@@ -153,7 +153,7 @@ def resolved(options: Sequence[str]) -> dict[str, Any]:
 @cache
 def _resolved(options: tuple[str, ...], hashes: tuple[str | None, ...]) -> dict[str, Any]:
     with WORKING_DIRECTORY, chdir(REPOSITORY):
-        return resolve(options)
+        return resolved_config(options)
 
 
 def images_file(options: Sequence[str]) -> Path | None:

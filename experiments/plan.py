@@ -15,7 +15,7 @@ from experiments.cells import Cell
 from experiments.identity import REPOSITORY, resolved
 from experiments.measures import Measure
 from warm_lightning.analysis.description import forward_flops
-from warm_lightning.config import configured, split_settings
+from warm_lightning.config import module_from_options, split_settings
 from warm_lightning.errors import UserError, check
 from warm_lightning.module import DiffusionModule
 
@@ -81,7 +81,7 @@ def estimate(to_train: Sequence[Cell], to_measure: Sequence[tuple[Cell, Measure]
     for cell, measure in to_measure:
         if measure.needs_model:
             model = module_with_small_network(without_seed(cell.sampling)).model()
-            calls_of_measure = measure.calls(cell, model.nfe(model.sampler))
+            calls_of_measure = measure.calls(cell, model.nfe(model.sampler.nfe))
             calls += calls_of_measure
             flops += calls_of_measure * network_flops(cell)
     gpu = torch.cuda.is_available() or flops / (CPU_TFLOPS * 1e12) > MOST_CPU_DAYS * DAY
@@ -130,7 +130,7 @@ def module_with_small_network(options: tuple[str, ...]) -> DiffusionModule:
 
 def make_module(options: Sequence[str]) -> DiffusionModule:
     """The module of options of `warm fit`."""
-    return configured(split_settings(list(options))[0])[0]
+    return module_from_options(split_settings(list(options))[0])[0]
 
 
 def without_seed(options: Sequence[str]) -> tuple[str, ...]:

@@ -10,7 +10,15 @@ import yaml
 from small import DIGITS, REPOSITORY, SMALL, here
 
 from warm_lightning import load_checkpoint, load_config
-from warm_lightning.checkpoints import EMA, FORMAT_VERSION, RAW, SECTION, part, read, write
+from warm_lightning.checkpoints import (
+    EMA_PREFIX,
+    FORMAT_VERSION,
+    RAW_PREFIX,
+    SECTION,
+    read_checkpoint,
+    without_prefix,
+    write_checkpoint,
+)
 from warm_lightning.cli import main
 from warm_lightning.errors import UserError
 from warm_lightning.module import DiffusionModule
@@ -56,12 +64,12 @@ def test_format_1_is_migrated(hot: Path, tmp_path: Path) -> None:
     assert old[SECTION].pop("source") is None
     old[SECTION]["format_version"] = 1
     torch.save(old, last(folder))
-    assert read(last(folder))[SECTION]["format_version"] == FORMAT_VERSION
-    assert read(last(folder))[SECTION]["source"] is None
+    assert read_checkpoint(last(folder))[SECTION]["format_version"] == FORMAT_VERSION
+    assert read_checkpoint(last(folder))[SECTION]["source"] is None
     assert load_checkpoint(last(folder)).images_seen == 64
     here("test", *SMALL, HOT, f"--trainer.default_root_dir={folder}")
     here("fit", *SMALL, HOT, "--model.duration=320", f"--trainer.default_root_dir={folder}", "--ckpt_path=last")
-    a, b = read(last(hot))["state_dict"], read(last(folder))["state_dict"]
+    a, b = read_checkpoint(last(hot))["state_dict"], read_checkpoint(last(folder))["state_dict"]
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
@@ -69,7 +77,7 @@ def test_format_1_is_migrated(hot: Path, tmp_path: Path) -> None:
 def test_unknown_formats_are_refused_by_number(version: Any, hot: Path, tmp_path: Path) -> None:
     path = altered(last(hot), tmp_path, format_version=version, package_version="9.9.9")
     with pytest.raises(UserError, match=rf"format {re.escape(str(version))}.*reads 1 to {FORMAT_VERSION}.*9\.9\.9"):
-        read(path)
+        read_checkpoint(path)
 
 
 # ---------------------------------------------------------------------- init_from
@@ -93,7 +101,7 @@ def test_the_same_branches_are_copied(hot: Path) -> None:
     module, _ = load_config(
         [DIGITS, Path(HOT.removeprefix("--config="))], {**NETWORK, "model.init_from": str(last(hot))}
     )
-    saved = part(read(last(hot))["state_dict"], EMA)
+    saved = without_prefix(read_checkpoint(last(hot))["state_dict"], EMA_PREFIX)
     assert all(torch.equal(saved[name], tensor) for name, tensor in module.network.state_dict().items())
 
 
@@ -135,7 +143,7 @@ def test_weights_that_mean_something_else_are_refused(
 
 def test_outputs_that_mean_something_else_are_refused(hot: Path, tmp_path: Path) -> None:
     """One branch there and one here, but another parameterization; of two branches the first may be what it was."""
-    config = read(last(hot))[SECTION]["config"]
+    config = read_checkpoint(last(hot))[SECTION]["config"]
     other = altered(last(hot), tmp_path, config=config | {"parameterization": {"class_path": "elsewhere.Noise"}})
     with pytest.raises(
         UserError, match=r"model\.parameterization\.class_path is elsewhere\.Noise there and .*Denoiser"
@@ -171,10 +179,13 @@ def test_a_started_run_goes_on_without_the_file(hot: Path, tmp_path: Path) -> No
     here(*run, "--model.duration=64", f"--trainer.default_root_dir={tmp_path / 'twice'}")
     start.unlink()
     here(*run, "--model.duration=96", f"--trainer.default_root_dir={tmp_path / 'twice'}")
-    a, b = (read(last(tmp_path / name))["state_dict"] for name in ("straight", "twice"))
+    a, b = (read_checkpoint(last(tmp_path / name))["state_dict"] for name in ("straight", "twice"))
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert samples(load_checkpoint(last(tmp_path / "twice"))).isfinite().all()
-    for said in (read(last(tmp_path / "twice"))[SECTION]["config"]["init_from"], config_of(tmp_path / "twice")):
+    for said in (
+        read_checkpoint(last(tmp_path / "twice"))[SECTION]["config"]["init_from"],
+        config_of(tmp_path / "twice"),
+    ):
         assert said == str(start)  # where the weights came from is not forgotten
 
 
@@ -190,7 +201,7 @@ def test_only_new_files_are_written(name: str, tmp_path: Path) -> None:
     (tmp_path / "link.ckpt").symlink_to("nowhere")
     before = sorted(tmp_path.iterdir())
     with pytest.raises(UserError, match=re.escape(name)) as raised:
-        write(tmp_path / name, {}, {})
+        write_checkpoint(tmp_path / name, {}, {})
     assert "\n" not in str(raised.value)
     assert sorted(tmp_path.iterdir()) == before
     assert (tmp_path / "there.ckpt").read_text() == "precious"
@@ -206,7 +217,7 @@ def test_nothing_unfinished_is_left(
 
     monkeypatch.setattr(torch, "save", fail)
     with pytest.raises((UserError, KeyboardInterrupt)) as raised:
-        write(tmp_path / "new.ckpt", {}, {})
+        write_checkpoint(tmp_path / "new.ckpt", {}, {})
     assert isinstance(raised.value, KeyboardInterrupt) or ".new.ckpt.unfinished" not in str(raised.value)
     assert not list(tmp_path.iterdir())
 
@@ -224,9 +235,9 @@ def test_weights_alone_cannot_be_resumed(hot: Path, tmp_path: Path, capsys: pyte
 
 
 def test_raw_and_averaged_weights_stand_under_their_names(hot: Path) -> None:
-    state = read(last(hot))["state_dict"]
+    state = read_checkpoint(last(hot))["state_dict"]
     assert (
-        part(state, RAW).keys()
-        == part(state, EMA).keys()
+        without_prefix(state, RAW_PREFIX).keys()
+        == without_prefix(state, EMA_PREFIX).keys()
         == load_checkpoint(last(hot)).model().network.state_dict().keys()
     )

@@ -60,7 +60,7 @@ def test_ihdms_blur_levels_and_noise() -> None:
     expected = clocks(*(alpha(k, 200, 0.5, 24) for k in range(201)))
     torch.testing.assert_close(got.alpha, expected, rtol=1e-12, atol=0)
     assert (got.beta == 0.02).all()
-    assert (got.alpha[0], process.last) == (0, 200)
+    assert (got.alpha[0], process.max_clock) == (0, 200)
 
 
 @pytest.mark.parametrize("k", [1, 2, 100, 200])
@@ -134,14 +134,14 @@ def test_every_training_image_can_be_drawn() -> None:
 @pytest.mark.parametrize("process", [IHDM(), SoftDiffusion()])
 def test_blurred_images_are_known_at_the_first_level_alone(process: Process) -> None:
     process.learned = process.learn([digits(10)])
-    with pytest.raises(UserError, match=f"starts at step 100, .* {process.last}"):
+    with pytest.raises(UserError, match=f"starts at step 100, .* {process.max_clock}"):
         process.prior(noise(1, 1, 8, 8), process.level(clocks(100)), SeedStreams([0]))
 
 
 @pytest.mark.parametrize("process", [IHDM(), SoftDiffusion(), ColdDiffusion()])
 def test_processes_that_have_not_learned_are_refused(process: Process) -> None:
     with pytest.raises(UserError, match=f"^{type(process).__name__} .*has seen none: train it") as error:
-        process.prior(noise(1, 1, 8, 8), process.level(clocks(process.last)), SeedStreams([0]))
+        process.prior(noise(1, 1, 8, 8), process.level(clocks(process.max_clock)), SeedStreams([0]))
     assert "\n" not in str(error.value)
 
 
@@ -273,6 +273,6 @@ def test_the_overlays_grids_begin_where_their_processes_do() -> None:
         assert isinstance(module.model().sampler.grid, EvenGrid)
         assert (
             module.model().sampler.grid.first
-            == module.model().process.last
+            == module.model().process.max_clock
             == module.model().clock_law.quantile(torch.tensor(1.0))
         )

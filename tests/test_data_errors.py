@@ -162,7 +162,7 @@ def test_broken_image_is_named(tmp_path, kind, which, place):
     path = store(tmp_path, files | {place: broken_images()[which]}, kind)
     message = refused(ImageFolder(path), path, place)
     with pytest.raises(UserError) as caught:
-        ImageFolder(path, cache=False).train_images().all()
+        ImageFolder(path, cache=False).train_images().as_tensor()
     assert str(caught.value) == message
     assert ("huge image" in message) == ("bomb" in which)
     assert ("8 bits" in message) == ("16 bits" in which)

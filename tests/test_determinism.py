@@ -14,7 +14,7 @@ from processes import warm_on_two
 from small import AUGMENTED, PLAIN, SMALL, command, environment, here, warm
 
 from warm_lightning import load_checkpoint
-from warm_lightning.checkpoints import read
+from warm_lightning.checkpoints import read_checkpoint
 from warm_lightning.images import quantise, read_png
 
 STEPS, BATCH = 40, 64
@@ -79,10 +79,10 @@ def test_killed_and_resumed_is_the_same_to_the_bit(straight: Path, tmp_path: Pat
     time.sleep(random.SystemRandom().uniform(0, 1))
     process.send_signal(signal.SIGKILL)
     process.wait()
-    seen = read(last(tmp_path))["warm_lightning"]["images_seen"]
+    seen = read_checkpoint(last(tmp_path))["warm_lightning"]["images_seen"]
     assert 0 < seen < STEPS * BATCH, f"killed too late to test anything: {seen} images"
     here(*arguments)
-    a, b = read(last(straight)), read(last(tmp_path))
+    a, b = read_checkpoint(last(straight)), read_checkpoint(last(tmp_path))
     assert a["warm_lightning"]["images_seen"] == b["warm_lightning"]["images_seen"] == STEPS * BATCH
     for part in ("state_dict", "optimizer_states"):
         assert_same_bits(a[part], b[part], part)
@@ -95,7 +95,7 @@ def test_gradient_accumulation_changes_neither_result_nor_resumption(tmp_path: P
     here(*fit(tmp_path / "halves", *same, "--model.duration=64"))
     here(*fit(tmp_path / "halves", *same, "--model.duration=96", "--ckpt_path=last"))
     here(*fit(tmp_path / "whole", *same[1:], "--model.duration=96"))
-    straight, halves, whole = (read(last(tmp_path / name)) for name in ("straight", "halves", "whole"))
+    straight, halves, whole = (read_checkpoint(last(tmp_path / name)) for name in ("straight", "halves", "whole"))
     assert_same_bits(straight["state_dict"], halves["state_dict"])
     for name, value in whole["state_dict"].items():
         torch.testing.assert_close(straight["state_dict"][name], value, rtol=0, atol=1e-9)
@@ -104,7 +104,7 @@ def test_gradient_accumulation_changes_neither_result_nor_resumption(tmp_path: P
 def test_another_seed_is_another_run(tmp_path: Path) -> None:
     for seed in (0, 1):
         here(*fit(tmp_path / str(seed), "--model.duration=32", f"--model.seed={seed}"))
-    one, other = (read(last(tmp_path / str(seed)))["state_dict"] for seed in (0, 1))
+    one, other = (read_checkpoint(last(tmp_path / str(seed)))["state_dict"] for seed in (0, 1))
     assert not torch.equal(one["network.map_layer0.weight"], other["network.map_layer0.weight"])
 
 
@@ -120,7 +120,7 @@ def test_two_processes_with_accumulation_train_as_one(tmp_path: Path, precision:
         warm_on_two(tmp_path, *fit(tmp_path / "two", *same, *two))
     modules = [load_checkpoint(last(tmp_path / name)) for name in ("one", "two")]
     if tolerance:
-        a, b = (read(last(tmp_path / name))["state_dict"] for name in ("one", "two"))
+        a, b = (read_checkpoint(last(tmp_path / name))["state_dict"] for name in ("one", "two"))
         for name in a:
             torch.testing.assert_close(a[name], b[name], rtol=0, atol=tolerance)
         return
@@ -194,7 +194,7 @@ def test_ctrl_c_saves_and_exits_with_130(tmp_path: Path) -> None:
     rest, _ = process.communicate(timeout=60)
     assert process.returncode == 130, (text + rest).decode()
     assert b"Traceback" not in text + rest
-    seen = read(last(tmp_path))["warm_lightning"]["images_seen"]
+    seen = read_checkpoint(last(tmp_path))["warm_lightning"]["images_seen"]
     assert 0 < seen < 1e6
     here(*fit(tmp_path, f"--model.duration={seen + 64}", "--ckpt_path=last"))
-    assert read(last(tmp_path))["warm_lightning"]["images_seen"] == seen + 64
+    assert read_checkpoint(last(tmp_path))["warm_lightning"]["images_seen"] == seen + 64

@@ -19,8 +19,8 @@ import experiments.__main__ as experiments_program
 from experiments.cells import DataSet
 from experiments.experiment import parse
 from experiments.studies.anchors import code_lines, files_from_disk_to_loss, first_example
-from warm_lightning.checkpoints import read
-from warm_lightning.config import resolve
+from warm_lightning.checkpoints import read_checkpoint
+from warm_lightning.config import resolved_config
 from warm_lightning.spectral import frequencies
 
 README = REPOSITORY / "README.md"
@@ -187,7 +187,7 @@ def small(command: str, arguments: list[str]) -> list[str]:
 def parsed_only(arguments: list[str]) -> None:
     """Every name and type of a command line of `warm fit` is checked, and nothing is made."""
     kept = [w for i, w in enumerate(arguments) if "--ckpt_path" not in (w, arguments[i - 1] if i else "")]
-    resolve(kept)
+    resolved_config(kept)
 
 
 def targets() -> set[str]:
@@ -196,7 +196,7 @@ def targets() -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained_from_options(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of configs/digits.yaml with a small network."""
     folder = tmp_path_factory.mktemp("runs") / "digits"
     here("fit", *SMALL, *SHORT, f"--trainer.default_root_dir={folder}")
@@ -239,7 +239,7 @@ def test_the_process_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     torch.testing.assert_close(gains.signal[0, 0], 0.75 * torch.exp(-frequencies(like) * 0.5**2 / 2))
     torch.testing.assert_close(gains.noise, torch.full_like(gains.noise, 0.25))
     here("fit", *SMALL, "--config=warm_flow.yaml", "--trainer.default_root_dir=run", "--model.duration=320")
-    assert read(Path("run/checkpoints/last.ckpt"))["warm_lightning"]["images_seen"] == 320  # ten steps
+    assert read_checkpoint(Path("run/checkpoints/last.ckpt"))["warm_lightning"]["images_seen"] == 320  # ten steps
     here("generate", "--ckpt_path=run/checkpoints/last.ckpt", "--seeds=0-2", "--outdir=out")
     assert len(list(Path("out").glob("*.png"))) == 3
     del sys.modules["my_process"]

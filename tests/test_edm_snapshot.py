@@ -14,7 +14,7 @@ from small import REPOSITORY, here
 from snapshots import Persistent, blocks, reference_state, tree, write
 
 from warm_lightning import load_checkpoint
-from warm_lightning.checkpoints import SECTION, read
+from warm_lightning.checkpoints import SECTION, read_checkpoint
 from warm_lightning.commands.convert_edm import convert_edm
 from warm_lightning.errors import UserError
 from warm_lightning.interop.edm import FAMILIES
@@ -48,7 +48,7 @@ def test_the_published_layout_gives_the_published_numbers(reference_dir: Path, t
         torch.testing.assert_close(denoised(module, arrays, weights), torch.from_numpy(arrays["denoised"]), **close)
     assert isinstance(module.model().process, Hot)
     assert isinstance(module.model().parameterization, Denoiser)
-    said = read(path)[SECTION]["source"]
+    said = read_checkpoint(path)[SECTION]["source"]
     assert said["file"] == source.name
     assert said["sha256"] == hashlib.sha256(source.read_bytes()).hexdigest()
     assert said["images_seen"] is None

@@ -13,7 +13,7 @@ from torch import nn
 
 from warm_lightning import load_checkpoint
 from warm_lightning.callbacks import PostHocEMA
-from warm_lightning.checkpoints import EMA, SECTION, part, read
+from warm_lightning.checkpoints import EMA_PREFIX, SECTION, read_checkpoint, without_prefix
 from warm_lightning.cli import main
 from warm_lightning.ema import EMA as HalfLife
 from warm_lightning.ema import PowerEMA, Profile, combination
@@ -134,10 +134,10 @@ def test_resumed_is_the_same_to_the_bit(run: Path, tmp_path: Path) -> None:
 
 def test_a_stored_width_is_rebuilt_exactly(run: Path, tmp_path: Path) -> None:
     here("ema", str(run), str(tmp_path / "out.ckpt"), "0.1")
-    rebuilt = part(read(tmp_path / "out.ckpt")["state_dict"], EMA)
+    rebuilt = without_prefix(read_checkpoint(tmp_path / "out.ckpt")["state_dict"], EMA_PREFIX)
     for name, tensor in load_file(snapshot(run, 1280, 0.1)).items():
         torch.testing.assert_close(rebuilt[name], tensor, rtol=1e-6, atol=1e-9)  # one rounding to float32
-    said = read(tmp_path / "out.ckpt")[SECTION]
+    said = read_checkpoint(tmp_path / "out.ckpt")[SECTION]
     assert said["images_seen"] == 1280
     assert said["source"]["sigma_rel"] == 0.1
     assert samples(load_checkpoint(tmp_path / "out.ckpt")).isfinite().all()
@@ -155,7 +155,7 @@ def test_another_width_is_as_if_it_had_been_tracked(images: int, run: Path, tmp_
     ]:
         (tmp_path / path.relative_to(run)).write_bytes(path.read_bytes())
     here("ema", str(tmp_path), str(tmp_path / "out.ckpt"), "0.08", f"--images={images}")
-    rebuilt = part(read(tmp_path / "out.ckpt")["state_dict"], EMA)
+    rebuilt = without_prefix(read_checkpoint(tmp_path / "out.ckpt")["state_dict"], EMA_PREFIX)
     tracked, nearest = load_file(snapshot(run, images, 0.08)), load_file(snapshot(run, images, 0.1))
     error = sum((rebuilt[name] - tensor).square().sum() for name, tensor in tracked.items()) ** 0.5
     unlike = sum((nearest[name] - tensor).square().sum() for name, tensor in tracked.items()) ** 0.5
@@ -166,7 +166,7 @@ def test_another_width_is_as_if_it_had_been_tracked(images: int, run: Path, tmp_
 def test_without_it_nothing_is_kept(tmp_path: Path) -> None:
     here("fit", *SMALL, "--model.duration=32", f"--trainer.default_root_dir={tmp_path}")
     assert not (tmp_path / "posthoc").exists()
-    assert not read(last(tmp_path))["callbacks"]["PostHocEMA"]["averages"]
+    assert not read_checkpoint(last(tmp_path))["callbacks"]["PostHocEMA"]["averages"]
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

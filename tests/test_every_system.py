@@ -11,8 +11,8 @@ from small import DIGITS, REPOSITORY, reference_batch
 from experiments.experiment import Experiment, read
 from warm_lightning import load_config
 from warm_lightning.data import ImageDataModule
-from warm_lightning.data.image_set import all_images
-from warm_lightning.data.stream import StoredOrder, TrainingStream
+from warm_lightning.data.image_set import dequantised_batches
+from warm_lightning.data.stream import InOrder, TrainingStream
 from warm_lightning.module import DiffusionModule
 from warm_lightning.rng import BatchDraws, SeedStreams
 
@@ -36,7 +36,7 @@ def scaled(overlay: Path) -> dict[str, Any]:
     return found[0] if found else {}
 
 
-def held_loss(module: DiffusionModule, images: StoredOrder) -> float:
+def held_loss(module: DiffusionModule, images: InOrder) -> float:
     """The loss of the weights in training on the same images, levels and noise every time."""
     module.network.eval()
     with torch.no_grad():
@@ -46,24 +46,24 @@ def held_loss(module: DiffusionModule, images: StoredOrder) -> float:
 
 
 @cache
-def configured(name: str) -> tuple[DiffusionModule, ImageDataModule]:
+def module_from_options(name: str) -> tuple[DiffusionModule, ImageDataModule]:
     """The small model of an overlay, and the digits; what its process wants to know of them, it has learned."""
     module, data = load_config([DIGITS, OVERLAYS[name]], SMALL | scaled(OVERLAYS[name]))
     process = module.model().process
     if process.learned is None:
-        process.learned = process.learn(all_images(data.train_images(), ""))
+        process.learned = process.learn(dequantised_batches(data.train_images(), ""))
     return module, data
 
 
 @cache
-def trained(name: str) -> tuple[dict[str, torch.Tensor], float]:
+def trained_from_options(name: str) -> tuple[dict[str, torch.Tensor], float]:
     """Weights of an overlay's network after a short training, and by how much the loss has fallen."""
-    module, data = configured(name)
+    module, data = module_from_options(name)
     images = data.train_images()
     if module.model().target:
         module.model("raw").reference_batch = reference_batch(data, module.seed, module.model().target.references)
     optimizer = module.configure_optimizers()
-    stream, stored = TrainingStream(images, module.seed), StoredOrder(images)
+    stream, stored = TrainingStream(images, module.seed), InOrder(images)
     before = held_loss(module, stored)
     for step in range(STEPS):
         draws = BatchDraws(module.seed, step * BATCH, BATCH, torch.arange(BATCH))
@@ -79,9 +79,9 @@ def trained(name: str) -> tuple[dict[str, torch.Tensor], float]:
 def test_it_learns_and_samples(name: str) -> None:
     """Untrained, a network says 0 (its last layer is zero); it must learn to say better than that of images that
     are degraded by draws it has not seen, by a margin that chance does not give."""
-    weights, fallen = trained(SAME_TRAINING.get(name, name))
+    weights, fallen = trained_from_options(SAME_TRAINING.get(name, name))
     assert fallen < 0.85
-    module, _ = configured(name)
+    module, _ = module_from_options(name)
     module.network.load_state_dict(weights)
     module.model().sampler.grid.steps = min(module.model().sampler.grid.steps, 50)
     samples = module.model("raw").sample(module.model().sampler, range(16))
@@ -92,6 +92,6 @@ def test_it_learns_and_samples(name: str) -> None:
 
 def test_trainings_that_are_shared_are_the_same() -> None:
     for name, other in SAME_TRAINING.items():
-        configs = [configured(n)[0].config for n in (name, other)]
+        configs = [module_from_options(n)[0].config for n in (name, other)]
         parts = ("process", "parameterization", "preconditioning", "clock_law", "loss", "target")
         assert [configs[0][part] for part in parts] == [configs[1][part] for part in parts]

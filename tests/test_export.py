@@ -13,7 +13,7 @@ from small import DIGITS, SMALL, here
 from test_checkpoints import NETWORK, last, samples
 
 from warm_lightning import load_checkpoint, load_config
-from warm_lightning.checkpoints import EMA, RAW, SECTION, part, read
+from warm_lightning.checkpoints import EMA_PREFIX, RAW_PREFIX, SECTION, read_checkpoint, without_prefix
 from warm_lightning.cli import main
 from warm_lightning.errors import UserError
 
@@ -58,11 +58,11 @@ def test_scores_are_those_of_the_checkpoint(run: Path, exported: Path, tmp_path:
 
 def test_weights_are_what_they_are_called(run: Path, exported: Path, tmp_path: Path) -> None:
     here("export", str(last(run)), str(tmp_path / "raw"), "--weights=raw")
-    state = read(last(run))["state_dict"]
-    for folder, prefix, name in ((exported, EMA, "ema"), (tmp_path / "raw", RAW, "raw")):
+    state = read_checkpoint(last(run))["state_dict"]
+    for folder, prefix, name in ((exported, EMA_PREFIX, "ema"), (tmp_path / "raw", RAW_PREFIX, "raw")):
         saved = load_file(folder / "model.safetensors")
-        assert saved.keys() == part(state, prefix).keys()
-        assert all(torch.equal(tensor, saved[n]) for n, tensor in part(state, prefix).items())
+        assert saved.keys() == without_prefix(state, prefix).keys()
+        assert all(torch.equal(tensor, saved[n]) for n, tensor in without_prefix(state, prefix).items())
         assert yaml.safe_load((folder / "config.yaml").read_text())["weights"] == name
 
 
@@ -196,7 +196,7 @@ def test_the_card_of_edms_weights_speaks_of_no_run(run: Path, tmp_path: Path, re
     """Even in the folder of a run with the very same settings."""
     path = tmp_path / "checkpoints" / "edm.ckpt"
     here("convert-edm", str(reference_dir / "edm_snapshot.pkl"), str(path))
-    settings = {"model": read(path)[SECTION]["config"], "data": {"class_path": "Digits"}}
+    settings = {"model": read_checkpoint(path)[SECTION]["config"], "data": {"class_path": "Digits"}}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
     here("export", str(path), str(tmp_path / "edm"))
     assert "Data: unknown" in (tmp_path / "edm" / "README.md").read_text()

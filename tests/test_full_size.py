@@ -12,7 +12,7 @@ from image_files import encode, photographs, store, store_edm, store_lmdb
 from PIL import Image
 from small import REPOSITORY, here
 
-from warm_lightning.checkpoints import SECTION, read
+from warm_lightning.checkpoints import SECTION, read_checkpoint
 
 
 def cifar10_data(folder: Path, cifar10_zip: Path) -> str:
@@ -60,7 +60,7 @@ def test_steps(tmp_path, *, cifar10_zip, config, make, batch_size, parameters, s
         "--samples.trajectory=0",
         "--model.sampler.grid.steps=1",
     )
-    saved = read(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    saved = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")
     weights = {n: w for n, w in saved["state_dict"].items() if n.startswith("network.")}
     moments = saved["optimizer_states"][0]["state"]
     assert saved["global_step"] == steps

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from warm_lightning import load_config
 from warm_lightning.data import ImageSet
-from warm_lightning.data.image_set import all_images
+from warm_lightning.data.image_set import dequantised_batches
 from warm_lightning.data.stream import TrainingStream
 from warm_lightning.images import quantise
-from warm_lightning.metrics import Extraction, Pixels, Scores, measure
+from warm_lightning.metrics import Evaluation, Extraction, Pixels, measure_reference
 from warm_lightning.module import DiffusionModule
 from warm_lightning.networks import DDPMpp
 from warm_lightning.rng import BatchDraws, SeedStreams
@@ -262,9 +262,9 @@ def test_scores_are_those_of_the_cpu() -> None:
     values = []
     for device in ("cpu", DEVICE):
         extraction = Extraction(Pixels(), 64, device)
-        scores = Scores(
+        scores = Evaluation(
             extraction,
-            measure(extraction, *map(ImageSet.without_classes, (images[:300], images[300:350]))),
+            measure_reference(extraction, *map(ImageSet.without_classes, (images[:300], images[300:350]))),
             (3, 8, 8),
         )
         scores.update(images[350:].to(device))
@@ -281,7 +281,7 @@ def test_every_system_trains_and_samples(overlay: Path) -> None:
     module, data = load_config([DIGITS, overlay], SMALL | scaled(overlay))
     module.to(DEVICE)
     if module.model().process.learned is None:
-        module.model().process.learned = module.model().process.learn(all_images(data.train_images(), ""))
+        module.model().process.learned = module.model().process.learn(dequantised_batches(data.train_images(), ""))
     if module.model().target:
         module.model("raw").reference_batch = reference_batch(data, module.seed, module.model().target.references)
     positions = torch.arange(BATCH)

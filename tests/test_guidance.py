@@ -48,7 +48,7 @@ def test_samples_are_guided() -> None:
     plain, guided = module_of_classes().model(), module_of_classes(guidance=30.0).model()
     a, b = (model.sample(model.sampler, [1, 2], [0, 1]) for model in (plain, guided))
     assert (a - b).abs().max() > 1e-3
-    assert (plain.nfe(plain.sampler), guided.nfe(guided.sampler)) == (35, 70)
+    assert (plain.nfe(plain.sampler.nfe), guided.nfe(guided.sampler.nfe)) == (35, 70)
 
 
 def test_guidance_needs_a_network_that_knows_both() -> None:

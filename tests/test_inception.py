@@ -15,7 +15,7 @@ from processes import spawn
 from torch import nn
 
 from warm_lightning.errors import UserError
-from warm_lightning.metrics import Extraction, InceptionFeatures, Reference, Scores
+from warm_lightning.metrics import Evaluation, Extraction, InceptionFeatures, Reference
 from warm_lightning.metrics.distances import Normal
 
 
@@ -53,11 +53,11 @@ def test_inception_features_are_torch_fidelitys(inception, tmp_path):
     assert (described["file"], described["published_weights"]) == ("weights.pth", False)
     assert extractor.identity().keys() == described.keys() - {"file", "published_weights"}
     reference = Reference(Normal(torch.zeros(2048).double(), torch.eye(2048).double()), "")
-    assert "NOT COMPARABLE" in Scores(Extraction(extractor), reference, (3, 20, 20)).table({}, 50_000)
+    assert "NOT COMPARABLE" in Evaluation(Extraction(extractor), reference, (3, 20, 20)).table({}, 50_000)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     with patch.object(InceptionFeatures, "_url", f"https://host/weights-inception-{digest[:8]}.pth"):
         assert extractor.describe()["published_weights"]
-        assert "NOT COMPARABLE" not in Scores(Extraction(extractor), reference, (3, 20, 20)).table({}, 50_000)
+        assert "NOT COMPARABLE" not in Evaluation(Extraction(extractor), reference, (3, 20, 20)).table({}, 50_000)
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ from warm_lightning.analysis.likelihood import (
     bits_of_images,
     bits_per_dimension,
     excess_at_most,
+    last_noisy_state,
     log_density,
-    lowest_state,
     prior_deviation,
     prior_gap,
     rademacher,
@@ -144,7 +144,7 @@ def test_bits_of_images_of_normal_data() -> None:
     oracle, way = GaussianOracle(SPECTRUM, process), rising_levels(process, PowerGrid(), 200)
     images = quantise(digits(4).float())
     found = bits_of_images(oracle, process, images, way, SeedStreams(range(4)), probes=1)
-    u = lowest_state(process, images, way[0], SeedStreams(range(4)))
+    u = last_noisy_state(process, images, way[0], SeedStreams(range(4)))
     gains, last = (process.gains(end, u) for end in (way[0], way[-1]))
     ratio = oracle.marginal_variance(gains) / oracle.marginal_variance(last)
     log_p = normal_log(u, prior_deviation(process, way[-1], u[:1]).square() * ratio)
@@ -156,14 +156,14 @@ def test_bits_of_images_of_normal_data() -> None:
 def test_images_are_uniform_over_their_grey_levels() -> None:
     images = torch.arange(256, dtype=torch.uint8).view(4, 1, 8, 8)
     silent = Hot()
-    u = lowest_state(silent, images, level(silent, 1e-12), SeedStreams(range(4)))
+    u = last_noisy_state(silent, images, level(silent, 1e-12), SeedStreams(range(4)))
     x = idct(u)
     assert torch.equal(quantise(x), images)
     place = x * 127.5 + 128 - images  # in [0, 1), of 256 numbers: their mean is known to 0.018
     assert (place.min() < 0.05, place.max() > 0.95) == (True, True)
     assert place.mean().item() == pytest.approx(0.5, abs=0.06)
     process = Warm(ConstantBNR(2.0))
-    blurred = lowest_state(process, images, level(process, 0.5), SeedStreams(range(4)))
+    blurred = last_noisy_state(process, images, level(process, 0.5), SeedStreams(range(4)))
     gains = gains_at(process, 0.5, u)
     noise = (blurred - gains.signal * u) / gains.noise
     assert noise.std().item() == pytest.approx(1, abs=0.15)  # known to 0.044

@@ -16,7 +16,7 @@ from processes import forkserver
 
 from warm_lightning.data import FFHQ, ImageFolder, LSUNChurch
 from warm_lightning.data.readers import LMDBReader
-from warm_lightning.data.stream import Loader, StoredOrder
+from warm_lightning.data.stream import InOrder, Loader
 from warm_lightning.errors import UserError
 
 
@@ -60,7 +60,7 @@ def test_a_database_that_is_open_is_opened_anew_in_other_processes(church, metho
     images = LSUNChurch(church[0]).train_images()
     expected = images.take(torch.arange(5))
     batches = [range(0, 2), range(2, 4), range(4, 5)]
-    loader = Loader(StoredOrder(images), sampler=batches, num_workers=1, multiprocessing_context=method)
+    loader = Loader(InOrder(images), sampler=batches, num_workers=1, multiprocessing_context=method)
     assert torch.equal(torch.cat([batch.images for batch in loader]), expected)
     assert torch.equal(images.take(torch.arange(5)), expected)
 
@@ -130,7 +130,7 @@ def damages(content: bytes) -> dict[str, bytes]:
 def test_any_damage_to_a_database_is_refused_or_harmless(tmp_path):
     files = {f"{i:040x}": encode(RNG.integers(0, 256, (12, 12, 3), np.uint8)) for i in range(100)}
     path = Path(store_lmdb(tmp_path / "db", files))
-    whole = ImageFolder(str(path)).train_images().all()
+    whole = ImageFolder(str(path)).train_images().as_tensor()
     content = (path / "data.mdb").read_bytes()
     messages = []
     for i, damaged in enumerate(damages(content).values()):
@@ -138,7 +138,7 @@ def test_any_damage_to_a_database_is_refused_or_harmless(tmp_path):
         other.mkdir()
         (other / "data.mdb").write_bytes(damaged)
         try:
-            found = ImageFolder(str(other)).train_images().all()
+            found = ImageFolder(str(other)).train_images().as_tensor()
             assert all(any(torch.equal(image, one) for one in whole) for image in found)
         except UserError as error:
             messages.append(str(error))

@@ -167,7 +167,7 @@ def test_the_hash_of_tensors_is_of_names_shapes_and_values_whatever_their_order_
 
 
 def test_gaussian_has_the_datas_mean_and_covariance():
-    images = Digits().train_images().all() // 4 + 96  # far from black and white, where draws would be cut off
+    images = Digits().train_images().as_tensor() // 4 + 96  # far from black and white, where draws would be cut off
     draws = moment_matched(ImageSet.without_classes(images), 20_000).flatten(1).double()
     pixels = images.flatten(1).double()
     covariance = pixels.T.cov()

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from small import here
 
 from warm_lightning import load_checkpoint, load_config
-from warm_lightning.checkpoints import read
+from warm_lightning.checkpoints import read_checkpoint
 from warm_lightning.migrations import MODULES, current, current_option
 from warm_lightning.samplers import ClippedImage
 
@@ -33,7 +33,7 @@ def test_an_old_run_goes_on_to_the_same_weights_and_scores(tmp_path: Path) -> No
     options = [f"--config={OLD / 'old.yaml'}", f"--trainer.default_root_dir={tmp_path}", "--trainer.accelerator=cpu"]
     options.append("--trainer.precision=64-true")
     here("fit", *options, "--ckpt_path=last", "--posthoc_ema.sigma_rel=[0.1]")
-    checkpoint = read(tmp_path / "checkpoints" / "last.ckpt")
+    checkpoint = read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")
     assert checkpoint["warm_lightning"]["images_seen"] == EXPECTED["resumed_to"]
     for name, expected in load_file(OLD / "resumed.safetensors").items():
         # The same bits on one machine; other processors round sums differently.

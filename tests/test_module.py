@@ -10,7 +10,7 @@ from small import SMALL, here
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from warm_lightning import load_checkpoint, load_config
-from warm_lightning.checkpoints import FORMAT_VERSION, read
+from warm_lightning.checkpoints import FORMAT_VERSION, read_checkpoint
 from warm_lightning.ema import EMA
 from warm_lightning.errors import UserError
 from warm_lightning.images import dequantise, read_png
@@ -195,14 +195,14 @@ def test_pictures_and_checkpoints_are_named_by_images(run: Path) -> None:
     names = {p.name for p in (run / "checkpoints").iterdir()}
     assert names == {"last.ckpt", "images-000000160.ckpt", "images-000000320.ckpt", "best-fd16_pixel.ckpt"}
     for name in names:
-        section = read(run / "checkpoints" / name)["warm_lightning"]
+        section = read_checkpoint(run / "checkpoints" / name)["warm_lightning"]
         assert section["format_version"] == FORMAT_VERSION
-    assert read(run / "checkpoints" / "images-000000160.ckpt")["warm_lightning"]["images_seen"] == 160
+    assert read_checkpoint(run / "checkpoints" / "images-000000160.ckpt")["warm_lightning"]["images_seen"] == 160
 
 
 def test_a_checkpoint_makes_its_model_again(run: Path) -> None:
     trained = load_checkpoint(run / "checkpoints" / "last.ckpt")
-    saved = read(run / "checkpoints" / "last.ckpt")
+    saved = read_checkpoint(run / "checkpoints" / "last.ckpt")
     stored = dict(saved["state_dict"])
     for weights, prefix in (("raw", "network."), ("ema", "ema_network.")):
         model = trained.model(weights)

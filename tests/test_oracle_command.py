@@ -64,7 +64,7 @@ LIKE = torch.zeros(1, 1, 8, 8, dtype=torch.float64)
 
 def learned_variance(process: Process, noisy: bool) -> Tensor:
     """The variance of normal images that are blurred to the first level, with or without its noise."""
-    gains = gains_at(process, process.last, LIKE)
+    gains = gains_at(process, process.max_clock, LIKE)
     return gains.signal.square() * SPECTRUM + gains.noise.square() * noisy
 
 
@@ -222,7 +222,7 @@ def record(folder: Path) -> dict:
 def test_command_with_a_stored_spectrum(tmp_path: Path) -> None:
     stored = tmp_path / "cache" / "spectrum.npz"
     here("oracle", CONFIG, f"--outdir={tmp_path / 'a'}", f"--spectrum={stored}")
-    found, spectrum = record(tmp_path / "a"), power_spectrum(dequantise(Digits().train_images().all()))
+    found, spectrum = record(tmp_path / "a"), power_spectrum(dequantise(Digits().train_images().as_tensor()))
     expected = gaussian_error(spectrum, Warm(), Sampler())
     assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-6)  # images read in float32
     assert found["protocol"]["num_images"] == 1797

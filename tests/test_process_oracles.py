@@ -5,10 +5,11 @@ import math
 
 import pytest
 import torch
+from disagreeing_oracle import DisagreeingOracle
 from torch import Tensor
 from truths import coefficients, digits, final_variance, gains_at, levels
 
-from warm_lightning.oracles import DatasetOracle, DisagreeingOracle, GaussianOracle
+from warm_lightning.oracles import DatasetOracle, GaussianOracle
 from warm_lightning.parameterizations import (
     Denoiser,
     DenoiseRestore,
@@ -80,9 +81,11 @@ PROCESSES: dict[str, Process] = {
 
 
 def grid(process: Process, steps: int) -> Grid:
-    if process.last == math.inf:
+    if process.max_clock == math.inf:
         return PowerGrid(steps)
-    return EvenGrid(min(steps, int(process.last)) if process.last > 1 else steps, process.last, process.last > 1)
+    return EvenGrid(
+        min(steps, int(process.max_clock)) if process.max_clock > 1 else steps, process.max_clock, process.max_clock > 1
+    )
 
 
 def sample(process: Process, rule: StepRule, ask: Estimator, steps: int, count: int = 8) -> Tensor:
@@ -164,7 +167,7 @@ def start_variance(process: Process) -> Tensor | None:
     """The final variance of processes that start from blurred normal images, with noise where the process has it."""
     if process.learned == {}:
         return None
-    gains = gains_at(process, process.last, LIKE)
+    gains = gains_at(process, process.max_clock, LIKE)
     noisy = isinstance(process, SoftDiffusion)
     return gains.signal.square() * SPECTRUM + (gains.noise.square() if noisy else 0)
 

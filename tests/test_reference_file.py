@@ -14,12 +14,12 @@ from torch import Tensor
 from warm_lightning.data import Digits, ImageSet
 from warm_lightning.errors import UserError
 from warm_lightning.metrics import (
+    Evaluation,
     Extraction,
     ImportedFeatures,
     Pixels,
     Reference,
-    Scores,
-    measure,
+    measure_reference,
     read_statistics,
 )
 from warm_lightning.metrics.reference_file import to_bytes
@@ -42,13 +42,13 @@ def extraction() -> Extraction:
 
 @pytest.fixture(scope="module")
 def measured(extraction) -> Reference:
-    digits = Digits().train_images().all()
-    return measure(extraction, plain(digits[:300]), plain(digits[300:400]), source="digits")
+    digits = Digits().train_images().as_tensor()
+    return measure_reference(extraction, plain(digits[:300]), plain(digits[300:400]), source="digits")
 
 
 def score(extraction: Extraction, reference: Reference) -> tuple[dict[str, float], dict[str, float]]:
-    scores = Scores(extraction, reference, (1, 8, 8))
-    scores.update(Digits().train_images().all()[400:500])
+    scores = Evaluation(extraction, reference, (1, 8, 8))
+    scores.update(Digits().train_images().as_tensor()[400:500])
     count, values = scores.compute()
     return values, scores.companions(count)
 
@@ -77,7 +77,7 @@ def test_injected_statistics_score_as_computed_ones(extraction, measured, tmp_pa
 
 def test_a_file_has_what_other_programs_read(extraction, measured, tmp_path):
     path = write(tmp_path / "stats.npz", to_bytes(measured, extraction))
-    features = extraction(Digits().train_images().all()[:300])[0].double().numpy()
+    features = extraction(Digits().train_images().as_tensor()[:300])[0].double().numpy()
     with np.load(path, allow_pickle=False) as file:
         assert {file["mu"].dtype, file["sigma"].dtype} == {np.dtype("float64")}
         np.testing.assert_allclose(file["mu"], features.mean(0), rtol=1e-12)
@@ -113,9 +113,9 @@ def test_a_file_of_another_program_gives_the_frechet_distance_alone(extraction, 
 
 
 def test_moments_may_come_from_elsewhere_than_the_rest(extraction, measured):
-    digits = Digits().train_images().all()
-    other = measure(extraction, plain(digits[700:1000]), companions=False).normal
-    mixed = measure(extraction, plain(digits[:300]), plain(digits[300:400]), normal=other)
+    digits = Digits().train_images().as_tensor()
+    other = measure_reference(extraction, plain(digits[700:1000]), companions=False).normal
+    mixed = measure_reference(extraction, plain(digits[:300]), plain(digits[300:400]), normal=other)
     (values, companions), expected = score(extraction, mixed), score(extraction, measured)
     different = [name for name, value in values.items() if value != expected[0][name]]
     assert different == ["fd100_halves"]
@@ -169,7 +169,7 @@ def test_what_is_no_file_of_statistics_is_named_on_one_line(extraction, tmp_path
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(UserError, match=message) as caught:
-        Scores(extraction, read_statistics(path, extraction), (1, 8, 8))
+        Evaluation(extraction, read_statistics(path, extraction), (1, 8, 8))
     assert "stats.npz" in str(caught.value)
     assert "\n" not in str(caught.value)
 

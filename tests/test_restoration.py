@@ -59,7 +59,7 @@ KNOWN: list[tuple[Process, Grid, list[float]]] = [
 @pytest.fixture(scope="module")
 def digits() -> Tensor:
     """Float64 [1797, 1, 8, 8]."""
-    return dequantise(Digits().train_images().all(), torch.float64)
+    return dequantise(Digits().train_images().as_tensor(), torch.float64)
 
 
 def start_at(process: Process, grid: Grid, alpha: float, beta: float, add_noise: bool = False) -> Start:

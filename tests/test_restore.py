@@ -14,7 +14,7 @@ from processes import warm_on_two
 from small import here
 from torch import Tensor
 
-from warm_lightning.checkpoints import EMA, part, read
+from warm_lightning.checkpoints import EMA_PREFIX, read_checkpoint, without_prefix
 from warm_lightning.data import Digits
 from warm_lightning.images import dequantise, quantise, read_png, write_png
 from warm_lightning.metrics.fidelity import fidelity
@@ -29,7 +29,7 @@ def held_out() -> Tensor:
     """uint8 [12, 1, 8, 8]."""
     images = Digits(held_out=40).held_out_images()
     assert images is not None
-    return images.all()[:12]
+    return images.as_tensor()[:12]
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +159,9 @@ def test_one_image_with_its_truth(run, folder, tmp_path) -> None:
 
 def test_the_record_names_the_weights_as_scores_do(run, folder, learned_ckpt) -> None:
     record = run(folder, "out", "--degrade", "--mean", "--limit=1")
-    assert record["protocol"]["weights_sha256"] == tensors_hash(part(read(learned_ckpt)["state_dict"], EMA).items())
+    assert record["protocol"]["weights_sha256"] == tensors_hash(
+        without_prefix(read_checkpoint(learned_ckpt)["state_dict"], EMA_PREFIX).items()
+    )
 
 
 @pytest.mark.parametrize("zipped", [False, True])

@@ -107,7 +107,7 @@ def bad(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in [*names, "twice/a.png", "twice/a.bmp"]:
         path = root / name
         path.parent.mkdir(exist_ok=True)
-        Image.fromarray(Digits().train_images().all()[0, 0].numpy()).save(path)
+        Image.fromarray(Digits().train_images().as_tensor()[0, 0].numpy()).save(path)
     (root / "link").symlink_to("good")
     Image.new("L", (16, 16)).save(root / "large.png")
     np.save(root / "three.npy", np.zeros((2, 3, 8, 8)))

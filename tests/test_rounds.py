@@ -16,9 +16,9 @@ from warm_lightning.callbacks import ScoreSamples
 from warm_lightning.callbacks import rounds as rounds_module
 from warm_lightning.callbacks import scores as scores_module
 from warm_lightning.callbacks.rounds import FILE, Rounds
-from warm_lightning.data.datamodule import TestPlan as Plan  # not a test, whatever pytest thinks of its name
 from warm_lightning.errors import UserError
 from warm_lightning.metrics import Pixels
+from warm_lightning.module import SeedPlan
 
 QUICK = ["--model.sampler.grid.steps=2", "--scores.companions=false", "--scores.max_neighbours=100"]
 
@@ -41,7 +41,7 @@ def stored(folder: Path) -> list[dict]:
     ("count", "batch_size", "world_size"), [(1797, 256, 1), (513, 256, 2), (50_000, 250, 8), (7, 3, 4), (9, 4, 9)]
 )
 def test_devices_share_the_seeds_of_a_round(count, batch_size, world_size) -> None:
-    plan = Plan([range(count), range(count, 2 * count)], batch_size)
+    plan = SeedPlan([range(count), range(count, 2 * count)], batch_size)
     shares = [plan.batches(1, rank, world_size) for rank in range(world_size)]
     assert max(len(batch) for batches in shares for batch in batches) <= batch_size
     for rank, batches in enumerate(shares):
@@ -226,7 +226,7 @@ def test_statistics_take_the_place_of_the_data(double_ckpt, tmp_path, monkeypatc
     with np.load(path) as file:
         np.savez(moments, mu=file["mu"], sigma=file["sigma"])
     with monkeypatch.context() as patch:
-        patch.setattr(scores_module, "measure", None)  # no pass over the data
+        patch.setattr(scores_module, "measure_reference", None)  # no pass over the data
         here(*options(double_ckpt, tmp_path / "file", f"--scores.reference_stats={path}"))
         here(*options(double_ckpt, tmp_path / "moments", f"--scores.reference_stats={moments}"))
     found = scores(tmp_path / "file")

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from disagreeing_oracle import DisagreeingOracle
 from torch import Tensor
 from truths import final_variance
 
 from warm_lightning.data import CIFAR10
 from warm_lightning.errors import UserError
 from warm_lightning.images import dequantise
-from warm_lightning.oracles import DatasetOracle, DisagreeingOracle, GaussianOracle
+from warm_lightning.oracles import DatasetOracle, GaussianOracle
 from warm_lightning.parameterizations import DenoiseDeblur
 from warm_lightning.preconditioning import EDMPreconditioning
 from warm_lightning.processes import ConstantBNR, Hot, PowerLaw, Warm
@@ -184,7 +185,7 @@ def test_rebuilding_fails_with_the_disagreeing_oracle(spectrum: Tensor) -> None:
     class Rebuild(Euler):
         def __call__(self, ask, u, step):
             estimate = ask(u, step.t)
-            return step.target.signal * estimate.clean + step.target.noise * estimate.noise
+            return step.gains_s.signal * estimate.clean + step.gains_s.noise * estimate.noise
 
     process = Warm(ConstantBNR(0.5))
     oracle = GaussianOracle(spectrum, process)

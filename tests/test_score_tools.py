@@ -15,7 +15,7 @@ from small import DIGITS, environment
 from warm_lightning.cli import main
 from warm_lightning.data import Digits, ImageSet
 from warm_lightning.images import write_png
-from warm_lightning.metrics import DigitsFeatures, Extraction, Pixels, Scores, measure
+from warm_lightning.metrics import DigitsFeatures, Evaluation, Extraction, Pixels, measure_reference
 from warm_lightning.metrics.distances import Normal, frechet_distance
 
 PIXELS = ["--extractor=Pixels", "--device=cpu"]
@@ -23,7 +23,7 @@ PIXELS = ["--extractor=Pixels", "--device=cpu"]
 
 @pytest.fixture(scope="module")
 def digits() -> torch.Tensor:
-    return Digits().train_images().all()
+    return Digits().train_images().as_tensor()
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,9 @@ def test_score_of_a_zip_against_a_folder(warm, folders, digits, capsys) -> None:
     warm("score", "noisy.zip", "data", *PIXELS, "--batch_size=7", "--out=score.json")
     scores = json.loads((folders / "score.json").read_text())
     extraction = Extraction(Pixels())
-    direct = Scores(extraction, measure(extraction, ImageSet.without_classes(digits[:300]), source="data"), (1, 8, 8))
+    direct = Evaluation(
+        extraction, measure_reference(extraction, ImageSet.without_classes(digits[:300]), source="data"), (1, 8, 8)
+    )
     noise = torch.randint(-40, 41, (60, 1, 8, 8), generator=torch.Generator().manual_seed(0))
     direct.update((digits[400:460] + noise).clamp(0, 255).to(torch.uint8))
     count, values = direct.compute()
@@ -219,7 +221,9 @@ def test_large_sets_are_seen_in_parts(digits: torch.Tensor, monkeypatch: pytest.
 
     def scored() -> dict[str, float]:
         extraction = Extraction(DigitsFeatures(), 500)
-        scores = Scores(extraction, measure(extraction, ImageSet.without_classes(digits[:301])), (1, 8, 8))
+        scores = Evaluation(
+            extraction, measure_reference(extraction, ImageSet.without_classes(digits[:301])), (1, 8, 8)
+        )
         scores.update(digits[400:500])
         count, values = scores.compute()
         return values | scores.companions(count)

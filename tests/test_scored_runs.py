@@ -19,18 +19,17 @@ from test_rounds import QUICK, options, scores
 
 from warm_lightning.callbacks import ScoreSamples
 from warm_lightning.callbacks.rounds import FILE, reference_identity
-from warm_lightning.checkpoints import EMA, part, read
+from warm_lightning.checkpoints import EMA_PREFIX, read_checkpoint, without_prefix
 from warm_lightning.cli import main
 from warm_lightning.config import load_checkpoint
 from warm_lightning.data import Digits
-from warm_lightning.data.datamodule import TestPlan as Plan  # not a test, whatever pytest thinks of its name
 from warm_lightning.data.image_set import random_order
 from warm_lightning.errors import UserError
 from warm_lightning.images import quantise
-from warm_lightning.metrics import Extraction, InceptionFeatures, Pixels, Reference, Score, Scores
+from warm_lightning.metrics import Evaluation, Extraction, InceptionFeatures, Pixels, Reference, Score
 from warm_lightning.metrics.distances import Normal
 from warm_lightning.metrics.scores import Summary
-from warm_lightning.module import DiffusionModule
+from warm_lightning.module import DiffusionModule, SeedPlan
 from warm_lightning.records import tensors_hash
 
 
@@ -52,8 +51,8 @@ def test_one_batch_is_not_all_batches() -> None:
 
 
 def test_a_round_of_too_few_images_is_not_kept(double_ckpt, tmp_path, capsys, monkeypatch) -> None:
-    whole = Plan.batches
-    monkeypatch.setattr(Plan, "batches", lambda *args: whole(*args)[:-1])
+    whole = SeedPlan.batches
+    monkeypatch.setattr(SeedPlan, "batches", lambda *args: whole(*args)[:-1])
     assert main(options(double_ckpt, tmp_path, "--scores.batch_size=4")) == 2
     assert "12 of 16 images were sampled" in capsys.readouterr().err
     assert not (tmp_path / FILE).exists()
@@ -68,11 +67,13 @@ def test_weights_are_named_by_their_hash_and_the_card_of_others_says_so(double_c
     here(*options(path, run))
     protocol = scores(run)["protocol"]
     assert protocol["ckpt_path"] == str(path)
-    assert protocol["weights_sha256"] == tensors_hash(part(read(path)["state_dict"], EMA).items())
+    assert protocol["weights_sha256"] == tensors_hash(
+        without_prefix(read_checkpoint(path)["state_dict"], EMA_PREFIX).items()
+    )
     here("export", str(path), str(tmp_path / "same"))
     # The same step of another run: as many images seen, other weights.
     content = torch.load(path, weights_only=True)
-    next(tensor for name, tensor in content["state_dict"].items() if name.startswith(EMA)).add_(1e-3)
+    next(tensor for name, tensor in content["state_dict"].items() if name.startswith(EMA_PREFIX)).add_(1e-3)
     torch.save(content, path)
     here("export", str(path), str(tmp_path / "other"))
     said = [
@@ -131,7 +132,9 @@ def test_extractors_get_batches_that_the_sampler_gets() -> None:
 def test_references_of_equal_size_and_other_covariance_are_told_apart() -> None:
     def identity(*variances: float, **changes: object) -> str:
         normal = Normal(torch.zeros(4).double(), torch.tensor(variances).double().diag())
-        return json.dumps(reference_identity(Scores(Extraction(Pixels()), Reference(normal, "", **changes), (1, 2, 2))))
+        return json.dumps(
+            reference_identity(Evaluation(Extraction(Pixels()), Reference(normal, "", **changes), (1, 2, 2)))
+        )
 
     assert identity(1, 1, 1, 1) != identity(2, 1, 1, 0)
     companions = {"halves": {"frechet": 1.0}, "gaussian": {"frechet": 2.0}}
@@ -182,7 +185,7 @@ def test_a_score_of_ones_own_is_one_class(double_ckpt, tmp_path, capsys) -> None
     # By its definition, of the same images.
     model = load_checkpoint(str(double_ckpt), {"sampler.grid.steps": 2}).model("ema").double()
     samples = quantise(model.sample(model.sampler, range(16)))
-    pixels, order = Digits().train_images().all(), random_order(1797, 0)
+    pixels, order = Digits().train_images().as_tensor(), random_order(1797, 0)
     data = Pixels()(pixels[order[:20]])[0]
     truth = cmmd_by_loops(Pixels()(samples)[0], data, 4.0)
     assert found["cmmd16_pixel_round1"] == pytest.approx(truth, rel=1e-6)

@@ -1,4 +1,4 @@
-"""`Scores` of digits, copies and noise, which depend neither on the number of processes nor on contexts."""
+"""`Evaluation` of digits, copies and noise, which depend neither on the number of processes nor on contexts."""
 
 import math
 import os
@@ -15,14 +15,14 @@ from warm_lightning.data import CIFAR10, Digits, ImageSet
 from warm_lightning.errors import UserError
 from warm_lightning.metrics import (
     DigitsFeatures,
+    Evaluation,
     Extraction,
     FeatureExtractor,
     ImportedFeatures,
     Pixels,
     ScoreProtocol,
-    Scores,
     TorchScriptFeatures,
-    measure,
+    measure_reference,
     summarise_rounds,
 )
 from warm_lightning.metrics.digits import cache_path
@@ -39,22 +39,24 @@ def cache(tmp_path_factory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def digits() -> Tensor:
-    return Digits().train_images().all()
+    return Digits().train_images().as_tensor()
 
 
 def scores_against(
     extractor: FeatureExtractor, data: Tensor, held_out: Tensor | None = None, batch_size: int = 500, **protocol: int
-) -> Scores:
+) -> Evaluation:
     """Scores against some images."""
     extraction = Extraction(extractor, batch_size)
     unseen = None if held_out is None else ImageSet.without_classes(held_out)
     protocol = {"max_neighbours": 500, **protocol}
-    reference = measure(extraction, ImageSet.without_classes(data), unseen, protocol=ScoreProtocol(**protocol))
-    return Scores(extraction, reference, ImageSet.without_classes(data).shape)
+    reference = measure_reference(
+        extraction, ImageSet.without_classes(data), unseen, protocol=ScoreProtocol(**protocol)
+    )
+    return Evaluation(extraction, reference, ImageSet.without_classes(data).shape)
 
 
 @pytest.fixture(scope="module")
-def digit_scores(digits) -> Scores:
+def digit_scores(digits) -> Evaluation:
     return scores_against(DigitsFeatures(), digits, max_neighbours=1797)
 
 
@@ -63,7 +65,7 @@ def noise_images(*shape: int, seed: int = 0) -> Tensor:
     return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
 
 
-def score(scores: Scores, images: Tensor) -> dict[str, float]:
+def score(scores: Evaluation, images: Tensor) -> dict[str, float]:
     scores.reset()
     scores.update(images)
     count, values = scores.compute()
@@ -86,7 +88,7 @@ def in_process(rank: int, folder: Path) -> None:
 
 
 def in_all_ways(rank: int, world_size: int) -> list[dict[str, float]]:
-    data, samples = Digits().train_images().all(), noise_images(101, 1, 8, 8)
+    data, samples = Digits().train_images().as_tensor(), noise_images(101, 1, 8, 8)
     reference = data[:300]
     mine = samples[rank::world_size]
     pixels = scores_against(Pixels(), reference, data[300:340], batch_size=7)
@@ -192,9 +194,9 @@ def test_names_say_how_many_samples_but_for_as_many_as_images_of_data(digits):
 
 def test_images_of_another_size_than_the_references_are_refused(digits):
     extraction = Extraction(ImportedFeatures(f"{__name__}:Mean", "mean"))
-    reference = measure(extraction, ImageSet.without_classes(digits[:50]))
+    reference = measure_reference(extraction, ImageSet.without_classes(digits[:50]))
     with pytest.raises(UserError, match=r"images of \(1, 16, 4\) cannot be scored against data of \(1, 8, 8\)"):
-        Scores(extraction, reference, (1, 16, 4))
+        Evaluation(extraction, reference, (1, 16, 4))
 
 
 class Mean(torch.nn.Module):

@@ -10,9 +10,17 @@ from small import DIGITS, REPOSITORY, SMALL, here
 from torch import Tensor
 
 from warm_lightning import load_checkpoint, load_config
-from warm_lightning.checkpoints import EMA, FORMAT_VERSION, LEARNED, SECTION, part, read, write
+from warm_lightning.checkpoints import (
+    EMA_PREFIX,
+    FORMAT_VERSION,
+    LEARNED_PREFIX,
+    SECTION,
+    read_checkpoint,
+    without_prefix,
+    write_checkpoint,
+)
 from warm_lightning.cli import main
-from warm_lightning.data.image_set import all_images
+from warm_lightning.data.image_set import dequantised_batches
 from warm_lightning.images import quantise, read_png
 from warm_lightning.interop.exported import read_folder
 from warm_lightning.module import DiffusionModule
@@ -45,7 +53,9 @@ def module_of(name: str) -> DiffusionModule:
     settings |= {f"model.{setting}": value for setting, value in RUNS[name].items()}
     module, data = load_config([DIGITS, METHODS / f"{name}.yaml"], settings)
     if module.model().process.learned is None:
-        module.model().process.learned = module.model().process.learn(all_images(data.train_images(), "Learning"))
+        module.model().process.learned = module.model().process.learn(
+            dequantised_batches(data.train_images(), "Learning")
+        )
     generator = torch.Generator().manual_seed(0)
     for parameter in module.ema_network.parameters():
         torch.nn.init.normal_(parameter, std=0.05, generator=generator)
@@ -83,7 +93,9 @@ def test_two_processes_make_the_same_bytes(name: str, tmp_path: Path) -> None:
     """`warm generate` on two devices, of which each has every second seed, and what Python makes in one batch."""
     module, path = module_of(name), tmp_path / "random.ckpt"
     learned = module.model().process.learned or {}
-    write(path, module.state_dict(), {"config": module.config, "images_seen": 0, "source": None, "learned": learned})
+    write_checkpoint(
+        path, module.state_dict(), {"config": module.config, "images_seen": 0, "source": None, "learned": learned}
+    )
     where = [f"--ckpt_path={path}", f"--outdir={tmp_path / 'out'}"]
     warm_on_two(tmp_path, "generate", *where, "--precision=64-true", "--seeds=0-4")
     for seed, image in enumerate(quantise(images(name, list(range(5))))):
@@ -102,14 +114,14 @@ def settings_of(name: str) -> list[str]:
 
 
 @pytest.fixture(scope="module", params=["cold", "ihdm"])
-def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+def trained_from_options(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     """A method and the folder of two steps of training, of which the second went on from a checkpoint."""
     folder = tmp_path_factory.mktemp(request.param)
     run = ["fit", *SMALL, *settings_of(request.param), f"--trainer.default_root_dir={folder}", "--ckpt_path=last"]
     here(*run, "--posthoc_ema.sigma_rel=[0.05,0.1]", "--posthoc_ema.every=32", "--model.duration=32")
-    first = read(last(folder))[SECTION]["learned"]
+    first = read_checkpoint(last(folder))[SECTION]["learned"]
     here(*run, "--posthoc_ema.sigma_rel=[0.05,0.1]", "--posthoc_ema.every=32", "--model.duration=64")
-    assert_equal(read(last(folder))[SECTION]["learned"], first)
+    assert_equal(read_checkpoint(last(folder))[SECTION]["learned"], first)
     return request.param, folder
 
 
@@ -122,19 +134,22 @@ def assert_equal(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
 def test_learned_tensors_go_where_the_weights_go(trained: tuple[str, Path], tmp_path: Path) -> None:
     """Checkpoint, exported folder, post-hoc average: the same start of sampling, and the same samples."""
     name, folder = trained
-    learned = read(last(folder))[SECTION]["learned"]
+    learned = read_checkpoint(last(folder))[SECTION]["learned"]
     _, data = load_config([DIGITS, METHODS / f"{name}.yaml"])
     fresh = load_checkpoint(last(folder))
     assert_equal(fresh.model().process.checked_learned(), learned)
-    expected = fresh.model().process.learn(all_images(data.train_images(), "Learning"))
+    expected = fresh.model().process.learn(dequantised_batches(data.train_images(), "Learning"))
     for part_name, tensor in expected.items():
         torch.testing.assert_close(learned[part_name], tensor)
     here("export", str(last(folder)), str(tmp_path / "exported"))
     here("ema", str(folder), str(tmp_path / "average.ckpt"), "0.08")
-    assert_equal(read(tmp_path / "average.ckpt")[SECTION]["learned"], learned)
+    assert_equal(read_checkpoint(tmp_path / "average.ckpt")[SECTION]["learned"], learned)
     tensors, _ = read_folder(tmp_path / "exported")
-    assert_equal(part(tensors, LEARNED), learned)
-    assert part(read(tmp_path / "exported")["state_dict"], EMA).keys() == fresh.model().network.state_dict().keys()
+    assert_equal(without_prefix(tensors, LEARNED_PREFIX), learned)
+    assert (
+        without_prefix(read_checkpoint(tmp_path / "exported")["state_dict"], EMA_PREFIX).keys()
+        == fresh.model().network.state_dict().keys()
+    )
     for path in (last(folder), tmp_path / "exported"):
         module = load_checkpoint(path)
         assert torch.equal(module.model().sample(module.model().sampler, [1]), fresh.model().sample(fresh.sampler, [1]))
@@ -167,9 +182,9 @@ def test_format_2_is_migrated(tmp_path: Path) -> None:
     assert old[SECTION].pop("learned") == {}
     old[SECTION]["format_version"] = 2
     torch.save(old, last(tmp_path))
-    assert (read(last(tmp_path))[SECTION]["format_version"], FORMAT_VERSION) == (4, 4)
-    assert read(last(tmp_path))[SECTION]["learned"] == {}
+    assert (read_checkpoint(last(tmp_path))[SECTION]["format_version"], FORMAT_VERSION) == (4, 4)
+    assert read_checkpoint(last(tmp_path))[SECTION]["learned"] == {}
     module = load_checkpoint(last(tmp_path))
     assert module.model().sample(module.model().sampler, [0]).isfinite().all()
     here("fit", *SMALL, *hot, "--model.duration=64", "--ckpt_path=last")
-    assert read(last(tmp_path))[SECTION]["images_seen"] == 64
+    assert read_checkpoint(last(tmp_path))[SECTION]["images_seen"] == 64

@@ -14,7 +14,7 @@ from warm_lightning import load_checkpoint
 from warm_lightning.checkpoints import SECTION
 from warm_lightning.data import Digits
 from warm_lightning.images import quantise
-from warm_lightning.metrics import Extraction, Pixels, Scores, measure
+from warm_lightning.metrics import Evaluation, Extraction, Pixels, measure_reference
 from warm_lightning.samplers import Heun, PowerGrid, Sampler
 
 
@@ -68,7 +68,7 @@ def test_trained_models_from_checkpoint_to_table(
     # A second route to a score.
     module = load_checkpoint(str(checkpoint), {"sampler.rule": "Euler", "sampler.grid.steps": 10})
     extraction = Extraction(Pixels(), 8, "cpu")
-    scores = Scores(extraction, measure(extraction, Digits().train_images(), companions=False), (1, 8, 8))
+    scores = Evaluation(extraction, measure_reference(extraction, Digits().train_images(), companions=False), (1, 8, 8))
     scores.update(quantise(module.model("ema").sample(module.model().sampler, range(8))))
     assert rows["Euler"]["fd8_pixel"] == pytest.approx(scores.compute()[1]["fd8_pixel"], rel=1e-6)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from disagreeing_oracle import DisagreeingOracle
 from scipy.integrate import quad
 from spectra import level, power_law
 from torch import Tensor
@@ -15,7 +16,7 @@ from experiments.studies.solvers import distances
 from warm_lightning.data import CIFAR10
 from warm_lightning.errors import UserError
 from warm_lightning.images import dequantise
-from warm_lightning.oracles import DatasetOracle, DisagreeingOracle, GaussianOracle
+from warm_lightning.oracles import DatasetOracle, GaussianOracle
 from warm_lightning.parameterizations import DenoiseDeblur
 from warm_lightning.preconditioning import EDMPreconditioning
 from warm_lightning.processes import (
@@ -257,5 +258,5 @@ def test_ddim_without_noise_is_heuns_predictor(process: Process) -> None:
     assert torch.equal(asked[1], Euler(eta=0.0)(oracle, u, step))
     # Song et al. 2021, Eq. 12 with σ = 0.
     belief = oracle(u, step.t)
-    rebuilt = step.target.signal * belief.clean + step.target.noise * belief.noise
+    rebuilt = step.gains_s.signal * belief.clean + step.gains_s.noise * belief.noise
     torch.testing.assert_close(asked[1], rebuilt, rtol=0, atol=1e-12)

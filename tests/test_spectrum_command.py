@@ -22,7 +22,7 @@ from warm_lightning.spectral import frequencies, idct
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`noisy`: digits with noise of 60 grey levels; `small`: of 4×4 pixels; `colour`: RGB."""
     root = tmp_path_factory.mktemp("images")
-    digits = Digits().train_images().all()[:300]
+    digits = Digits().train_images().as_tensor()[:300]
     noise = 60 * torch.randn(digits.shape, generator=torch.Generator().manual_seed(0))
     noisy = (digits + noise).clamp(0, 255).to(torch.uint8)
     for name, images in (
@@ -58,7 +58,7 @@ def test_command_on_digits(folders: Path, tmp_path: Path, capsys) -> None:
     assert result["bnr"] == pytest.approx(math.sqrt(-2 * math.log(0.96) / result["c_at_s1"]))
     at_bnr = next(row for row in result["attenuation"] if row["bnr"] == result["bnr"])
     assert at_bnr["formula"] == pytest.approx(0.96)
-    digits = dctn(Digits().train_images().all().numpy()[:, 0] / 127.5 - 1, norm="ortho", axes=(1, 2)).var(axis=0)
+    digits = dctn(Digits().train_images().as_tensor().numpy()[:, 0] / 127.5 - 1, norm="ortho", axes=(1, 2)).var(axis=0)
     assert result["spectrum"][1]["power"] == pytest.approx((digits[0, 1] + digits[1, 0] + digits[1, 1]) / 3)
     noisy = np.stack([np.asarray(Image.open(file)) for file in sorted((folders / "noisy").iterdir())])
     power = dctn(noisy / 127.5 - 1, norm="ortho", axes=(1, 2)).var(axis=0)

@@ -38,7 +38,7 @@ def test_grey_and_colour_as_in_memory(tmp_path, kind, colours):
     memory, lazily = (ImageFolder(path, cache=cache).train_images() for cache in (True, False))
     assert lazily.shape == memory.shape
     assert torch.equal(lazily.take(torch.tensor([2, 0, 1, 0])), memory.take(torch.tensor([2, 0, 1, 0])))
-    assert torch.equal(lazily.all(), memory.images)
+    assert torch.equal(lazily.as_tensor(), memory.images)
 
 
 def test_nothing_is_decoded_until_it_is_asked_for(tmp_path, kind):
@@ -69,6 +69,6 @@ def test_a_bad_image_is_named_by_whichever_process_meets_it(tmp_path, num_worker
 
 def test_the_stream_of_stored_images_may_be_written_to(tmp_path):
     images = ImageFolder(store(tmp_path, {"1.png": encode(pixels())}, "zip"), cache=False).train_images()
-    before = images.all()
+    before = images.as_tensor()
     TrainingStream(images, SEED)[range(2)].images.zero_()
-    assert torch.equal(images.all(), before)
+    assert torch.equal(images.as_tensor(), before)

@@ -16,7 +16,7 @@ from small import AUGMENTED, SMALL, command, environment, here
 from torch import nn
 
 from warm_lightning.callbacks import SampleGrid, ScoreSamples
-from warm_lightning.checkpoints import read
+from warm_lightning.checkpoints import read_checkpoint
 from warm_lightning.cli import main
 from warm_lightning.errors import UserError
 from warm_lightning.metrics import Pixels
@@ -31,7 +31,7 @@ def fit(folder: Path, *arguments: str) -> list[str]:
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    checkpoint = read(folder / "checkpoints" / "last.ckpt")
+    checkpoint = read_checkpoint(folder / "checkpoints" / "last.ckpt")
     assert checkpoint["warm_lightning"]["images_seen"] == 320
     return checkpoint["state_dict"]
 

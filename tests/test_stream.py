@@ -10,7 +10,8 @@ from lightning import LightningModule, Trainer
 from torch import Tensor
 
 from warm_lightning.data import ImageDataModule, ImageSet
-from warm_lightning.data.stream import StreamSampler, TrainingStream, strided_batches
+from warm_lightning.data.stream import StreamSampler, TrainingStream
+from warm_lightning.distributed import strided_batches
 from warm_lightning.errors import UserError
 from warm_lightning.rng import key
 from warm_lightning.types import Batch
@@ -181,8 +182,8 @@ def test_validation_shows_each_image_once_over_all_devices(world_size, held_out)
 
 
 def test_strided_batches_keep_the_short_one():
-    assert strided_batches(5, 2) == [range(0, 2), range(2, 4), range(4, 5)]
-    assert [list(r) for r in strided_batches(10, 3, rank=1, world_size=2)] == [[1, 3, 5], [7, 9]]
+    assert strided_batches(range(5), 2) == [range(0, 2), range(2, 4), range(4, 5)]
+    assert [list(r) for r in strided_batches(range(10), 3, rank=1, world_size=2)] == [[1, 3, 5], [7, 9]]
 
 
 def test_validation_needs_no_trainer_and_training_says_that_it_does():

@@ -76,7 +76,7 @@ def test_with_all_others_it_is_the_dataset_oracle(process: Process) -> None:
     x0 = dequantise(batch.images, torch.float64)
     readings = torch.linspace(0.3, 0.9, 8, dtype=torch.float64)
     truth, u, gains = degraded(process, x0, readings)
-    u0 = dct(dequantise(data.train_images().all(), torch.float64))
+    u0 = dct(dequantise(data.train_images().as_tensor(), torch.float64))
     expected = DatasetOracle(u0, process)(u, process.level(readings))
     direct = StableTarget(COUNT)(truth, u, u0, ~same(truth.clean, u0), process, gains)
     draws = BatchDraws(0, 16, 8, torch.arange(8))
@@ -115,7 +115,7 @@ def others_of(batch: Batch, data: ImageDataModule, count: int = 10**6, **told) -
     others, allowed = reference_batch(data, 0, count)(
         batch, draws, labels["class_labels"], labels["augment_labels"], like
     )
-    everything = dct(dequantise(data.train_images().all(), torch.float64))
+    everything = dct(dequantise(data.train_images().as_tensor(), torch.float64))
     return others, allowed, torch.cdist(others.flatten(1), everything.flatten(1)).argmin(1)
 
 

@@ -19,20 +19,18 @@ from warm_lightning.errors import UserError, check, error_text
 from warm_lightning.interop.exported import is_exported, read_folder
 from warm_lightning.migrations import current
 from warm_lightning.networks.base import Network
-from warm_lightning.records import PACKAGE_VERSION
+from warm_lightning.records import PACKAGE_VERSION, whole_file
 
 CHECKPOINTS = "checkpoints"
 """The folder of a run's checkpoints."""
 LAST = "last.ckpt"
 """The checkpoint in it that a run goes on from."""
-POSTHOC = "posthoc"
-"""The folder of a run's snapshots for post-hoc EMA."""
 RESULTS = "scores.json"
 """The scores of a run by `warm test`."""
 SECTION = "warm_lightning"
 FORMAT_VERSION = 4
 KEYS = frozenset({"config", "images_seen", "nonfinite_gradients", "source", "learned"})
-RAW, EMA, LEARNED = "network.", "ema_network.", "learned."
+RAW_PREFIX, EMA_PREFIX, LEARNED_PREFIX = "network.", "ema_network.", "learned."
 
 
 def _from_1(section: dict[str, Any]) -> dict[str, Any]:
@@ -54,7 +52,7 @@ MIGRATIONS: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from
 """Functions that turn a section of a format version into one of the next version."""
 
 
-def read(path: str | Path) -> dict[str, Any]:
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint to the CPU; nothing in the file is executed.
 
     Args:
@@ -92,9 +90,9 @@ def _read_file(path: Path) -> Any:
 
 def _read_exported(path: Path) -> dict[str, Any]:
     tensors, section = read_folder(path)
-    learned = part(tensors, LEARNED)
-    weights = {name: tensor for name, tensor in tensors.items() if not name.startswith(LEARNED)}
-    state_dict = {prefix + name: tensor for prefix in (RAW, EMA) for name, tensor in weights.items()}
+    learned = without_prefix(tensors, LEARNED_PREFIX)
+    weights = {name: tensor for name, tensor in tensors.items() if not name.startswith(LEARNED_PREFIX)}
+    state_dict = {prefix + name: tensor for prefix in (RAW_PREFIX, EMA_PREFIX) for name, tensor in weights.items()}
     return _checkpoint(state_dict, section | {"learned": learned})
 
 
@@ -122,7 +120,7 @@ def check_new(path: Path) -> None:
     check(not is_exported(path), f"{path}: {path.suffix} is how exported models are named; give a name in .ckpt")
 
 
-def write(path: Path, state_dict: Mapping[str, Tensor], section: Mapping[str, Any]) -> None:
+def write_checkpoint(path: Path, state_dict: Mapping[str, Tensor], section: Mapping[str, Any]) -> None:
     """Write a checkpoint without optimizer state, which can be sampled, scored and started from, but not resumed.
 
     Args:
@@ -140,17 +138,11 @@ def write(path: Path, state_dict: Mapping[str, Tensor], section: Mapping[str, An
         "nonfinite_gradients": 0,
         "learned": {},
     }
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(_checkpoint(state_dict, defaults | dict(section)), unfinished)
-        unfinished.replace(path)
-    except BaseException as error:
-        unfinished.unlink(missing_ok=True)
-        if not isinstance(error, OSError | RuntimeError):  # torch's writer has no errors of its own
-            raise
-        reason = error_text(error, 200).replace(unfinished.name, path.name)
-        raise UserError(f"{path}: cannot be written ({reason}); choose a writable path") from error
+    with whole_file(path) as temporary:
+        try:
+            torch.save(_checkpoint(state_dict, defaults | dict(section)), temporary)
+        except RuntimeError as error:  # torch's writer has no errors of its own
+            raise OSError(str(error)) from error
 
 
 def _checkpoint(state_dict: Mapping[str, Tensor], section: Mapping[str, Any]) -> dict[str, Any]:
@@ -164,7 +156,7 @@ def _checkpoint(state_dict: Mapping[str, Tensor], section: Mapping[str, Any]) ->
     }
 
 
-def part(state_dict: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def without_prefix(state_dict: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The entries of a state dict whose names begin with a prefix, without the prefix."""
     return {name.removeprefix(prefix): tensor for name, tensor in state_dict.items() if name.startswith(prefix)}
 
@@ -206,23 +198,22 @@ def start_from(path: str | Path, network: Network) -> None:
     Weights of a one-branch network become the first branch of one with several; the other branches then output 0.
 
     Args:
-        path: see `read`.
+        path: see `read_checkpoint`.
         network: changed in place.
 
     Raises:
-        UserError: see `read`; the file holds no averaged weights; or the two networks differ otherwise, in which case
-            the first tensor that differs is named. Settings that do not show in tensors are left to `check_start`.
+        UserError: see `read_checkpoint`; the file holds no averaged weights; or the two networks differ otherwise, in
+            which case the first tensor that differs is named. Settings that do not show in tensors are left to
+            `check_start`.
     """
-    checkpoint = read(path)
+    checkpoint = read_checkpoint(path)
     check_weights(path, checkpoint, "ema", choice=False)
-    saved, ours = part(checkpoint["state_dict"], EMA), network.state_dict()
+    saved, ours = without_prefix(checkpoint["state_dict"], EMA_PREFIX), network.state_dict()
     channels = network.image_channels
     for name in ours.keys() & saved.keys():
         first = saved[name]
-        if (
-            first.shape != ours[name].shape == (network.branches * channels, *first.shape[1:])
-            and len(first) == channels
-        ):
+        all_branches = (network.branches * channels, *first.shape[1:])
+        if len(first) == channels and first.shape != ours[name].shape and ours[name].shape == all_branches:
             # All else being equal, this can only be the output convolution.
             saved[name] = torch.cat([first] + [torch.zeros_like(first)] * (network.branches - 1))
     try:
@@ -252,10 +243,10 @@ def check_start(config: Mapping[str, Any], network: Network) -> None:
     path = config["init_from"]
     if not path:
         return
-    checkpoint = read(path)
+    checkpoint = read_checkpoint(path)
     there = checkpoint[SECTION]["config"]
     check(there is not None, f"init_from {path}: has no configuration, which says what its weights mean; use another")
-    saved, ours = part(checkpoint["state_dict"], EMA), network.state_dict()
+    saved, ours = without_prefix(checkpoint["state_dict"], EMA_PREFIX), network.state_dict()
     copied = all(saved[name].shape == tensor.shape for name, tensor in ours.items())
     sections = ("network", "preconditioning", *(["parameterization"] if copied else []))
     check_same_meaning(there, config, sections, f"init_from {path}")

@@ -1,5 +1,11 @@
 """Every way to get a model: from YAML files, from a checkpoint or exported folder, and from both together.
 
+    load_checkpoint          a trained model from a checkpoint or exported folder alone
+    load_config              an untrained module and its data from YAML files, for Python
+    module_from_options      the same from options of a command
+    trained_from_options     options of a command and the weights of a checkpoint
+    build_model              an untrained model from plain data
+
 The functions that need Lightning import it when they are called, so that commands that sample from a checkpoint do
 without it.
 """
@@ -14,12 +20,20 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import ArgumentParser
 
 import warm_lightning.networks  # noqa: F401  (short class names in YAML are those of imported classes)
-from warm_lightning.checkpoints import EMA, RAW, SECTION, check_same_meaning, check_same_model, part, read
-from warm_lightning.data.image_set import ImageSet
+from warm_lightning.checkpoints import (
+    EMA_PREFIX,
+    RAW_PREFIX,
+    SECTION,
+    check_same_meaning,
+    check_same_model,
+    read_checkpoint,
+    without_prefix,
+)
 from warm_lightning.errors import check, user_errors
 from warm_lightning.migrations import current_option
-from warm_lightning.model import DiffusionModel, TrainedModel, Weights
+from warm_lightning.model import DiffusionModel, TrainedModel
 from warm_lightning.networks.base import Network
+from warm_lightning.types import Weights
 
 if TYPE_CHECKING:
     from warm_lightning.data import ImageDataModule
@@ -39,16 +53,16 @@ def load_checkpoint(path: str | Path, overrides: Mapping[str, Any] | None = None
         overrides: see `build_model`.
 
     Raises:
-        UserError: see `checkpoints.read` and `build_model`.
+        UserError: see `read_checkpoint` and `build_model`.
     """
-    checkpoint = read(path)
+    checkpoint = read_checkpoint(path)
     config = checkpoint[SECTION]["config"]
     check(
         config is not None,
         f"{path}: was written by a module without a configuration; make the module yourself",
     )
     model, config = build_model(config, overrides)
-    return with_weights(model, config, checkpoint)
+    return attach_weights(model, config, checkpoint)
 
 
 def build_model(
@@ -75,22 +89,26 @@ def build_model(
     return model, {**config, **resolved}
 
 
-def with_weights(model: DiffusionModel, config: dict[str, Any] | None, checkpoint: Mapping[str, Any]) -> TrainedModel:
+def attach_weights(model: DiffusionModel, config: dict[str, Any] | None, checkpoint: Mapping[str, Any]) -> TrainedModel:
     """A model with the weights of a checkpoint, in evaluation mode and in the precision that they are stored in.
 
     Raises:
         UserError: the checkpoint is of another model.
     """
     section, saved = checkpoint[SECTION], checkpoint["state_dict"]
-    expected = {prefix + name: value for prefix in (RAW, EMA) for name, value in model.network.state_dict().items()}
+    expected = {
+        prefix + name: value
+        for prefix in (RAW_PREFIX, EMA_PREFIX)
+        for name, value in model.network.state_dict().items()
+    }
     check_same_model(saved, expected)
     held = section.get("weights")  # of an exported folder, which has one set of weights
     networks: dict[Weights, Network] = {}
-    prefixes: dict[Weights, str] = {"ema": EMA, "raw": RAW}
+    prefixes: dict[Weights, str] = {"ema": EMA_PREFIX, "raw": RAW_PREFIX}
     for weights, prefix in prefixes.items():
         if held in (None, weights):
             network = copy.deepcopy(model.network).to(next(iter(saved.values())).dtype)
-            network.load_state_dict(part(saved, prefix))
+            network.load_state_dict(without_prefix(saved, prefix))
             networks[weights] = network.eval()
     model.process.learned = section["learned"] or model.process.learned
     return TrainedModel(networks, model.eval(), config, section["images_seen"], section["source"])
@@ -127,14 +145,9 @@ def load_config(
     Raises:
         UserError: for a missing file, a misspelt name or a wrong value.
     """
-    from warm_lightning.trainer_cli import WarmCLI
-
     paths = [paths] if isinstance(paths, str | Path) else paths
-    arguments = [f"--config={path}" for path in paths]
-    arguments += [f"--{name}={as_text(value)}" for name, value in (overrides or {}).items()]
-    with user_errors():
-        cli = WarmCLI([*arguments, *ANYWHERE], run=False)
-    return cli.model, cli.datamodule
+    options = [f"--config={path}" for path in paths]
+    return module_from_options([*options, *(f"--{name}={as_text(value)}" for name, value in (overrides or {}).items())])
 
 
 def split_settings(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -150,7 +163,7 @@ def split_settings(arguments: list[str]) -> tuple[list[str], list[str]]:
     return settings, others
 
 
-def configured(settings: Sequence[str]) -> "tuple[DiffusionModule, ImageDataModule]":
+def module_from_options(options: Sequence[str]) -> "tuple[DiffusionModule, ImageDataModule]":
     """The untrained module and the data, not yet prepared, of options such as --config=configs/digits.yaml.
 
     Raises:
@@ -159,15 +172,15 @@ def configured(settings: Sequence[str]) -> "tuple[DiffusionModule, ImageDataModu
     from warm_lightning.trainer_cli import WarmCLI
 
     check(
-        any(setting.startswith("--config=") for setting in settings),
+        any(option.startswith("--config=") for option in options),
         "--config is missing: name the YAML file of the data and model, such as --config configs/digits.yaml",
     )
     with user_errors():
-        cli = WarmCLI([*settings, "--model.init_from=null", *ANYWHERE], run=False)
+        cli = WarmCLI([*options, *ANYWHERE], run=False)
     return cli.model, cli.datamodule
 
 
-def resolve(options: Sequence[str]) -> dict[str, Any]:
+def resolved_config(options: Sequence[str]) -> dict[str, Any]:
     """The whole configuration of some options of `warm fit`, by section, as plain data with all defaults.
 
     Raises:
@@ -182,33 +195,20 @@ def resolve(options: Sequence[str]) -> dict[str, Any]:
 # ---------------------------------------------------------------------- from both
 
 
-def trained(settings: Sequence[str], ckpt_path: str) -> "tuple[TrainedModel, ImageDataModule]":
+def trained_from_options(options: Sequence[str], ckpt_path: str) -> "tuple[TrainedModel, ImageDataModule]":
     """The model and the data of some options, with the weights of a checkpoint or exported folder.
 
     The process of the options may differ from the checkpoint's, for example to sample a model that was trained with
     `RandomBNR` along another path.
 
     Raises:
-        UserError: see `configured`, `checkpoints.read`, `check_same_model` and `check_same_meaning`.
+        UserError: see `module_from_options`, `read_checkpoint`, `check_same_model` and `check_same_meaning`.
     """
-    checkpoint = read(ckpt_path)
-    module, data = configured(settings)
+    checkpoint = read_checkpoint(ckpt_path)
+    module, data = module_from_options([*options, "--model.init_from=null"])
     stored = checkpoint[SECTION]["config"]
     check_same_model(checkpoint["state_dict"], module.state_dict())
     if stored and module.config:
         sections = ("network", "preconditioning", "parameterization")
         check_same_meaning(stored, module.config, sections, f"--ckpt_path {ckpt_path}")
-    return with_weights(module.model("raw"), module.config, checkpoint), data
-
-
-def open_split(data: "ImageDataModule", split: str) -> ImageSet:
-    """The images of a split.
-
-    Raises:
-        UserError: the data have no such split.
-    """
-    data.prepare_data()
-    images = data.train_images() if split == "train" else data.held_out_images()
-    check(images is not None, "the data have no held-out images: set them aside in --data, or ask for --split train")
-    assert images is not None
-    return images
+    return attach_weights(module.model("raw"), module.config, checkpoint), data

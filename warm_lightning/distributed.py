@@ -1,4 +1,5 @@
-"""Distributed computing: rank and world size, gathering and summing tensors over ranks, a progress bar on rank 0."""
+"""Distributed computing: rank and world size, sharing out items, gathering and summing tensors,
+a progress bar on rank 0."""
 
 from collections.abc import Iterable
 from typing import TypeVar
@@ -11,7 +12,7 @@ from tqdm import tqdm
 Item = TypeVar("Item")
 
 
-def place() -> tuple[int, int]:
+def rank_and_world_size() -> tuple[int, int]:
     """Rank of this process and number of processes; (0, 1) where there is one."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
@@ -24,7 +25,7 @@ def gather(tensor: Tensor) -> list[Tensor]:
     Args:
         tensor: [N, …] on a device that the processes communicate from; only N may differ between them.
     """
-    world_size = place()[1]
+    world_size = rank_and_world_size()[1]
     if world_size == 1:
         return [tensor]
     length = torch.tensor([len(tensor)], device=tensor.device)
@@ -46,6 +47,12 @@ def total(tensor: Tensor) -> Tensor:
     return torch.stack(gather(tensor[None])).sum(dim=0)[0]
 
 
+def strided_batches(items: range, batch_size: int, rank: int = 0, world_size: int = 1) -> list[range]:
+    """Split every `world_size`-th item, from the one of index `rank` on, into batches; the last may be short."""
+    share = items[rank::world_size]
+    return [share[i : i + batch_size] for i in range(0, len(share), batch_size)]
+
+
 def progress(items: Iterable[Item], title: str) -> Iterable[Item]:
     """The items, with a progress bar on the first process once a second has passed."""
-    return tqdm(items, title, delay=1, leave=False, disable=place()[0] > 0)
+    return tqdm(items, title, delay=1, leave=False, disable=rank_and_world_size()[0] > 0)

@@ -4,19 +4,20 @@ Libraries for post-hoc EMA (ema-pytorch and its forks) count optimizer steps, co
 files on every process: none is a function of the images seen alone, nor resumes to the bit.
 """
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor, nn
 
-from warm_lightning.errors import check
-
-SUFFIX = ".safetensors"
-SNAPSHOT = "average"
-"""The entry of a snapshot's metadata that says which average at which time it holds, as JSON."""
+from warm_lightning.errors import UserError, check
+from warm_lightning.records import write_file
 
 
 class Average(ABC):
@@ -118,3 +119,59 @@ def combination(stored: Sequence[Profile], wanted: Profile) -> tuple[list[float]
     weights = np.linalg.lstsq(system, np.append(products, 1.0), rcond=1e-14)[0][:n]
     residual = weights @ gram @ weights - 2 * weights @ products + unit.dot(unit)
     return weights.tolist(), float(max(residual, 0) / unit.dot(unit)) ** 0.5
+
+
+# ---------------------------------------------------------------------- snapshots
+
+SNAPSHOTS = "posthoc"
+"""The folder of a run's snapshots for post-hoc EMA."""
+SUFFIX = ".safetensors"
+METADATA = "average"
+"""The entry of a snapshot's metadata with its width and time, as JSON."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A `PowerEMA` of a training, stored as a file of float32 tensors.
+
+    Attributes:
+        path: the file.
+        sigma_rel: relative width of the average.
+        images_seen: number of images after which it was stored.
+    """
+
+    path: Path
+    sigma_rel: float
+    images_seen: int
+
+    @property
+    def profile(self) -> Profile:
+        """The density of the average over images."""
+        return Profile(PowerEMA(self.sigma_rel).gamma, self.images_seen)
+
+    @classmethod
+    def write(cls, folder: Path, average: nn.Module, sigma_rel: float, images_seen: int) -> None:
+        """Store an average in a folder of snapshots."""
+        tensors = {name: p.float().contiguous().cpu() for name, p in sorted(average.named_parameters())}
+        # One entry, since safetensors writes several in random order.
+        metadata = {METADATA: json.dumps({"sigma_rel": sigma_rel, "images_seen": images_seen})}
+        write_file(folder / f"images-{images_seen:09d}-sigma-{sigma_rel}{SUFFIX}", save(tensors, metadata))
+
+    @classmethod
+    def read(cls, path: Path) -> "Snapshot":
+        """Open a stored snapshot.
+
+        Raises:
+            UserError: it is damaged.
+        """
+        try:
+            with safe_open(path, "pt") as file:
+                about = json.loads(file.metadata()[METADATA])
+            return cls(path, float(about["sigma_rel"]), int(about["images_seen"]))
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path}: damaged or not a snapshot of post-hoc EMA; remove it") from error
+
+    @classmethod
+    def all_in(cls, folder: Path) -> list["Snapshot"]:
+        """The snapshots in a folder by name; raises as `read` does."""
+        return [cls.read(path) for path in sorted(folder.glob(f"images-*{SUFFIX}"))]

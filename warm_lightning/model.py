@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -29,10 +29,20 @@ from warm_lightning.rng import BatchDraws, Draws, SeedStreams, key
 from warm_lightning.samplers import Grid, Sampler
 from warm_lightning.spectral import dct, idct
 from warm_lightning.targets import ReferenceBatch, Target
-from warm_lightning.types import Batch, Estimate, Estimator, Level
+from warm_lightning.types import Batch, Estimate, Estimator, Level, Weights
 
-Weights = Literal["ema", "raw"]
-"""The averaged weights, or the last weights of training."""
+
+def one_hot(classes: Tensor, label_dim: int) -> Tensor | None:
+    """Class indices [B] → one-hot [B, label_dim]; None for a network without classes (label_dim 0).
+
+    Raises:
+        UserError: for a class that the network does not have.
+    """
+    if label_dim == 0:
+        return None
+    wrong = classes[(classes < 0) | (classes >= label_dim)].tolist()
+    check(not wrong, f"class {wrong[:1]} is not one of the model's, which are 0 to {label_dim - 1}")
+    return torch.nn.functional.one_hot(classes, label_dim)
 
 
 class DiffusionModel(nn.Module):
@@ -117,14 +127,9 @@ class DiffusionModel(nn.Module):
         """C, H, W."""
         return self.network.image_channels, self.network.resolution, self.network.resolution
 
-    @property
-    def calls(self) -> int:
-        """Network calls for an estimate: two with guidance, otherwise one."""
-        return 2 if self.guidance != 1 and self.network.label_dim else 1
-
-    def nfe(self, sampler: Sampler) -> int:
-        """Network calls per image: guidance doubles the sampler's."""
-        return sampler.nfe * self.calls
+    def nfe(self, estimates: int, classes: bool = True) -> int:
+        """The NFE, network calls per image, for a number of estimates: guidance doubles it for images with a class."""
+        return estimates * (2 if self.guidance != 1 and self.network.label_dim and classes else 1)
 
     def weights_hash(self) -> str:
         """SHA-256 of the network's tensors that a checkpoint holds; see `tensors_hash`."""
@@ -328,6 +333,17 @@ class TrainedModel:
         check(weights in self.networks, f"the model was exported with its {held} weights only: ask for weights {held}")
         return self.template.replaced(network=self.networks[weights])
 
+    def record(self, weights: Weights) -> dict[str, Any]:
+        """The facts about the model that every measurement of it records; plain data."""
+        config = self.config or {}
+        return {
+            "weights": weights,
+            "weights_sha256": self.model(weights).weights_hash(),
+            "images_seen": self.images_seen,
+            "process": config.get("process"),
+            "sampler": config.get("sampler"),
+        }
+
     @property
     def sampler(self) -> Sampler:
         """The sampler of its configuration."""
@@ -335,19 +351,6 @@ class TrainedModel:
 
 
 # ---------------------------------------------------------------------- checks
-
-
-def one_hot(classes: Tensor, label_dim: int) -> Tensor | None:
-    """Class indices [B] → one-hot [B, label_dim]; None for a network without classes (label_dim 0).
-
-    Raises:
-        UserError: for a class that the network does not have.
-    """
-    if label_dim == 0:
-        return None
-    wrong = classes[(classes < 0) | (classes >= label_dim)].tolist()
-    check(not wrong, f"class {wrong[:1]} is not one of the model's, which are 0 to {label_dim - 1}")
-    return torch.nn.functional.one_hot(classes, label_dim)
 
 
 class _Images(Protocol):
@@ -407,15 +410,15 @@ def check_grid(process: Process, parameterization: Parameterization, grid: Grid,
     clocks = grid.clocks()
     first, stride = clocks[0].item(), (clocks[:-1] - clocks[1:]).max().item()
     # The largest clock reading of sampling, and (but for one image in a million) of training.
-    trained = law.quantile(torch.tensor(1 - 1e-6)).item() if law else process.last
+    trained = law.quantile(torch.tensor(1 - 1e-6)).item() if law else process.max_clock
     for name, end in {"model.sampler.grid": first, "model.clock_law": trained}.items():
         check(
-            process.last == math.inf or abs(end - process.last) <= 0.002 * process.last,
-            f"{name} goes up to {end:g} on the clock of model.process, which goes up to {process.last:g}: make them "
-            "agree",
+            process.max_clock == math.inf or abs(end - process.max_clock) <= 0.002 * process.max_clock,
+            f"{name} goes up to {end:g} on the clock of model.process, which goes up to {process.max_clock:g}: make "
+            "them agree",
         )
     check(
         stride <= 1.1 * parameterization.max_stride,
         f"{type(parameterization).__name__} estimates the image {parameterization.max_stride:g} step ahead, but the "
-        f"sampler's grid has steps of {stride:.3g}: set the grid's steps to {process.last:g}, the whole chain",
+        f"sampler's grid has steps of {stride:.3g}: set the grid's steps to {process.max_clock:g}, the whole chain",
     )

@@ -2,24 +2,52 @@
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
 from lightning import LightningModule
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from warm_lightning.checkpoints import FORMAT_VERSION, SECTION, check_same_model, start_from
 from warm_lightning.data.datamodule import ImageDataModule
-from warm_lightning.data.image_set import all_images
+from warm_lightning.data.image_set import dequantised_batches
+from warm_lightning.distributed import strided_batches
 from warm_lightning.ema import EMA
 from warm_lightning.errors import check
-from warm_lightning.model import DiffusionModel, Weights, check_data
+from warm_lightning.model import DiffusionModel, check_data
 from warm_lightning.networks.base import Network
 from warm_lightning.records import PACKAGE_VERSION
 from warm_lightning.rng import BatchDraws, SeedStreams, key
 from warm_lightning.strategies import check_strategy, gathered, local, shard
 from warm_lightning.targets import ReferenceBatch
-from warm_lightning.types import Batch
+from warm_lightning.types import Batch, Weights
+
+
+@dataclass(frozen=True)
+class SeedPlan:
+    """The seeds that `warm test` samples in each round.
+
+    Attributes:
+        rounds: the seeds of each round, one per image.
+        batch_size: the largest number of images that a device samples at once.
+        weights: "ema" or "raw".
+        done: numbers of the rounds, from 0, whose scores are already stored.
+    """
+
+    rounds: Sequence[range] = ()
+    batch_size: int = 256
+    weights: Weights = "ema"
+    done: set[int] = field(default_factory=set)
+
+    def label(self, number: int) -> str:
+        """The seeds of a round as text, such as 0-49999."""
+        return f"{self.rounds[number][0]}-{self.rounds[number][-1]}"
+
+    def batches(self, number: int, rank: int = 0, world_size: int = 1) -> list[range]:
+        """Split a device's share of a round, which is every `world_size`-th seed from `rank` on, into batches."""
+        return strided_batches(self.rounds[number], self.batch_size, rank, world_size)
 
 
 class DiffusionModule(LightningModule):
@@ -94,6 +122,7 @@ class DiffusionModule(LightningModule):
         self.nonfinite_gradients = 0
         self.source: dict[str, Any] | None = None
         self.config: dict[str, Any] | None = None
+        self.seed_plan = SeedPlan()
         self.scored: dict[str, tuple[int, float]] = {}
 
     # ------------------------------------------------------------------ the model
@@ -151,7 +180,9 @@ class DiffusionModule(LightningModule):
         process = self.model().process
         if process.learned is None:  # and no checkpoint has brought it
             first = self.trainer.is_global_zero
-            images = all_images(self.data.train_images(), "Learning the prior from the images") if first else ()
+            images = (
+                dequantised_batches(self.data.train_images(), "Learning the prior from the images") if first else ()
+            )
             process.learned = self.trainer.strategy.broadcast(process.learn(images) if first else None)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -204,9 +235,15 @@ class DiffusionModule(LightningModule):
             self.log(f"val/loss_{name}", loss, sync_dist=True, batch_size=len(losses), logger=False)
         self.log("val/loss", losses.sum(1).mean(), sync_dist=True, batch_size=len(losses), logger=False)
 
+    def test_dataloader(self) -> list[DataLoader]:
+        """Loaders of batches of seeds to sample, one for each round of `seed_plan`; each device gets its share."""
+        trainer, plan = self.trainer, self.seed_plan
+        rounds = [plan.batches(r, trainer.global_rank, trainer.world_size) for r in range(len(plan.rounds))]
+        return [DataLoader(cast(Dataset, [torch.tensor(b) for b in batches]), batch_size=None) for batches in rounds]
+
     def test_step(self, seeds: Tensor, batch_idx: int, dataloader_idx: int = 0) -> Tensor | None:
         """Images of the seeds, about -1 to 1, [b, C, H, W]; None in rounds that are done."""
-        plan = self.data.test_plan
+        plan = self.seed_plan
         return None if dataloader_idx in plan.done else self.sample(seeds.tolist(), plan.weights)
 
     def sample(self, seeds: Sequence[int], weights: Weights = "ema") -> Tensor:

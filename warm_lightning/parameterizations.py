@@ -48,6 +48,11 @@ def consistent(clean: Tensor, u: Tensor, gains: Gains) -> Estimate:
     return Estimate(clean, implied_noise(gains.signal * clean, u, gains))
 
 
+def denoised_image(u: Tensor, estimate: Estimate, gains: Gains) -> Tensor:
+    """The estimated clean image x̂0 = u - B∘noise + (1-A)∘clean as DCT coefficients: D + R for Table 5d."""
+    return u - gains.noise * estimate.noise + gains.lost * estimate.clean
+
+
 def undo(blurred: Tensor, log_gain: Tensor) -> Tensor:
     """The image blurred/exp(log_gain); 0 where the gain is so small that the quotient would be rounding error.
 

@@ -5,10 +5,11 @@ import json
 import math
 import os
 import platform
+import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from warm_lightning.errors import UserError, check
+from warm_lightning.errors import UserError, check, error_text
 
 PACKAGE_VERSION = version("warm-lightning")
 
@@ -123,7 +124,7 @@ def file_hash(path: Path) -> str:
 def markdown_table(
     header: Sequence[str], rows: Iterable[Sequence[object]], words: int = 1, padded: bool = False
 ) -> str:
-    """A table in Markdown.
+    """A table in Markdown, for files; for a terminal see `text_table`.
 
     Args:
         header: names of the columns.
@@ -139,11 +140,27 @@ def markdown_table(
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def text_table(rows: Iterable[Sequence[str]], align: str) -> str:
+    """A table as plain text in columns that are two spaces apart, for a terminal.
+
+    Args:
+        rows: the cells; the header is the first row.
+        align: "<" for left or ">" for right, one character for each column.
+    """
+    cells = list(rows)
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ("  ".join(f"{c:{a}{w}}" for c, a, w in zip(row, align, widths, strict=True)) for row in cells)
+    return "\n".join(line.rstrip() for line in lines)
+
+
 # ---------------------------------------------------------------------- files
 
 
-def write_file(path: Path, content: bytes) -> None:
-    """Write a file in one go, making its folder; a reader sees all of it or none.
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path`, whose file or folder gets that name when the `with` block ends.
+
+    The folder of `path` is made. A reader sees all of the file or none; if an error ends the block, nothing is left.
 
     Raises:
         UserError: the file cannot be written.
@@ -151,12 +168,24 @@ def write_file(path: Path, content: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{get_ident()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
+        yield temporary
         temporary.replace(path)
-    except OSError as error:
+    except BaseException as error:
         with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot be written ({error.strerror}); choose a writable folder") from error
+            shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
+        raise UserError(f"{path}: cannot be written ({error_text(error, 200)}); choose a writable folder") from error
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file in one go; see `whole_file`.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    with whole_file(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def writable_folder(path: str | Path) -> Path:
@@ -184,19 +213,3 @@ def check_out(path: str | None) -> None:
     if path:
         check(not Path(path).is_dir(), f"{path} is a folder: give the path of a file")
         writable_folder(Path(path).parent)
-
-
-# ---------------------------------------------------------------------- text tables
-
-
-def text_table(rows: Iterable[Sequence[str]], align: str) -> str:
-    """Lay out rows of cells as plain text in columns that are two spaces apart.
-
-    Args:
-        rows: the cells; the header is the first row.
-        align: "<" for left or ">" for right, one character for each column.
-    """
-    cells = list(rows)
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = ("  ".join(f"{c:{a}{w}}" for c, a, w in zip(row, align, widths, strict=True)) for row in cells)
-    return "\n".join(line.rstrip() for line in lines)

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from warm_lightning.errors import UserError, check
-from warm_lightning.processes.base import Process, per_image
+from warm_lightning.parameterizations import denoised_image
+from warm_lightning.processes.base import LARGE, Process, per_image
 from warm_lightning.rng import Draws
-from warm_lightning.samplers import Grid, Sampler, denoised_image
+from warm_lightning.samplers import Grid, Sampler
 from warm_lightning.samplers.rules import fresh_noise
 from warm_lightning.spectral import dct, idct, log_blur_mask
 from warm_lightning.types import Estimator, Level
@@ -80,10 +81,10 @@ def find_level(process: Process, first: Tensor, alpha: float, beta: float) -> Le
 def known_nearby(process: Process, first: Tensor, alpha: float, beta: float) -> str:
     """A text that names the model's levels nearest to one that is off its path."""
     words = []
-    least, most = (_partner(process.nearest_path(a, beta), first, "beta", beta) for a in (0.0, 1e9))
+    least, most = (_partner(process.nearest_path(a, beta), first, "beta", beta) for a in (0.0, LARGE))
     if least is not None and most is not None:
         words.append(f"at noise {beta:g} the model has a blur of {_span(least, most)} pixels")
-    least, most = (_partner(process.nearest_path(alpha, b), first, "alpha", alpha) for b in (0.0, 1e9))
+    least, most = (_partner(process.nearest_path(alpha, b), first, "alpha", alpha) for b in (0.0, LARGE))
     if least is not None and alpha > 0:
         words.append(
             f"at a blur of {alpha:g} pixels, noise "
@@ -176,9 +177,9 @@ def find_start(process: Process, grid: Grid, like: Tensor, alpha: float, beta: f
     Raises:
         UserError: the model has no such level.
     """
-    check(0 <= alpha < math.inf, f"--blur is {alpha:g}: a blur is 0 pixels or more")
-    check(0 <= beta < math.inf, f"--noise is {beta:g}: a noise level is 0 or more, images being in [-1, 1]")
-    check(alpha > 0 or beta > 0, "--blur 0 and --noise 0: there is nothing to restore; say how degraded the images are")
+    check(0 <= alpha < math.inf, f"blur is {alpha:g}: a blur is 0 pixels or more")
+    check(0 <= beta < math.inf, f"noise is {beta:g}: a noise level is 0 or more, images being in [-1, 1]")
+    check(alpha > 0 or beta > 0, "blur 0 and noise 0: there is nothing to restore; say how degraded the images are")
     process, first = process.nearest_path(alpha, beta), grid.clocks()[:1]
     what = f"a blur of {alpha:.4g} pixels and noise {beta:.4g}"
     level = find_level(process, first, alpha, beta)
@@ -190,7 +191,7 @@ def find_start(process: Process, grid: Grid, like: Tensor, alpha: float, beta: f
             level = process.level(clock)
         if level is None or level.beta.item() < beta:
             raise UserError(f"{nearby}; restore from one of these")
-        check(add_noise, f"{nearby}; with --add_noise the missing noise is added")
+        check(add_noise, f"{nearby}; with add_noise the missing noise is added")
     check(
         not process.ends(level),
         f"{what} is the last level of the model, at which sampling ends: there is nothing that it could restore",
@@ -211,7 +212,7 @@ def find_start(process: Process, grid: Grid, like: Tensor, alpha: float, beta: f
     check(
         add_noise or not lacking,
         f"the model's noise at {what} is not white, but up to {(gains.noise / white).max().item():.3g} times that at "
-        "high frequencies; with --add_noise the missing noise is added",
+        "high frequencies; with add_noise the missing noise is added",
     )
     return Start(process, level, beta, lacking)
 

@@ -25,7 +25,7 @@ from warm_lightning.callbacks import (
     ScoreSamples,
     TrainingLog,
 )
-from warm_lightning.checkpoints import CHECKPOINTS, LAST, check_same_model, check_start, check_weights, read
+from warm_lightning.checkpoints import CHECKPOINTS, LAST, check_same_model, check_start, check_weights, read_checkpoint
 from warm_lightning.data.datamodule import ImageDataModule
 from warm_lightning.errors import check, user_errors
 from warm_lightning.migrations import accept_old_names, current_option
@@ -48,10 +48,10 @@ class SaveConfig(SaveConfigCallback):
 
 
 class CheckpointFiles(TorchCheckpointIO):
-    """Reads checkpoints for Lightning with `checkpoints.read`: also older formats and exported folders."""
+    """Reads checkpoints for Lightning with `read_checkpoint`: also older formats and exported folders."""
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        return read(path)
+        return read_checkpoint(path)
 
 
 class WarmCLI(LightningCLI):
@@ -155,7 +155,7 @@ class WarmCLI(LightningCLI):
         self._dump_config()
         self.model.config = self.config_dump["model"]
         if self.config.get("subcommand") and self.settings.ckpt_path:
-            checkpoint = read(self.settings.ckpt_path)
+            checkpoint = read_checkpoint(self.settings.ckpt_path)
             check_same_model(checkpoint["state_dict"], self.model.state_dict())
             test = self.config["subcommand"] == "test"
             weights = self.settings.scores.weights if test else "ema"
@@ -189,7 +189,7 @@ def resume_path(command: str, ckpt_path: str | None, folder: Path) -> str | None
             return None
         check(last.exists(), f"{last}: no such checkpoint; train first, or name one with --ckpt_path")
         ckpt_path = str(last)
-    checkpoint = read(ckpt_path)
+    checkpoint = read_checkpoint(ckpt_path)
     check(
         command != "fit" or "optimizer_states" in checkpoint,
         f"{ckpt_path}: holds weights only, with which no training can be resumed: start one with --model.init_from",

@@ -10,15 +10,23 @@ u_0 and z, made by a network or an oracle.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+
+Weights = Literal["ema", "raw"]
+"""The averaged weights, or the last weights of training."""
+Split = Literal["train", "held_out"]
+"""The images that a model is trained on, or those set aside."""
 
 
 @dataclass(frozen=True)
 class Level:
     """The level of each image of a batch: its blur, its noise, and the reading of the process's clock.
+
+    Sampling goes from the first level, of the largest clock reading, to the last level, at clock 0. Most formulas need
+    noise, and stop at "the last level above 0".
 
     Attributes:
         alpha: blur level α ≥ 0, the standard deviation of the Gaussian blur in pixels; [B] or [1].

@@ -21,7 +21,7 @@ from PIL import Image
 
 from warm_lightning.commands.dataset import dataset
 from warm_lightning.data import ImageFolder, ImageSet, LSUNChurch
-from warm_lightning.data.stream import Loader, StoredOrder
+from warm_lightning.data.stream import InOrder, Loader
 from warm_lightning.records import markdown_table
 
 BATCH = 64
@@ -81,7 +81,7 @@ def write_lmdb(folder: Path, count: int) -> dict[str, Callable[[], ImageSet]]:
 def images_per_second(images: ImageSet, seconds: float) -> float:
     """The rate of one worker, measured for some seconds after its start."""
     batches = [range(i, min(i + BATCH, len(images))) for i in range(0, len(images), BATCH)]
-    loader = iter(Loader(StoredOrder(images), sampler=cycle(batches), num_workers=1))
+    loader = iter(Loader(InOrder(images), sampler=cycle(batches), num_workers=1))
     for _ in islice(loader, 4):  # two wait ready from the start
         pass
     began, count = time.perf_counter(), 0

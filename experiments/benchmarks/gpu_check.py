@@ -29,7 +29,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from experiments.benchmarks.gpu_speed import MODES, measure_inception, measure_sampling, measure_training
 from experiments.benchmarks.timing import peak_memory
 from warm_lightning import load_checkpoint, records
-from warm_lightning.checkpoints import SECTION, read
+from warm_lightning.checkpoints import SECTION, read_checkpoint
 from warm_lightning.cli import main as warm
 from warm_lightning.errors import UserError, check
 from warm_lightning.records import to_json, writable_folder, write_file
@@ -164,7 +164,7 @@ def train(options: argparse.Namespace, picture: Path) -> dict[str, Any]:
             "parameters": sum(p.numel() for p in trained.model().network.parameters()),
             "images_seen": trained.images_seen,
             **read_log(folder),
-            "nonfinite_gradients": read(last)[SECTION]["nonfinite_gradients"],
+            "nonfinite_gradients": read_checkpoint(last)[SECTION]["nonfinite_gradients"],
             "peak_memory_bytes": peak_memory(options.device),
             "seconds": round(time.perf_counter() - began, 1),
             "samples": f"{picture.name}: seeds 0-63, averaged weights, NFE {trained.sampler.nfe}",

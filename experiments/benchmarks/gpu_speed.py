@@ -192,7 +192,7 @@ def measure_inception(device: str, limit: float, batch_size: int = 256, size: in
     Raises:
         UserError: torch-fidelity is not installed.
     """
-    images = random_images(batch_size, 3, size).all()
+    images = random_images(batch_size, 3, size).as_tensor()
     start_counting(device)
     with tempfile.TemporaryDirectory() as folder:
         extractor = InceptionFeatures()

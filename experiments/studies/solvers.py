@@ -26,7 +26,7 @@ from warm_lightning.config import load_checkpoint
 from warm_lightning.data import Digits, ImageFolder
 from warm_lightning.errors import UserError, check
 from warm_lightning.images import dequantise, quantise
-from warm_lightning.metrics import BATCH_SIZE, DigitsFeatures, Extraction, Pixels, Scores, measure
+from warm_lightning.metrics import BATCH_SIZE, DigitsFeatures, Evaluation, Extraction, Pixels, measure_reference
 from warm_lightning.model import DiffusionModel
 from warm_lightning.processes import ConstantBNR, Warm
 from warm_lightning.records import check_out, machine, markdown_table, to_json, write_file
@@ -93,7 +93,7 @@ def samplers(nfes: Sequence[int], rho: float = 7.0) -> list[tuple[str, Sampler]]
 
 def read_spectrum(data: str) -> tuple[Tensor, str]:
     """S, float64 [C, H, W], of the training images in a folder or zip, and a description of them in words."""
-    images = ImageFolder(data).train_images().all()
+    images = ImageFolder(data).train_images().as_tensor()
     description = f"{Path(data).name}: {len(images)} training images {list(images.shape[1:])} in [-1, 1]"
     return power_spectrum(dequantise(images)), description
 
@@ -214,7 +214,7 @@ def score_solvers(
             "model whose clock is the noise level, hot or warm for instance",
         )
     extractions = [Extraction(extractor, BATCH_SIZE, "cpu") for extractor in (DigitsFeatures(), Pixels())]
-    references = [measure(extraction, data, source="Digits: all images") for extraction in extractions]
+    references = [measure_reference(extraction, data, source="Digits: all images") for extraction in extractions]
     rows = []
     beside: dict[str, dict[str, Any]] = {}
     bar = tqdm([(label, *entry) for label in models for entry in samplers], desc="Solvers", unit=" settings")
@@ -225,7 +225,7 @@ def score_solvers(
         rms = (images[:PATHS] - exact[label]).square().mean().sqrt().item()
         row = {"model": label, "solver": name, "nfe": sampler.nfe, "rms": rms}
         for extraction, reference in zip(extractions, references, strict=True) if scored else ():
-            scores = Scores(extraction, reference, data.shape)
+            scores = Evaluation(extraction, reference, data.shape)
             scores.update(quantise(images))
             count, values = scores.compute()
             fd = scores.names(count)[0]

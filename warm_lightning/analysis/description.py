@@ -13,6 +13,7 @@ from warm_lightning.analysis.figures import new_figure, save_figure
 from warm_lightning.losses import ClockLaw
 from warm_lightning.networks.base import Network
 from warm_lightning.processes import Process
+from warm_lightning.processes.base import LARGE
 from warm_lightning.samplers import Grid
 from warm_lightning.types import Level
 
@@ -41,9 +42,8 @@ def forward_flops(network: Network) -> int:
 # ---- path
 
 QUANTILES = (0.001, 0.5, 0.999)
-"""Quantiles of the training levels that are described: nearly the lowest, the median, nearly the highest."""
+"""Quantiles of the training levels that are described: nearly the least noise, the median, nearly the most."""
 PATH_LEVELS = 200  # clock readings of a path, in each of two spacings
-MUCH_BLUR = 1e9  # pixels; more than any model is trained on
 
 
 def describe_levels(process: Process, level: Level) -> dict[str, list[float]]:
@@ -63,7 +63,7 @@ def describe_trained(process: Process, clocks: Tensor) -> dict[str, list[float]]
     noise_levels = list(zip(clocks.split(1), process.level(clocks).beta.tolist(), strict=True))
     low, high = (
         torch.cat([process.nearest_path(alpha, beta).level(clock).alpha for clock, beta in noise_levels])
-        for alpha in (0.0, MUCH_BLUR)
+        for alpha in (0.0, LARGE)
     )
     levels = describe_levels(process, process.level(clocks))
     return {**levels, "alpha_low": low.tolist(), "alpha_high": high.tolist()}

@@ -1,15 +1,13 @@
 """Prescribed draws in place of random ones, which give the exact law of samples if sampling is linear in its draws."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from warm_lightning.errors import check
-from warm_lightning.processes import Process
 from warm_lightning.rng import Draws
 from warm_lightning.spectral import idct
-from warm_lightning.types import Level
 
 CHOICES = 3
 """Number of images that a process learns from in this analysis; a uniform draw of amplitude 0, 1 or 2 chooses one."""
@@ -71,17 +69,3 @@ def constant(amplitude: float, pattern: Tensor) -> Impulses:
     """Draws of one row that all have the same amplitude."""
     row = torch.full((1,), amplitude, dtype=torch.float64, device=pattern.device)
     return Impulses(lambda _: row, pattern.double())
-
-
-def check_noise(process: Process, levels: Sequence[Level], like: Tensor) -> None:
-    """Check that a process has noise at every level but the last.
-
-    Raises:
-        UserError: there is a level without noise.
-    """
-    for level in levels:
-        check(
-            process.ends(level) or bool((process.gains(level, like).noise > 0).all()),
-            f"{type(process).__name__} has no noise at {level.clock.item():g} of its clock, and no density there: "
-            "choose a process with noise at every level but the last",
-        )

@@ -14,7 +14,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from warm_lightning.analysis.impulses import check_noise, constant
+from warm_lightning.analysis.impulses import constant
 from warm_lightning.errors import check
 from warm_lightning.images import dequantise
 from warm_lightning.processes import Process
@@ -99,7 +99,7 @@ def prior_deviation(process: Process, level: Level, like: Tensor) -> Tensor:
 
 
 def log_density(estimator: Estimator, process: Process, u: Tensor, levels: Sequence[Level], probes: Probes) -> Tensor:
-    """The log density ln p(u) at the lowest of the levels, for the law p that the flow makes of the prior; [B].
+    """The log density ln p(u) at the first of the levels given, for the law p that the flow makes of the prior; [B].
 
     The flow and its divergence are integrated by Heun's rule with steps of formula S without fresh noise. These use no
     derivatives of A and B, which at high frequencies change by hundreds of orders of magnitude in a step. The error
@@ -108,21 +108,21 @@ def log_density(estimator: Estimator, process: Process, u: Tensor, levels: Seque
     Args:
         estimator: the network or oracle, which must be differentiable.
         process: a process with noise at all these levels that ends in normal noise.
-        u: coefficients at the first level, [B, C, H, W], preferably float64.
-        levels: rising, [1] each.
+        u: coefficients at the first of the levels given, [B, C, H, W], preferably float64.
+        levels: from the last level above 0 up to the first one of sampling, [1] each.
         probes: vectors for the divergence.
 
     Raises:
         UserError: the process has a level without noise, or does not end in normal noise.
     """
-    check_noise(process, levels, u)
+    process.check_noise(levels, u)
     deviation = prior_deviation(process, levels[-1], u[:1])
     total = torch.zeros_like(u[:, 0, 0, 0])
     for t, s in pairwise(levels):
-        source, target = process.gains(t, u), process.gains(s, u)
+        gains_t, gains_s = process.gains(t, u), process.gains(s, u)
 
-        def step(v: Tensor, level: Level, source: Gains = source, target: Gains = target) -> Tensor:
-            return move(v, estimator(v, level), source, target, kept=target.noise) - v
+        def step(v: Tensor, level: Level, gains_t: Gains = gains_t, gains_s: Gains = gains_s) -> Tensor:
+            return move(v, estimator(v, level), gains_t, gains_s, kept=gains_s.noise) - v
 
         first, first_divergence = with_divergence(partial(step, level=t), u, probes)
         second, second_divergence = with_divergence(partial(step, level=s), u + first, probes)
@@ -138,8 +138,8 @@ GREY_LEVELS = 127.5
 """Number of grey levels in one unit of the range [-1, 1]."""
 
 
-def lowest_state(process: Process, images: Tensor, level: Level, draws: Draws) -> Tensor:
-    """u at the lowest level, of uint8 images [B, C, H, W] with uniform noise of one grey level, blurred and noisy."""
+def last_noisy_state(process: Process, images: Tensor, level: Level, draws: Draws) -> Tensor:
+    """u [B, C, H, W] at the last level above 0, of uint8 images with uniform noise of one grey level added first."""
     pixels = dequantise(images, torch.float64)
     pixels = pixels + (draws.uniform(*pixels.shape[1:], dtype=pixels.dtype) - 0.5) / GREY_LEVELS
     u0 = dct(pixels)
@@ -150,9 +150,9 @@ def bits_per_dimension(log_p: Tensor, gains: Gains, u: Tensor) -> Tensor:
     """Bits per dimension, -log₂ of a density over grey levels, [B].
 
     Args:
-        log_p: ln p(u) at the lowest level, [B].
-        gains: A and B at the lowest level; the result is for u/A, the images with the blur undone, in the scale of
-            clean images.
+        log_p: ln p(u) at the last level above 0, [B].
+        gains: A and B at the last level above 0; the result is for u/A, the images with the blur undone, in the
+            scale of clean images.
         u: any tensor of the size of the images, [B, C, H, W].
     """
     sharp = log_p + gains.log_signal.expand_as(u).sum((1, 2, 3))
@@ -162,17 +162,17 @@ def bits_per_dimension(log_p: Tensor, gains: Gains, u: Tensor) -> Tensor:
 def bits_of_images(
     estimator: Estimator, process: Process, images: Tensor, levels: Sequence[Level], draws: Draws, probes: int
 ) -> Tensor:
-    """Bits per dimension of uint8 images [B, C, H, W] that `lowest_state` takes to the first of the levels; [B].
+    """Bits per dimension of uint8 images [B, C, H, W] that `last_noisy_state` takes to the first of the levels; [B].
 
     Args:
         estimator: see `log_density`.
         process: see `log_density`.
         images: the images.
         levels: rising; see `log_density`.
-        draws: random numbers for `lowest_state` and for the probes.
+        draws: random numbers for `last_noisy_state` and for the probes.
         probes: number of random vectors for each call; 0 for the exact divergence.
     """
-    u = lowest_state(process, images, levels[0], draws)
+    u = last_noisy_state(process, images, levels[0], draws)
     log_p = log_density(estimator, process, u, levels, rademacher(draws, probes) if probes else basis)
     return bits_per_dimension(log_p, process.gains(levels[0], u), u)
 
@@ -180,14 +180,14 @@ def bits_of_images(
 def excess_at_most(gains: Gains) -> float:
     """The bits per dimension by which a perfect model's result can exceed the entropy of the images, at most.
 
-    The model's law is that of images X plus the normal noise G of the lowest level, of standard deviation σ = B/A grey
-    levels. It is evaluated at X + V, where V is G plus uniform noise of one grey level. As p(x + V) ≥ P(x) p_G(V), the
-    excess is at most the cross-entropy E[-log₂ p_G(V)] = ½ log₂ 2πσ² + (σ² + 1/12)/(2σ²) log₂ e, the mean over
+    The model's law is that of images X plus the normal noise G of the last level above 0, of standard deviation σ = B/A
+    grey levels. It is evaluated at X + V, where V is G plus uniform noise of one grey level. As p(x + V) ≥ P(x) p_G(V),
+    the excess is at most the cross-entropy E[-log₂ p_G(V)] = ½ log₂ 2πσ² + (σ² + 1/12)/(2σ²) log₂ e, the mean over
     frequencies. It reaches this bound if different images are far apart compared to the noise. The bound is smallest
     at σ = √(1/12), and grows without limit as σ falls.
 
     Args:
-        gains: A and B at the lowest level.
+        gains: A and B at the last level above 0.
     """
     log_sigma = gains.noise.double().log() - gains.log_signal.double() + math.log(GREY_LEVELS)
     nats = log_sigma + 0.5 * math.log(2 * math.pi) + 0.5 + torch.exp(-2 * log_sigma) / 24

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from warm_lightning.analysis.impulses import CHOICES, Impulses, check_noise, constant, unit_impulses
+from warm_lightning.analysis.impulses import CHOICES, Impulses, constant, unit_impulses
 from warm_lightning.analysis.spectrum import band_index
 from warm_lightning.errors import check
 from warm_lightning.oracles import DatasetOracle, GaussianOracle
@@ -55,7 +55,7 @@ class OracleSampling:
     def __init__(self, spectrum: Tensor, process: Process, sampler: Sampler) -> None:
         self.spectrum, self.process, self.sampler = spectrum, process, sampler
         self.levels = sampler.grid.levels(process)
-        check_noise(process, self.levels, spectrum[None])
+        process.check_noise(self.levels, spectrum[None])
 
     def __call__(self, draws: Impulses) -> tuple[Tensor, Tensor, int]:
         """u at the first level and at the last, [B, C, H, W] each, and the number of draws before the first step."""
@@ -218,7 +218,7 @@ def dataset_error(
         UserError: there is a level without noise.
     """
     levels, u0 = sampler.grid.levels(process), dct(images)
-    check_noise(process, levels, u0)
+    process.check_noise(levels, u0)
     if process.learned is None:
         process = copy(process)
         process.learned = process.learn([images])

@@ -1,22 +1,18 @@
 """Averages that are kept during training, with snapshots from which post-hoc EMA rebuilds others."""
 
 import copy
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning import Callback, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
-from safetensors.torch import save
 from torch import nn
 
 from warm_lightning.callbacks.training import check_every, due
-from warm_lightning.checkpoints import POSTHOC
-from warm_lightning.ema import SNAPSHOT, SUFFIX, PowerEMA
+from warm_lightning.ema import SNAPSHOTS, PowerEMA, Snapshot
 from warm_lightning.errors import check
 from warm_lightning.module import DiffusionModule
-from warm_lightning.records import write_file
 from warm_lightning.strategies import gathered
 
 
@@ -56,7 +52,7 @@ class PostHocEMA(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
         if trainer.is_global_zero:
-            self.set_aside(Path(trainer.default_root_dir) / POSTHOC, pl_module.images_seen)
+            self.set_aside(Path(trainer.default_root_dir) / SNAPSHOTS, pl_module.images_seen)
         self.averages = [copy.deepcopy(pl_module.ema_network) for _ in self.profiles]
         if self.restored:
             for average, state in zip(self.averages, self.restored["averages"], strict=True):
@@ -79,20 +75,17 @@ class PostHocEMA(Callback):
 
     def set_aside(self, folder: Path, images_seen: int) -> None:
         """Rename snapshots that are later than the start of this training: they belong to an abandoned one."""
-        for path in folder.glob(f"*{SUFFIX}"):
-            if int(path.name.split("-")[1]) > images_seen:
-                path.replace(path.with_suffix(".abandoned"))
+        for snapshot in Snapshot.all_in(folder):
+            if snapshot.images_seen > images_seen:
+                snapshot.path.replace(snapshot.path.with_suffix(".abandoned"))
 
     def write(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
         """Write a snapshot of each average."""
         if not trainer.is_global_zero:
             return
-        for profile, average in zip(self.profiles, self.averages, strict=True):
-            tensors = {name: p.float().contiguous().cpu() for name, p in sorted(average.named_parameters())}
-            # One entry, since safetensors writes several in random order.
-            metadata = {SNAPSHOT: json.dumps({"sigma_rel": profile.sigma_rel, "images_seen": pl_module.images_seen})}
-            name = f"images-{pl_module.images_seen:09d}-sigma-{profile.sigma_rel}{SUFFIX}"
-            write_file(Path(trainer.default_root_dir) / POSTHOC / name, save(tensors, metadata))
+        folder = Path(trainer.default_root_dir) / SNAPSHOTS
+        for sigma_rel, average in zip(self.widths, self.averages, strict=True):
+            Snapshot.write(folder, average, sigma_rel, pl_module.images_seen)
 
     def state_dict(self) -> dict[str, Any]:
         return {"sigma_rel": self.widths, "averages": [dict(a.state_dict()) for a in self.averages]}

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from warm_lightning.metrics import Scores
-from warm_lightning.model import Weights
+from warm_lightning.metrics import Evaluation
 from warm_lightning.module import DiffusionModule
 from warm_lightning.records import PACKAGE_VERSION, tensors_hash, to_json, write_file
+from warm_lightning.types import Weights
 
 FILE = "rounds.json"
 NONFINITE = "nonfinite_images"
@@ -94,7 +94,7 @@ class Rounds:
 
 
 def conditions(
-    module: DiffusionModule, weights: Weights, precision: str, scores: Sequence[Scores], num_images: int
+    module: DiffusionModule, weights: Weights, precision: str, evaluations: Sequence[Evaluation], num_images: int
 ) -> dict[str, Any]:
     """Everything but the seeds that a round's scores are a function of; all devices must call this.
 
@@ -109,16 +109,16 @@ def conditions(
         **{name: config.get(name, repr(getattr(model, name))) for name in MODEL},
         "precision": precision,
         "device": module.device.type,
-        "scores": [s.names(num_images, spreads=True) for s in scores],
-        "extractors": [s.extractor.identity() for s in scores],
-        "reference": [reference_identity(s) for s in scores],
-        **scores[0].describe_others(),
+        "scores": [e.names(num_images, spreads=True) for e in evaluations],
+        "extractors": [e.extractor.identity() for e in evaluations],
+        "reference": [reference_identity(e) for e in evaluations],
+        **evaluations[0].describe_others(),
     }
 
 
-def reference_identity(scores: Scores) -> list[Any]:
+def reference_identity(evaluation: Evaluation) -> list[Any]:
     """Facts that tell references apart. Moments to six digits, which another number of devices does not change."""
-    reference = scores.reference
+    reference = evaluation.reference
     irrelevant = {"reference", *reference.describe_companions()}
     described = {name: value for name, value in reference.describe().items() if name not in irrelevant}
     size = None if reference.features is None else len(reference.features)

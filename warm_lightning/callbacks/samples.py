@@ -13,13 +13,14 @@ from torch import Tensor
 from warm_lightning.callbacks.training import check_every, due
 from warm_lightning.errors import check
 from warm_lightning.images import grid, quantise, write_png
-from warm_lightning.model import DiffusionModel, Weights
+from warm_lightning.model import DiffusionModel
 from warm_lightning.module import DiffusionModule
+from warm_lightning.parameterizations import denoised_image
 from warm_lightning.rng import parse_seeds
-from warm_lightning.samplers import Sampler, denoised_image
+from warm_lightning.samplers import Sampler
 from warm_lightning.spectral import idct
 from warm_lightning.strategies import check_unsharded
-from warm_lightning.types import Level
+from warm_lightning.types import Level, Weights
 
 
 class SampleGrid(Callback):

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from warm_lightning.callbacks.rounds import FILE, NONFINITE, Rounds, conditions
 from warm_lightning.callbacks.training import check_every, due
 from warm_lightning.checkpoints import RESULTS
-from warm_lightning.data.datamodule import ImageDataModule, TestPlan
+from warm_lightning.data.datamodule import ImageDataModule
 from warm_lightning.distributed import total
 from warm_lightning.errors import check
 from warm_lightning.images import quantise
@@ -19,22 +19,22 @@ from warm_lightning.metrics import (
     BATCH_SIZE,
     NEIGHBOURS,
     Better,
+    Evaluation,
     Extraction,
     FeatureExtractor,
     FrechetDistance,
     Reference,
     Score,
     ScoreProtocol,
-    Scores,
     default_extractor,
-    measure,
+    measure_reference,
     read_statistics,
     summarise_rounds,
 )
-from warm_lightning.model import Weights
-from warm_lightning.module import DiffusionModule
+from warm_lightning.module import DiffusionModule, SeedPlan
 from warm_lightning.records import provenance, to_json, write_file
 from warm_lightning.strategies import check_unsharded
+from warm_lightning.types import Weights
 
 
 class ScoreSamples(Callback):
@@ -115,7 +115,7 @@ class ScoreSamples(Callback):
         self.batch_size = batch_size
         self.companions = companions
         self.protocol = ScoreProtocol(max_neighbours)
-        self.scores: list[Scores] = []
+        self.evaluations: list[Evaluation] = []
         self.count = 0  # number of samples in the last scores
         self.nonfinite = 0  # images with pixels that are not finite, on this device
 
@@ -123,22 +123,22 @@ class ScoreSamples(Callback):
         """The feature extractors, which depend on the data's resolution where none are given."""
         return self.given_extractors or [default_extractor(data.resolution)]
 
-    def plan(self, num_images: int, rounds: int = 1) -> TestPlan:
+    def plan(self, num_images: int, rounds: int = 1) -> SeedPlan:
         """The seeds to sample for a scoring."""
         starts = [self.first_seed + r * num_images for r in range(rounds)]
         seeds = [range(start, start + num_images) for start in starts]
-        return TestPlan(seeds, self.batch_size, self.weights)
+        return SeedPlan(seeds, self.batch_size, self.weights)
 
     def prepare(self, pl_module: DiffusionModule) -> None:
         """Set up the scores against the training images, once; all devices take part."""
-        if self.scores:
+        if self.evaluations:
             return
         data = pl_module.data
         for extractor, path in zip(self.extractors(data), self.statistics, strict=True):
             extraction = Extraction(extractor, min(self.batch_size, BATCH_SIZE), pl_module.device)
             reference = self.reference(extraction, path, data)
             shape = data.image_channels, data.resolution, data.resolution
-            self.scores.append(Scores(extraction, reference, shape, self.given_scores))
+            self.evaluations.append(Evaluation(extraction, reference, shape, self.given_scores))
 
     def reference(self, extraction: Extraction, path: str | None, data: ImageDataModule) -> Reference:
         """The reference that an extractor's samples are compared with."""
@@ -149,7 +149,7 @@ class ScoreSamples(Callback):
                 return reference
             normal, source = reference.normal, f", Fréchet distance: {reference.source}"
         images = data.train_images()
-        return measure(
+        return measure_reference(
             extraction,
             images,
             data.held_out_images(),
@@ -163,22 +163,22 @@ class ScoreSamples(Callback):
     def update(self, images: Tensor) -> None:
         """Add samples, about -1 to 1, [b, C, H, W]."""
         self.nonfinite += int((~images.isfinite()).flatten(1).any(1).sum())
-        for scores in self.scores:
-            scores.update(quantise(images.nan_to_num(-1)))
+        for evaluation in self.evaluations:
+            evaluation.update(quantise(images.nan_to_num(-1)))
 
     def compute(self, device: torch.device) -> dict[str, float]:
         """All scores of the samples of all devices, and `NONFINITE`; then forgets the samples."""
         values: dict[str, float] = {NONFINITE: int(total(torch.tensor(self.nonfinite, device=device)))}
         self.nonfinite = 0
-        for scores in self.scores:
-            self.count, values_of_extractor = scores.compute()
+        for evaluation in self.evaluations:
+            self.count, values_of_extractor = evaluation.compute()
             values |= values_of_extractor
-            scores.reset()
+            evaluation.reset()
         return values
 
     def companion_scores(self, count: int) -> dict[str, float]:
         """The scores of halves of the data and of the Gaussian that stand beside those of `count` samples."""
-        return {name: value for scores in self.scores for name, value in scores.companions(count).items()}
+        return {name: value for evaluation in self.evaluations for name, value in evaluation.companions(count).items()}
 
     # ------------------------------------------------------------------ while training
 
@@ -213,15 +213,15 @@ class ScoreSamples(Callback):
             "trainer.limit_test_batches and fast_dev_run would give scores of fewer images under the same name: leave "
             "them out and set scores.num_images instead",
         )
-        pl_module.data.test_plan = self.plan(self.num_images, self.num_rounds)
+        pl_module.seed_plan = self.plan(self.num_images, self.num_rounds)
 
     def on_test_start(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
         self.prepare(pl_module)
-        plan, path = pl_module.data.test_plan, Path(trainer.default_root_dir) / FILE
+        plan, path = pl_module.seed_plan, Path(trainer.default_root_dir) / FILE
         count = self.num_images
-        names = [name for scores in self.scores for name in scores.names(count, spreads=True)]
-        undefined = [name for scores in self.scores for name in scores.undefined(count)]
-        round_conditions = conditions(pl_module, self.weights, str(trainer.precision), self.scores, count)
+        names = [name for evaluation in self.evaluations for name in evaluation.names(count, spreads=True)]
+        undefined = [name for evaluation in self.evaluations for name in evaluation.undefined(count)]
+        round_conditions = conditions(pl_module, self.weights, str(trainer.precision), self.evaluations, count)
         self.rounds = Rounds(path, round_conditions, [*names, NONFINITE], undefined)
         message = self.rounds.resume() if trainer.is_global_zero else ""
         # The first process decides, for all must agree.
@@ -258,7 +258,7 @@ class ScoreSamples(Callback):
 
     def end_round(self, trainer: Trainer, pl_module: DiffusionModule, number: int) -> None:
         """Score round `number`, from 0, and store it, unless that was done before."""
-        plan = pl_module.data.test_plan
+        plan = pl_module.seed_plan
         if number in plan.done:
             return
         values = self.compute(pl_module.device)
@@ -279,20 +279,20 @@ class ScoreSamples(Callback):
                 tqdm.write(f"Round {number + 1} of {self.num_rounds} (seeds {seeds}): {first} {values[first]:.4g}")
 
     def on_test_end(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
-        plan, count = pl_module.data.test_plan, self.num_images
+        plan, count = pl_module.seed_plan, self.num_images
         self.end_round(trainer, pl_module, self.num_rounds - 1)
         if not trainer.is_global_zero:
             return
         better: dict[str, Better] = {}
-        for scores in self.scores:
-            better |= scores.better(count)
+        for evaluation in self.evaluations:
+            better |= evaluation.better(count)
         rounds = [self.rounds.finished[plan.label(r)] for r in range(self.num_rounds)]
         nonfinite = [int(values[NONFINITE]) for values in rounds]
         rounds = [{name: value for name, value in values.items() if name != NONFINITE} for values in rounds]
         values = {**summarise_rounds(rounds, better), **self.companion_scores(count)}
         path, protocol = Path(trainer.default_root_dir) / RESULTS, self.describe(trainer, pl_module)
         write_file(path, to_json({**values, "protocol": {**protocol, NONFINITE: nonfinite}}).encode())
-        tables = [scores.table(values, count, self.num_rounds) for scores in self.scores]
+        tables = [evaluation.table(values, count, self.num_rounds) for evaluation in self.evaluations]
         seeds = ", ".join(plan.label(r) for r in range(self.num_rounds))
         summary = f"{self.weights} weights after {pl_module.images_seen:,} images, NFE {protocol['nfe']}, seeds {seeds}"
         if any(nonfinite):
@@ -304,7 +304,7 @@ class ScoreSamples(Callback):
 
     def describe(self, trainer: Trainer, pl_module: DiffusionModule) -> dict[str, Any]:
         """The protocol: the facts that scores must share to be comparable, and where these come from."""
-        plan, model = pl_module.data.test_plan, pl_module.model(self.weights)
+        plan, model = pl_module.seed_plan, pl_module.model(self.weights)
         seeds = [plan.label(r) for r in range(self.num_rounds)]
         return {
             "num_images": self.num_images,
@@ -313,10 +313,10 @@ class ScoreSamples(Callback):
             "weights": self.weights,
             "weights_sha256": self.rounds.conditions["weights (sha256)"],
             "ckpt_path": None if trainer.ckpt_path is None else str(trainer.ckpt_path),
-            "nfe": model.nfe(model.sampler),
+            "nfe": model.nfe(model.sampler.nfe),
             "images_seen": pl_module.images_seen,
-            "extractors": [scores.describe(self.num_images) for scores in self.scores],
-            "reference": [scores.reference.source for scores in self.scores],
+            "extractors": [evaluation.describe(self.num_images) for evaluation in self.evaluations],
+            "reference": [evaluation.reference.source for evaluation in self.evaluations],
             "precision": str(trainer.precision),
             "config": pl_module.config,
             **provenance(pl_module.device.type),

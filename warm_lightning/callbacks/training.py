@@ -126,7 +126,7 @@ class ImageProgressBar(TQDMProgressBar):
     def on_test_batch_start(
         self, trainer: Trainer, pl_module: DiffusionModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        plan = pl_module.data.test_plan
+        plan = pl_module.seed_plan
         if batch_idx == 0 and dataloader_idx not in plan.done:
             self.test_progress_bar = Tqdm(
                 desc=f"Round {dataloader_idx + 1} of {len(plan.rounds)}",
@@ -149,7 +149,7 @@ class ImageProgressBar(TQDMProgressBar):
     ) -> None:
         if outputs is None:  # a round that was scored before
             return
-        bar, count = self.test_progress_bar, len(pl_module.data.test_plan.rounds[dataloader_idx])
+        bar, count = self.test_progress_bar, len(pl_module.seed_plan.rounds[dataloader_idx])
         bar.update(min(len(batch) * trainer.world_size, count - bar.n))  # the other devices sample as many
         if bar.n == count:
             bar.close()

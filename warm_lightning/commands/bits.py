@@ -2,20 +2,19 @@
 
 import math
 import time
-from typing import Literal
 
 import torch
 
-from warm_lightning.analysis.impulses import check_noise
 from warm_lightning.analysis.likelihood import bits_of_images, excess_at_most, prior_deviation, prior_gap, rising_levels
 from warm_lightning.commands.shared import Devices
-from warm_lightning.config import open_split, trained
+from warm_lightning.config import trained_from_options
 from warm_lightning.errors import check
 from warm_lightning.images import dequantise
 from warm_lightning.model import check_data
 from warm_lightning.records import provenance, to_json, writable_folder, write_file
 from warm_lightning.rng import SeedStreams, key
 from warm_lightning.spectral import dct, full_precision
+from warm_lightning.types import Split, Weights
 
 
 def bits(
@@ -23,23 +22,23 @@ def bits(
     *,
     ckpt_path: str,
     outdir: str,
-    split: Literal["held_out", "train"] = "held_out",
+    split: Split = "held_out",
     num_images: int = 256,
     seed: int = 0,
     steps: int = 100,
     probes: int = 1,
-    weights: Literal["ema", "raw"] = "ema",
+    weights: Weights = "ema",
     batch_size: int = 64,
     accelerator: str = "auto",
 ) -> None:
     """Measure the bits per dimension that a model needs for images, by the probability-flow ODE; lower is better.
 
-    Uniform noise of one grey level is added to the images, and then the blur and noise of the lowest level of the
-    model's sampler above 0. The flow takes them from this level to the highest one, where the density of the prior is
-    known. The part of the flow from the lowest level to 0 is left out. The result is therefore the cost of slightly
+    Uniform noise of one grey level is added to the images, and then the blur and noise of the last level above 0 of the
+    model's sampler. The flow takes them from this level to the first one, where the density of the prior is known. The
+    part of the flow from this level to 0 is left out. The result is therefore the cost of slightly
     noisy images. Even for a perfect model this is more than the cost of the images themselves, by at most
-    `excess_at_most` bits: 1.0 if the lowest noise is 0.002, as in the warm family, and 2.4 if it is 0.01, as in the
-    first of DDPM's 1,000 steps. Models with different lowest levels can be compared only up to this difference.
+    `excess_at_most` bits: 1.0 if the noise there is 0.002, as in the warm family, and 2.4 if it is 0.01, as in the
+    first of DDPM's 1,000 steps. Models with different last levels can be compared only up to this difference.
     Models with classes get the class of each image. Guidance, and the sampler's rule, churn and estimate transform,
     are not used.
 
@@ -65,16 +64,16 @@ def bits(
     for name, value, least in (("num_images", num_images, 1), ("steps", steps, 1), ("batch_size", batch_size, 1)):
         check(value >= least, f"--{name} is {value}: it must be {least} or more")
     check(probes >= 0, f"--probes is {probes}: it must be 0 (exact) or more")
-    trained_model, data = trained(settings, ckpt_path)
+    trained_model, data = trained_from_options(settings, ckpt_path)
     devices = Devices(accelerator, 1, "32-true")
-    model = devices.place(trained_model.model(weights)).replaced(guidance=1.0)
+    model = devices.move(trained_model.model(weights)).replaced(guidance=1.0)
     process, device = model.process, model.state_device
     like = torch.zeros(1, *model.image_shape, dtype=torch.float64, device=device)
     levels = rising_levels(process, model.sampler.grid, steps)
-    check_noise(process, levels, like)
+    process.check_noise(levels, like)
     prior_deviation(process, levels[-1], like)  # checks the process before any image is read
     folder = writable_folder(outdir)
-    images = open_split(data, split)
+    images = data.split(split)
     check_data(model.network, data)
     check(num_images <= len(images), f"--num_images is {num_images}, but {split} has {len(images)} images: lower it")
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(key(seed, "bits", "images")))
@@ -91,7 +90,7 @@ def bits(
     values = {
         "bpd": per_image.mean().item(),
         "standard_error": per_image.std().item() / math.sqrt(num_images) if num_images > 1 else None,
-        "nfe": 2 * steps * model.calls,
+        "nfe": 2 * steps,
         "excess_at_most": excess_at_most(process.gains(levels[0], like)),
         "prior_gap": prior_gap(squares / num_images, process, levels[-1]),
         "num_images": num_images,
@@ -99,10 +98,7 @@ def bits(
     protocol = {
         "settings": settings,
         "ckpt_path": ckpt_path,
-        "weights": weights,
-        "weights_sha256": trained_model.model(weights).weights_hash(),
-        "images_seen": trained_model.images_seen,
-        "process": (trained_model.config or {}).get("process"),
+        **trained_model.record(weights),
         "split": split,
         "of": len(images),
         "seed": seed,
@@ -118,6 +114,5 @@ def bits(
     )
     error = "" if values["standard_error"] is None else f" ± {values['standard_error']:.4f}"
     print(f"{values['bpd']:.4f}{error} bits per dimension, {num_images} {split} images, NFE {values['nfe']}")
-    print(
-        f"at most {values['excess_at_most']:.4f} for the noise of the lowest level; written to {folder / 'bits.json'}"
-    )
+    excess = f"at most {values['excess_at_most']:.4f} for the noise of the last level above 0"
+    print(f"{excess}; written to {folder / 'bits.json'}")

@@ -14,12 +14,12 @@ from warm_lightning.defaults import default
 from warm_lightning.errors import UserError, check
 from warm_lightning.metrics import (
     BATCH_SIZE,
+    Evaluation,
     Extraction,
     FeatureExtractor,
     FrechetDistance,
     InceptionFeatures,
-    Scores,
-    measure,
+    measure_reference,
     read_statistics,
     split_rounds,
 )
@@ -95,9 +95,9 @@ def compare_images(
     if reference.endswith(SUFFIX):
         statistics = read_statistics(reference, extraction)
     else:
-        statistics = measure(extraction, open_images(reference), source=reference, companions=False)
+        statistics = measure_reference(extraction, open_images(reference), source=reference, companions=False)
     for images in sets:
-        Scores(extraction, statistics, images.shape)  # raises where the images do not fit the data
+        Evaluation(extraction, statistics, images.shape)  # raises where the images do not fit the data
     order, named = torch.arange(count), zip((a, b), sets, strict=True)
     features = [extraction.extract(images, order, path)[0] for path, images in named]
     extractor = extraction.extractor

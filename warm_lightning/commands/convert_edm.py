@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, cast
 
-from warm_lightning.checkpoints import EMA, RAW, check_new, write
+from warm_lightning.checkpoints import EMA_PREFIX, RAW_PREFIX, check_new, write_checkpoint
 from warm_lightning.config import build_model
 from warm_lightning.errors import UserError
 from warm_lightning.interop.edm import FAMILIES, load_edm_state
@@ -30,9 +30,9 @@ def convert_edm(src: Path, dst: Path) -> None:
     except UserError as error:
         raise UserError(f"{src}: {error}") from error
     weights = model.network.state_dict()
-    state_dict = {prefix + name: tensor for prefix in (RAW, EMA) for name, tensor in weights.items()}
+    state_dict = {prefix + name: tensor for prefix in (RAW_PREFIX, EMA_PREFIX) for name, tensor in weights.items()}
     source = {"kind": "EDM snapshot", "file": src.name, "sha256": file_hash(src), "images_seen": None}
-    write(dst, state_dict, {"config": config, "images_seen": 0, "source": source})
+    write_checkpoint(dst, state_dict, {"config": config, "images_seen": 0, "source": source})
     count = sum(p.numel() for p in model.network.parameters())
     print(f"{dst}: {type(model.network).__name__} with {count:,} parameters, {model.network.resolution} pixels")
 

@@ -17,7 +17,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from warm_lightning.data.decode import CropResize
-from warm_lightning.data.image_set import StoredImages, store_images
+from warm_lightning.data.image_set import ImageFiles, image_files
 from warm_lightning.data.listing import DATASET_JSON, Listing, image_name, list_images, write_labels
 from warm_lightning.data.sources import expand, open_reader
 from warm_lightning.data.stream import Loader
@@ -60,7 +60,7 @@ def dataset(
     reader = open_reader(src)
     splits = list_images(reader)
     names, labels = choose_images(splits, split, src)
-    images = store_images(reader, names, None, CropResize(crop, resolution))
+    images = image_files(reader, names, None, CropResize(crop, resolution))
     if workers is None:
         workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with exit_on_sigterm(), atomic_file(target, overwrite) as file:
@@ -199,7 +199,7 @@ def publish(temporary: Path, target: Path, overwrite: bool) -> None:
 CHUNK = 32  # images in a task of a worker
 
 
-def write_zip(file: BinaryIO, images: StoredImages, labels: list[int] | None, workers: int, title: str) -> None:
+def write_zip(file: BinaryIO, images: ImageFiles, labels: list[int] | None, workers: int, title: str) -> None:
     """Write images as PNG files and `dataset.json` to an uncompressed zip; shows progress under this title.
 
     Raises:
@@ -247,7 +247,7 @@ def add_member(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
 class PNGFiles(Dataset[list[bytes]]):
     """Images as a data set whose item for a range of indices is the list of their PNG files."""
 
-    def __init__(self, images: StoredImages) -> None:
+    def __init__(self, images: ImageFiles) -> None:
         self.images = images
 
     def __getitem__(self, index: range) -> list[bytes]:

@@ -4,22 +4,21 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from warm_lightning.data import ImageSet
-from warm_lightning.data.image_set import store_images
+from warm_lightning.data.image_set import image_files
 from warm_lightning.data.listing import SUFFIXES
 from warm_lightning.data.readers import FolderReader, LMDBReader, Reader
 from warm_lightning.data.sources import Source, expand
 from warm_lightning.errors import UserError, check, error_text
 from warm_lightning.images import dequantise
+from warm_lightning.types import Split
 
 ARRAYS = (".npy", ".npz")
-Split = Literal["train", "held_out"]
 MAX_DEVIATIONS = 10.0
 """How many noise levels a pixel may be outside of [-1.1, 1.1]; beyond, the images have another range of values."""
 
@@ -83,7 +82,7 @@ def open_input_images(path: str, shape: tuple[int, int, int], noise: float, spli
         if len(source.splits) > 1:
             chosen = split or "held_out"
         reader, names = source.reader, source.splits[chosen or "train"].names
-    images = ImageSet(store_images(reader, names), torch.zeros(len(names), dtype=torch.int64), ())
+    images = ImageSet(image_files(reader, names), torch.zeros(len(names), dtype=torch.int64), ())
     if images.shape[0] == 1 < shape[0]:
         images = images.as_rgb()
     check(

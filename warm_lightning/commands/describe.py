@@ -7,7 +7,7 @@ from typing import Any
 
 from warm_lightning.analysis.description import describe_path, forward_flops, parameter_count, plot
 from warm_lightning.analysis.figures import check_matplotlib
-from warm_lightning.config import configured
+from warm_lightning.config import module_from_options
 from warm_lightning.data import ImageDataModule
 from warm_lightning.module import DiffusionModule
 from warm_lightning.records import provenance, text_table, to_json, writable_folder, write_file
@@ -32,7 +32,7 @@ def describe(settings: list[str], *, outdir: str | None = None) -> None:
     """
     if outdir is not None:
         check_matplotlib()
-    module, data = configured(settings)
+    module, data = module_from_options(settings)
     description = summary(module, data)
     text = table(description)
     if outdir is not None:
@@ -49,7 +49,7 @@ def summary(module: DiffusionModule, data: ImageDataModule) -> dict[str, Any]:
     config = module.config or {}
     parameters, flops = parameter_count(module.network), forward_flops(module.network)
     model = module.model()
-    nfe = model.nfe(model.sampler)
+    nfe = model.nfe(model.sampler.nfe)
     recipe = {name: config[name] for name in ("duration", "lr", "lr_ramp", "ema_half_life", "ema_ramp", "augment")}
     return {
         "network": type(module.network).__name__,

@@ -20,17 +20,17 @@ from warm_lightning.analysis.drift import (
     summarise,
 )
 from warm_lightning.analysis.figures import check_matplotlib
-from warm_lightning.commands.degraded_images import Split
 from warm_lightning.commands.shared import Devices
-from warm_lightning.config import open_split, trained
+from warm_lightning.config import trained_from_options
 from warm_lightning.data import ImageSet
-from warm_lightning.data.image_set import all_images
+from warm_lightning.data.image_set import dequantised_batches
 from warm_lightning.errors import check
 from warm_lightning.images import dequantise
-from warm_lightning.model import TrainedModel, Weights, check_data
+from warm_lightning.model import TrainedModel, check_data
 from warm_lightning.records import provenance, text_table, to_json, writable_folder, write_file
 from warm_lightning.rng import SeedStreams, key
 from warm_lightning.spectral import dct, full_precision
+from warm_lightning.types import Split, Weights
 
 
 def drift(
@@ -85,9 +85,9 @@ def drift(
     check(batch_size >= 1, f"batch_size is {batch_size}: it must be at least 1")
     check(seed >= 0, f"seed is {seed}: it must be 0 or more")
     check_matplotlib()
-    trained_model, data = trained(settings, ckpt_path)
+    trained_model, data = trained_from_options(settings, ckpt_path)
     devices = Devices(accelerator, 1, "32-true")
-    model = devices.place(trained_model.model(weights)).replaced(guidance=1.0)  # guidance leaves the manifold by design
+    model = devices.move(trained_model.model(weights)).replaced(guidance=1.0)  # guidance leaves the manifold by design
     like = torch.zeros(1, *model.image_shape, dtype=torch.float64, device=model.state_device)
     frequency_bands = Bands(bands, like)
     measurement = DriftMeasurement(model.process, frequency_bands, like)
@@ -95,7 +95,7 @@ def drift(
     folder = writable_folder(outdir)
     data.prepare_data()
     check_data(model.network, data)
-    images = open_split(data, split)
+    images = data.split(split)
     check(num_images <= len(images), f"num_images is {num_images}, but {split} has {len(images)} images: lower it")
     trajectories, truth = [], []
     batches = devices.batches(num_images, batch_size, "Drift")
@@ -107,7 +107,9 @@ def drift(
             run = partial(model.sample, model.sampler, seeds, classes)
             trajectories.append(measurement.of_trajectories(run, estimator))
             truth.append(measurement.of_degraded(estimator, levels, u0.to(like), noise))
-    expected = measurement.expected_power(levels, second_moment(all_images(data.train_images(), "Measuring power")))
+    expected = measurement.expected_power(
+        levels, second_moment(dequantised_batches(data.train_images(), "Measuring power"))
+    )
     rows = compare(torch.cat(trajectories), torch.cat(truth), expected, levels, frequency_bands)
     summary = summarise(rows)
     rms = {row["quantity"]: row["rms"] for row in summary if row["band"] == ALL}
@@ -153,15 +155,10 @@ def random_images(
 
 def protocol(trained_model: TrainedModel, settings: list[str], ckpt_path: str, weights: Weights) -> dict[str, Any]:
     """The record of the model and sampler that were measured."""
-    config = trained_model.config or {}
     return {
         "settings": settings,
         "ckpt_path": ckpt_path,
-        "weights": weights,
-        "weights_sha256": trained_model.model(weights).weights_hash(),
-        "images_seen": trained_model.images_seen,
-        "process": config.get("process"),
-        "sampler": config.get("sampler"),
+        **trained_model.record(weights),
         "nfe": trained_model.sampler.nfe,
         "precision": "network float32, states float64",
     }

@@ -1,19 +1,28 @@
 """`warm ema`: makes averaged weights of another length after training."""
 
-import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
-from warm_lightning.checkpoints import CHECKPOINTS, EMA, LAST, POSTHOC, RAW, SECTION, check_new, part, read, write
+from warm_lightning.checkpoints import (
+    CHECKPOINTS,
+    EMA_PREFIX,
+    LAST,
+    RAW_PREFIX,
+    SECTION,
+    check_new,
+    read_checkpoint,
+    without_prefix,
+    write_checkpoint,
+)
 from warm_lightning.distributed import progress
-from warm_lightning.ema import SNAPSHOT, SUFFIX, PowerEMA, Profile, combination
-from warm_lightning.errors import UserError, check
+from warm_lightning.ema import SNAPSHOTS, PowerEMA, Profile, Snapshot, combination
+from warm_lightning.errors import check
 
 KIND = "post-hoc EMA"
-Snapshots = list[tuple[Path, Profile]]
 
 
 def ema(run: Path, dst: Path, sigma_rel: float, images: float | None = None) -> None:
@@ -29,20 +38,22 @@ def ema(run: Path, dst: Path, sigma_rel: float, images: float | None = None) -> 
     """
     check_new(dst)
     target = PowerEMA(sigma_rel)
-    snapshots = find_snapshots(run / POSTHOC)
-    times = sorted({int(profile.images) for _, profile in snapshots})
+    folder = run / SNAPSHOTS
+    snapshots = Snapshot.all_in(folder)
+    check(bool(snapshots), f"{folder}: no snapshots; train with --posthoc_ema.sigma_rel=[0.05,0.1]")
+    times = sorted({snapshot.images_seen for snapshot in snapshots})
     end = times[-1] if images is None else images
     check(
         end in times, f"--images {end:.15g}: there is no snapshot at this number, but at {', '.join(map(str, times))}"
     )
     end = int(end)
-    snapshots = [(path, profile) for path, profile in snapshots if profile.images <= end]
-    shares, distance = combination([profile for _, profile in snapshots], Profile(target.gamma, end))
+    snapshots = [snapshot for snapshot in snapshots if snapshot.images_seen <= end]
+    shares, distance = combination([snapshot.profile for snapshot in snapshots], Profile(target.gamma, end))
 
-    checkpoint = read(run / CHECKPOINTS / LAST)
+    checkpoint = read_checkpoint(run / CHECKPOINTS / LAST)
     section = checkpoint[SECTION]
     check(section["config"] is not None, f"{run}: was made by a module without a configuration; nothing could load it")
-    weights = part(checkpoint["state_dict"], EMA)
+    weights = without_prefix(checkpoint["state_dict"], EMA_PREFIX)
     weights |= weighted_sum(snapshots, shares, weights)
     source = {
         "kind": KIND,
@@ -51,37 +62,18 @@ def ema(run: Path, dst: Path, sigma_rel: float, images: float | None = None) -> 
         "distance_from_profile": distance,
         "earlier": section["source"],
     }
-    state_dict = {prefix + name: tensor for prefix in (RAW, EMA) for name, tensor in weights.items()}
+    state_dict = {prefix + name: tensor for prefix in (RAW_PREFIX, EMA_PREFIX) for name, tensor in weights.items()}
     kept = {name: section[name] for name in ("config", "learned")}
-    write(dst, state_dict, kept | {"images_seen": end, "source": source})
+    write_checkpoint(dst, state_dict, kept | {"images_seen": end, "source": source})
     profile = f"its profile matched to {distance:.2%} by {len(snapshots)} snapshots"
     print(f"{dst}: width {sigma_rel:g} at {end:,} images, {profile}")
 
 
-def find_snapshots(folder: Path) -> Snapshots:
-    """Find the snapshots in a folder; returns their paths with the profiles of their averages.
-
-    Raises:
-        UserError: there is no snapshot, or one cannot be read.
-    """
-    snapshots = []
-    for path in sorted(folder.glob(f"images-*{SUFFIX}")):
-        try:
-            with safe_open(path, "pt") as file:
-                about = json.loads(file.metadata()[SNAPSHOT])
-            profile = Profile(PowerEMA(float(about["sigma_rel"])).gamma, int(about["images_seen"]))
-            snapshots.append((path, profile))
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{path}: damaged or not a snapshot of post-hoc EMA; remove it") from error
-    check(bool(snapshots), f"{folder}: no snapshots; train with --posthoc_ema.sigma_rel=[0.05,0.1]")
-    return snapshots
-
-
-def weighted_sum(snapshots: Snapshots, shares: list[float], like: dict[str, Tensor]) -> dict[str, Tensor]:
+def weighted_sum(snapshots: Sequence[Snapshot], shares: list[float], like: dict[str, Tensor]) -> dict[str, Tensor]:
     """The sum of share · snapshot, computed in float64 with one file in memory at a time.
 
     Args:
-        snapshots: paths and profiles.
+        snapshots: the averages.
         shares: the weight of each snapshot.
         like: the tensors of the network, which give shapes and the dtype of the result.
 
@@ -89,15 +81,18 @@ def weighted_sum(snapshots: Snapshots, shares: list[float], like: dict[str, Tens
         UserError: a snapshot is of another network.
     """
     total: dict[str, Tensor] = {}
-    for (path, _), share in zip(progress(snapshots, "combining snapshots"), shares, strict=True):
-        with safe_open(path, "pt") as file:
+    for snapshot, share in zip(progress(snapshots, "combining snapshots"), shares, strict=True):
+        with safe_open(snapshot.path, "pt") as file:
             names = set(file.keys())
             check(
                 names <= like.keys() and (not total or names == total.keys()),
-                f"{path}: a snapshot of another network; remove it",
+                f"{snapshot.path}: a snapshot of another network; remove it",
             )
             for name in names:
                 tensor = file.get_tensor(name).to(torch.float64)
-                check(tensor.shape == like[name].shape, f"{path}: a snapshot of another network ({name}); remove it")
+                check(
+                    tensor.shape == like[name].shape,
+                    f"{snapshot.path}: a snapshot of another network ({name}); remove it",
+                )
                 total[name] = torch.add(total[name], tensor, alpha=share) if name in total else share * tensor
     return {name: tensor.to(like[name].dtype) for name, tensor in total.items()}

@@ -7,13 +7,23 @@ from typing import Any
 
 import yaml
 
-from warm_lightning.checkpoints import CHECKPOINTS, EMA, LEARNED, RAW, RESULTS, SECTION, check_weights, part, read
+from warm_lightning.checkpoints import (
+    CHECKPOINTS,
+    EMA_PREFIX,
+    LEARNED_PREFIX,
+    RAW_PREFIX,
+    RESULTS,
+    SECTION,
+    check_weights,
+    read_checkpoint,
+    without_prefix,
+)
 from warm_lightning.commands.ema import KIND as POST_HOC
 from warm_lightning.config import load_checkpoint
 from warm_lightning.errors import UserError, check
 from warm_lightning.interop.exported import model_card, write_folder
-from warm_lightning.model import Weights
 from warm_lightning.records import tensors_hash
+from warm_lightning.types import Weights
 
 
 def export(ckpt: Path, dst: Path, weights: Weights = "ema") -> None:
@@ -28,15 +38,15 @@ def export(ckpt: Path, dst: Path, weights: Weights = "ema") -> None:
         dst: the folder, new or empty.
         weights: ema (averaged) or raw (last).
     """
-    checkpoint = read(ckpt)
+    checkpoint = read_checkpoint(ckpt)
     check_weights(ckpt, checkpoint, weights)
     model = load_checkpoint(ckpt).model(weights)  # checks that the exported model can be loaded
     section = checkpoint[SECTION]
     settings, scores = run_of(ckpt, section)
     parameters = sum(p.numel() for p in model.network.parameters())
-    tensors = part(checkpoint["state_dict"], EMA if weights == "ema" else RAW)
+    tensors = without_prefix(checkpoint["state_dict"], EMA_PREFIX if weights == "ema" else RAW_PREFIX)
     card = model_card(section, weights, parameters, settings, scores, tensors_hash(tensors.items()))
-    learned = {LEARNED + name: tensor for name, tensor in section["learned"].items()}
+    learned = {LEARNED_PREFIX + name: tensor for name, tensor in section["learned"].items()}
     document = {name: value for name, value in section.items() if name != "learned"}
     write_folder(dst, tensors | learned, document | {"weights": weights}, card)
     print(f"{dst}: {weights} weights of {parameters:,} parameters, configuration and model card")

@@ -2,17 +2,17 @@
 
 import math
 from pathlib import Path
-from typing import Literal
 
 import torch
 
-from warm_lightning.checkpoints import SECTION, read
+from warm_lightning.checkpoints import SECTION, read_checkpoint
 from warm_lightning.commands.shared import Devices, Precision, load, parse_labels
 from warm_lightning.errors import check
 from warm_lightning.images import grid as make_picture
 from warm_lightning.images import quantise, read_png, write_png
 from warm_lightning.records import writable_folder
 from warm_lightning.rng import parse_seeds
+from warm_lightning.types import Weights
 
 
 def generate(
@@ -26,7 +26,7 @@ def generate(
     bnr: float | None = None,
     labels: str | None = None,
     guidance: float | None = None,
-    weights: Literal["ema", "raw"] = "ema",
+    weights: Weights = "ema",
     batch_size: int = 64,
     grid: str | None = None,
     override: list[str] | None = None,
@@ -73,7 +73,7 @@ def generate(
         writable_folder(Path(grid).parent)
 
     all_devices = Devices(accelerator, devices, precision)
-    all_devices.place(model)
+    all_devices.move(model)
     for batch in all_devices.batches(len(numbers), batch_size, "Sampling"):
         images = model.sample(
             model.sampler, [numbers[k] for k in batch], [classes[k] for k in batch] if classes else None
@@ -86,7 +86,7 @@ def generate(
 
 def check_bnr(ckpt_path: str) -> None:
     """Raise UserError unless a checkpoint's model was trained on a range of BNRs."""
-    process = (read(ckpt_path)[SECTION]["config"] or {}).get("process", {})
+    process = (read_checkpoint(ckpt_path)[SECTION]["config"] or {}).get("process", {})
     path = process.get("init_args", {}).get("path", {}).get("class_path", "")
     check(
         path.endswith(".RandomBNR"),

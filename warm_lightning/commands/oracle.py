@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from warm_lightning.analysis.oracle_error import dataset_error, gaussian_error
-from warm_lightning.config import configured
+from warm_lightning.config import module_from_options
 from warm_lightning.data import ImageDataModule, ImageSet
-from warm_lightning.data.image_set import all_images, random_order
+from warm_lightning.data.image_set import dequantised_batches, random_order
 from warm_lightning.data.sources import source_name
 from warm_lightning.errors import UserError, check
 from warm_lightning.images import dequantise
@@ -66,7 +66,7 @@ def oracle(
     check(limit >= 1, f"--limit is {limit}: it must be at least 1")
     check(ode_steps >= 0, f"--ode_steps is {ode_steps}: it must be 0 (none) or more")
     chosen = parse_seeds(seeds)
-    module, data = configured(settings)
+    module, data = module_from_options(settings)
     folder, model = writable_folder(outdir), module.model()
     if kind == "gaussian":
         power, about = read_or_measure(spectrum, data, model.network)
@@ -121,10 +121,10 @@ def training_images(data: ImageDataModule, network: Network) -> ImageSet:
     return data.train_images()
 
 
-def measure_spectrum(data: ImageDataModule, network: Network) -> tuple[Tensor, dict[str, Any]]:
+def spectrum_of_data(data: ImageDataModule, network: Network) -> tuple[Tensor, dict[str, Any]]:
     """Measure S of the training images, float64 [C, H, W]; returns it with the name and number of the images."""
     images = training_images(data, network)
-    power = power_spectrum(all_images(images, "Measuring the spectrum"))
+    power = power_spectrum(dequantised_batches(images, "Measuring the spectrum"))
     return power, {"data": data_name(data), "num_images": len(images)}
 
 
@@ -135,12 +135,12 @@ def read_or_measure(file: str | None, data: ImageDataModule, network: Network) -
         UserError: the file is not one of a spectrum, or is of other data.
     """
     if file is None:
-        return measure_spectrum(data, network)
+        return spectrum_of_data(data, network)
     path = Path(file)
     check(path.suffix == ".npz", f"--spectrum {path}: name a file that ends in .npz")
     if not path.exists():
         writable_folder(path.parent)
-        power, about = measure_spectrum(data, network)
+        power, about = spectrum_of_data(data, network)
         content = io.BytesIO()
         np.savez(content, spectrum=power.numpy(), about=np.array(json.dumps(about)))
         write_file(path, content.getvalue())

@@ -4,7 +4,14 @@ from pathlib import Path
 
 from warm_lightning.commands.shared import make_extraction, open_images
 from warm_lightning.errors import check
-from warm_lightning.metrics import BATCH_SIZE, FeatureExtractor, InceptionFeatures, Score, ScoreProtocol, measure
+from warm_lightning.metrics import (
+    BATCH_SIZE,
+    FeatureExtractor,
+    InceptionFeatures,
+    Score,
+    ScoreProtocol,
+    measure_reference,
+)
 from warm_lightning.metrics.reference import LARGE
 from warm_lightning.metrics.reference_file import SUFFIX, to_bytes
 from warm_lightning.records import check_out, write_file
@@ -41,7 +48,7 @@ def reference_stats(
     """
     check(out.endswith(SUFFIX), f"{out}: call the file *{SUFFIX}")
     check_out(out)
-    unseen = open_images(held_out) if held_out else None
+    held_out_images = open_images(held_out) if held_out else None
     scores: list[Score] | None = None
     if source.endswith((".yaml", ".yml")):
         from warm_lightning.trainer_cli import WarmCLI  # here, since Lightning takes seconds to import
@@ -49,7 +56,7 @@ def reference_stats(
         cli = WarmCLI([f"--config={source}", *(f"--{setting}" for setting in override or [])], run=False)
         module, settings = cli.datamodule, cli.config_init["scores"]
         module.prepare_data()
-        data, unseen = module.train_images(), unseen or module.held_out_images()
+        data, held_out_images = module.train_images(), held_out_images or module.held_out_images()
         name = f"{type(module).__name__}: {len(data)} training images"
         extractor, scores = extractor or settings.extractors(module)[0], settings.given_scores
     else:
@@ -60,6 +67,6 @@ def reference_stats(
     )
     extraction = make_extraction(extractor or InceptionFeatures(), device, batch_size)
     protocol = ScoreProtocol(max_neighbours)
-    reference = measure(extraction, data, unseen, scores=scores, source=name, protocol=protocol)
+    reference = measure_reference(extraction, data, held_out_images, scores=scores, source=name, protocol=protocol)
     write_file(Path(out), to_bytes(reference, extraction, memorisation))
     print(f"{len(data):,} images, {len(reference.normal.mean):,} features: {out}")

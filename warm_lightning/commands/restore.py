@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from warm_lightning.commands.degraded_images import InputImages, Split, open_input_images, pair
+from warm_lightning.commands.degraded_images import InputImages, open_input_images, pair
 from warm_lightning.commands.shared import Devices, Precision, load, parse_labels
 from warm_lightning.data.listing import SUFFIXES
 from warm_lightning.data.sources import expand
@@ -18,10 +18,11 @@ from warm_lightning.errors import check
 from warm_lightning.images import grid as image_grid
 from warm_lightning.images import quantise, read_png, write_png
 from warm_lightning.metrics.fidelity import describe, fidelity
-from warm_lightning.model import TrainedModel, Weights
+from warm_lightning.model import TrainedModel
 from warm_lightning.records import check_out, provenance, to_json, writable_folder, write_file
 from warm_lightning.restoration import Start, find_start, observe
 from warm_lightning.rng import SeedStreams, key, parse_seeds
+from warm_lightning.types import Split, Weights
 
 RECORD = "restored.json"
 
@@ -126,7 +127,7 @@ def restore(
     check_out(grid)
 
     all_devices = Devices(accelerator, devices, precision)
-    model = all_devices.place(model)
+    model = all_devices.move(model)
     if all_devices.first and task.split:
         print(f"images of the split {task.split}")
     for batch in all_devices.batches(count, batch_size, "Restoring"):
@@ -138,7 +139,7 @@ def restore(
     if not all_devices.first:
         return
     estimates = 1 if mean else model.sampler.rule.evaluations(len(start.levels(model.sampler.grid)) - 1)
-    nfe = estimates * (model.calls if classes else 1)  # guidance needs a class
+    nfe = model.nfe(estimates, bool(classes))
     scores = task.scores(folder, batch_size)
     paths = {"images": images, "clean": clean, "split": task.split, "degraded_here": degrade, "ckpt_path": ckpt_path}
     options = {"mean": mean, "nfe": nfe, "num_images": count, "seeds": seeds or f"0-{count - 1}", "labels": labels}
@@ -267,11 +268,8 @@ def protocol(task: Task, trained_model: TrainedModel, weights: Weights) -> dict[
         "noise": task.noise,
         "level": {name: getattr(level, name).item() for name in ("alpha", "beta", "clock")},
         "noise_added": task.start.fill,
-        "sampler": trained_model.config["sampler"] if trained_model.config else None,
         "guidance": model.guidance,
-        "weights": weights,
-        "weights_sha256": model.weights_hash(),
-        "images_seen": trained_model.images_seen,
+        **trained_model.record(weights),
         "measures": describe(model.network.resolution) if task.truth else None,
         **provenance(model.device),
         "torchmetrics_version": version("torchmetrics"),

@@ -9,11 +9,11 @@ from warm_lightning.defaults import default
 from warm_lightning.distributed import progress
 from warm_lightning.metrics import (
     BATCH_SIZE,
+    Evaluation,
     FeatureExtractor,
     InceptionFeatures,
     ScoreProtocol,
-    Scores,
-    measure,
+    measure_reference,
     read_statistics,
 )
 from warm_lightning.metrics.reference_file import SUFFIX
@@ -51,8 +51,8 @@ def score(
         statistics = read_statistics(reference, extraction, protocol, companions)
     else:
         data = open_images(reference)
-        statistics = measure(extraction, data, source=reference, protocol=protocol, companions=companions)
-    scores = Scores(extraction, statistics, samples.shape)
+        statistics = measure_reference(extraction, data, source=reference, protocol=protocol, companions=companions)
+    scores = Evaluation(extraction, statistics, samples.shape)
     for index in progress(torch.arange(len(samples)).split(batch_size), "samples"):
         scores.update(samples.take(index))
     count, values = scores.compute()

@@ -12,8 +12,10 @@ from tqdm import tqdm
 from warm_lightning.config import load_checkpoint
 from warm_lightning.data.image_set import ImageSet
 from warm_lightning.data.sources import read_split
+from warm_lightning.distributed import strided_batches
 from warm_lightning.errors import UserError, check
-from warm_lightning.model import DiffusionModel, TrainedModel, Weights
+from warm_lightning.model import DiffusionModel, TrainedModel
+from warm_lightning.types import Weights
 
 if TYPE_CHECKING:
     from warm_lightning.metrics import Extraction, FeatureExtractor
@@ -45,12 +47,13 @@ def load(ckpt_path: str, weights: Weights, chosen: Mapping[str, Any], override: 
     try:
         trained = load_checkpoint(ckpt_path, {name: overrides[name] for name in outer_first})
     except UserError as error:
-        lacking = re.search(r"class_path '[\w.]*?(\w+)'.*[Oo]ption '(\w+)' is not accepted", str(error))
+        # jsonargparse says "Problem with given class_path '…Euler': … Option 'eta' is not accepted"; a test holds it.
+        message = re.search(r"class_path '[\w.]*?(\w+)'.*[Oo]ption '(\w+)' is not accepted", str(error))
         asked = {name.rpartition(".")[2] for name, value in chosen.items() if value is not None}
-        if lacking is None or lacking[2] not in asked:
+        if message is None or message[2] not in asked:
             raise
         raise UserError(
-            f"--{lacking[2]}: {lacking[1]}, with which this model samples, has no {lacking[2]}; leave it out"
+            f"--{message[2]}: {message[1]}, with which this model samples, has no {message[2]}; leave it out"
         ) from error
     trained.model(weights)  # raises for weights that an exported folder lacks
     return trained
@@ -142,7 +145,7 @@ class Devices:
         """Whether this is the first of the devices, which does what is done once."""
         return self.rank == 0
 
-    def place(self, model: DiffusionModel) -> DiffusionModel:
+    def move(self, model: DiffusionModel) -> DiffusionModel:
         """Move a model's network to this device, in the precision of its weights."""
         model.network.to(self.device, self.dtype)
         return model
@@ -152,10 +155,9 @@ class Devices:
 
         After the last one, the devices wait for each other.
         """
-        share = range(self.rank, count, self.count)
-        with tqdm(total=len(share), unit=" images", desc=title, disable=not self.first) as bar:
-            for i in range(0, len(share), batch_size):
-                batch = share[i : i + batch_size]
+        batches = strided_batches(range(count), batch_size, self.rank, self.count)
+        with tqdm(total=sum(map(len, batches)), unit=" images", desc=title, disable=not self.first) as bar:
+            for batch in batches:
                 with torch.autocast(self.device.type, self.mixed, enabled=self.mixed is not None):
                     yield batch
                 bar.update(len(batch))

@@ -19,7 +19,7 @@ from warm_lightning.analysis.spectrum import (
     target_rows,
 )
 from warm_lightning.commands.shared import open_images
-from warm_lightning.config import configured
+from warm_lightning.config import module_from_options
 from warm_lightning.data import ImageSet
 from warm_lightning.data.image_set import random_order
 from warm_lightning.errors import UserError, check
@@ -76,7 +76,7 @@ def spectrum(
     check(limit is None or limit > 0, f"--limit is {limit}: it must be at least 1")
     ratios = parse_bnrs(bnrs)
     check_matplotlib()
-    _, data = configured(settings)
+    _, data = module_from_options(settings)
     folder = writable_folder(outdir)
     other = open_images(images) if images else None
     data.prepare_data()

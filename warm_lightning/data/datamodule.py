@@ -1,44 +1,18 @@
-"""The LightningDataModule that all data sets extend, and the plan of seeds for `warm test`."""
+"""The LightningDataModule that all data sets extend."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, Protocol, cast
+from collections.abc import Iterable
+from typing import Protocol, cast
 
 import torch
 from lightning import LightningDataModule, Trainer
 from torch.utils.data import DataLoader, Dataset
 
 from warm_lightning.data.image_set import ImageSet
-from warm_lightning.data.stream import Loader, StoredOrder, StreamSampler, TrainingStream, strided_batches
+from warm_lightning.data.stream import InOrder, Loader, StreamSampler, TrainingStream
+from warm_lightning.distributed import strided_batches
 from warm_lightning.errors import UserError, check
-from warm_lightning.types import Batch
-
-
-@dataclass(frozen=True)
-class TestPlan:
-    """The seeds that `warm test` samples in each round.
-
-    Attributes:
-        rounds: the seeds of each round, one per image.
-        batch_size: the largest number of images that a device samples at once.
-        weights: "ema" or "raw".
-        done: numbers of the rounds, from 0, whose scores are already stored.
-    """
-
-    rounds: Sequence[range] = ()
-    batch_size: int = 256
-    weights: Literal["ema", "raw"] = "ema"
-    done: set[int] = field(default_factory=set)
-
-    def label(self, number: int) -> str:
-        """The seeds of a round as text, such as 0-49999."""
-        return f"{self.rounds[number][0]}-{self.rounds[number][-1]}"
-
-    def batches(self, number: int, rank: int = 0, world_size: int = 1) -> list[range]:
-        """Split a device's share of a round, which is every `world_size`-th seed from `rank` on, into batches."""
-        seeds = self.rounds[number][rank::world_size]
-        return [seeds[i : i + self.batch_size] for i in range(0, len(seeds), self.batch_size)]
+from warm_lightning.types import Batch, Split
 
 
 class _TrainingModule(Protocol):
@@ -67,11 +41,10 @@ class ImageDataModule(LightningDataModule, ABC):
         self.batch_size = batch_size
         self.xflip = xflip
         self.num_workers = num_workers
-        self.test_plan = TestPlan()
         self._sets: dict[str, ImageSet | None] = {}
 
     @abstractmethod
-    def load(self, split: str) -> ImageSet | None:
+    def load(self, split: Split) -> ImageSet | None:
         """Read one split.
 
         Args:
@@ -112,6 +85,19 @@ class ImageDataModule(LightningDataModule, ABC):
             self._sets["held_out"] = None if held_out is None else self._match_training(held_out)
         return self._sets["held_out"]
 
+    def split(self, name: Split) -> ImageSet:
+        """The images of a split, prepared.
+
+        Raises:
+            UserError: the data have no held-out images.
+        """
+        self.prepare_data()
+        images = self.train_images() if name == "train" else self.held_out_images()
+        check(
+            images is not None, "the data have no held-out images: set them aside in --data, or ask for --split train"
+        )
+        return cast(ImageSet, images)
+
     def setup(self, stage: str) -> None:
         """Read both splits.
 
@@ -147,13 +133,7 @@ class ImageDataModule(LightningDataModule, ABC):
         trainer = self.trainer
         rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
         micro_batch = max(1, self.batch_size // world_size)
-        return self._loader(StoredOrder(images), strided_batches(len(images), micro_batch, rank, world_size))
-
-    def test_dataloader(self) -> list[DataLoader]:
-        """Loaders of batches of seeds to sample, one for each round of `test_plan`; each device gets its share."""
-        trainer, plan = self._attached_trainer(), self.test_plan
-        rounds = [plan.batches(r, trainer.global_rank, trainer.world_size) for r in range(len(plan.rounds))]
-        return [DataLoader(cast(Dataset, [torch.tensor(b) for b in batches]), batch_size=None) for batches in rounds]
+        return self._loader(InOrder(images), strided_batches(range(len(images)), micro_batch, rank, world_size))
 
     def _loader(self, dataset: Dataset[Batch], sampler: Iterable[range]) -> DataLoader:
         return Loader(

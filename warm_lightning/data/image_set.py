@@ -29,7 +29,7 @@ from warm_lightning.rng import key
 
 
 @dataclass(frozen=True)
-class StoredImages:
+class ImageFiles:
     """Image files of one size, which are decoded each time that they are needed, in any process.
 
     Attributes:
@@ -54,7 +54,7 @@ class StoredImages:
         """The shape (N, C, H, W)."""
         return len(self.names), self.channels, self.size, self.size
 
-    def as_rgb(self) -> "StoredImages":
+    def as_rgb(self) -> "ImageFiles":
         """These images with three channels."""
         return replace(self, channels=3)
 
@@ -77,9 +77,9 @@ class StoredImages:
         return torch.from_numpy(images)
 
 
-def store_images(
+def image_files(
     reader: Reader, names: Sequence[str], resolution: int | None = None, resize: CropResize = UNCHANGED
-) -> StoredImages:
+) -> ImageFiles:
     """Make a set of image files that are decoded when they are needed; finds out their size and channels.
 
     Args:
@@ -94,7 +94,7 @@ def store_images(
     with huge_images_are_errors():
         size = image_size(reader, names[0], resolution, resize)
         channels = count_channels(reader, progress(names, f"looking for colour in {reader.path.name}"))
-        return StoredImages(reader, tuple(names), size, channels, resize)
+        return ImageFiles(reader, tuple(names), size, channels, resize)
 
 
 def read_images(
@@ -112,7 +112,7 @@ def read_images(
         uint8 [N, C, H, W], C = 1 if all images are grey and otherwise 3. Transparency is dropped.
 
     Raises:
-        UserError: see `image_size` and `StoredImages.decode`.
+        UserError: see `image_size` and `ImageFiles.decode`.
     """
     with huge_images_are_errors():
         size = image_size(reader, names[0], resolution, resize)
@@ -156,7 +156,7 @@ class ImageSet:
         class_names: the name of each class; empty if there are no classes.
     """
 
-    images: Tensor | StoredImages
+    images: Tensor | ImageFiles
     labels: Tensor
     class_names: tuple[str, ...]
 
@@ -175,20 +175,20 @@ class ImageSet:
         return channels, height, width
 
     def take(self, index: Tensor) -> Tensor:
-        """The images with these indices, int64 [b] → uint8 [b, C, H, W], a copy; raises as `StoredImages.take` does."""
-        if isinstance(self.images, StoredImages):
+        """The images with these indices, int64 [b] → uint8 [b, C, H, W], a copy; raises as `ImageFiles.take` does."""
+        if isinstance(self.images, ImageFiles):
             return self.images.take(index)
         # index_select copies whole images, which is many times as fast as indexing with brackets.
         return self.images.index_select(0, index)
 
-    def all(self) -> Tensor:
+    def as_tensor(self) -> Tensor:
         """All images in one tensor, uint8 [N, C, H, W]; do not write to it."""
-        return self.images.take(torch.arange(len(self))) if isinstance(self.images, StoredImages) else self.images
+        return self.images.take(torch.arange(len(self))) if isinstance(self.images, ImageFiles) else self.images
 
     def as_rgb(self) -> "ImageSet":
         """These grey images with three equal channels."""
         images = self.images
-        return replace(self, images=images.as_rgb() if isinstance(images, StoredImages) else images.repeat(1, 3, 1, 1))
+        return replace(self, images=images.as_rgb() if isinstance(images, ImageFiles) else images.repeat(1, 3, 1, 1))
 
 
 def check_rgb(images: ImageSet | None, message: str) -> ImageSet | None:
@@ -204,7 +204,7 @@ def check_rgb(images: ImageSet | None, message: str) -> ImageSet | None:
 READ_AT_ONCE = 500  # images in a batch
 
 
-def all_images(images: ImageSet, title: str) -> Iterator[Tensor]:
+def dequantised_batches(images: ImageSet, title: str) -> Iterator[Tensor]:
     """Read all images once, in batches float32 [b, C, H, W] in [-1, 1]; shows progress under this title."""
     for index in progress(torch.arange(len(images)).split(READ_AT_ONCE), title):
         yield dequantise(images.take(index), torch.float32)

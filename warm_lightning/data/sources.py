@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from warm_lightning.data.decode import UNCHANGED, CropResize
-from warm_lightning.data.image_set import ImageSet, read_images, store_images
+from warm_lightning.data.image_set import ImageSet, image_files, read_images
 from warm_lightning.data.listing import Listing, list_images
 from warm_lightning.data.readers import (
     LMDB_FILE,
@@ -118,13 +118,13 @@ class Source:
             lmdb_resize: the cropping and resizing of images from an LMDB.
 
         Raises:
-            UserError: see `read_images` and `store_images`.
+            UserError: see `read_images` and `image_files`.
         """
         listing = self.splits.get(split)
         if listing is None:
             return None
         resize = lmdb_resize if isinstance(self.reader, LMDBReader) else UNCHANGED
-        read = read_images if cache else store_images
+        read = read_images if cache else image_files
         return ImageSet(read(self.reader, listing.names, resolution, resize), listing.labels, listing.class_names)
 
 

@@ -69,7 +69,7 @@ class TrainingStream(Dataset[Batch]):
         return entries
 
 
-class StoredOrder(Dataset[Batch]):
+class InOrder(Dataset[Batch]):
     """A set of images as a data set whose items are batches in the order of the set; positions are indices."""
 
     def __init__(self, image_set: ImageSet) -> None:
@@ -108,12 +108,6 @@ class StreamSampler(Sampler[range]):
         first = self.start() + self.rank * self.micro_batch
         for position in count(first, self.world_size * self.micro_batch):
             yield range(position, position + self.micro_batch)
-
-
-def strided_batches(length: int, micro_batch: int, rank: int = 0, world_size: int = 1) -> list[range]:
-    """Split every `world_size`-th index in 0 … length − 1, from `rank` on, into batches; the last may be short."""
-    share = range(rank, length, world_size)
-    return [share[i : i + micro_batch] for i in range(0, len(share), micro_batch)]
 
 
 # ---- the loader

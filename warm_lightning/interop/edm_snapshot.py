@@ -26,7 +26,7 @@ from warm_lightning.interop.pickles import (
     rebuild_tensor,
     storage_from_bytes,
 )
-from warm_lightning.networks.layers import EDM
+from warm_lightning.networks.layers import EDM_SCALES
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ def _block_settings(modules: Mapping[str, Record]) -> dict[str, Any]:
 
 
 FIXED_SETTINGS: Mapping[str, Mapping[str, float]] = {
-    "UNetBlock": {"skip_scale": EDM.gain, "adaptive_scale": 0},
+    "UNetBlock": {"skip_scale": EDM_SCALES.sum_scale, "adaptive_scale": 0},
     "GroupNorm": {"eps": 1e-6},
     "PositionalEmbedding": {"endpoint": 1, "max_positions": 10000},
 }

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from warm_lightning.errors import UserError, check, error_text
-from warm_lightning.records import file_hash
+from warm_lightning.records import file_hash, whole_file
 
 # ---- the folder
 
@@ -34,23 +33,17 @@ def write_folder(folder: Path, tensors: Mapping[str, Tensor], document: Mapping[
     Raises:
         UserError: the folder is not empty, or cannot be written.
     """
-    unfinished = folder.parent / f".{folder.name}.unfinished"
-    try:
+    with whole_file(folder) as unfinished:
         check(
             not folder.exists() or (folder.is_dir() and not any(folder.iterdir())),
             f"{folder}: already exists and is not empty; give another folder",
         )
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
+        unfinished.mkdir()
         content = save({name: tensor.contiguous() for name, tensor in sorted(tensors.items())})
         config = {**document, "sha256": hashlib.sha256(content).hexdigest()}
         (unfinished / WEIGHTS).write_bytes(content)
         (unfinished / CONFIG).write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
         (unfinished / CARD).write_text(card, encoding="utf-8")
-        unfinished.replace(folder)
-    except OSError as error:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise UserError(f"{folder}: cannot be written ({error.strerror}); choose a writable folder") from error
 
 
 def is_exported(path: Path) -> bool:

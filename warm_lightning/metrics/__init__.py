@@ -1,7 +1,7 @@
 """Scores of generated images: Fréchet and kernel distances, class scores, precision and recall, memorisation."""
 
 from warm_lightning.metrics.digits import DigitsFeatures
-from warm_lightning.metrics.evaluation import Scores, split_rounds, summarise_rounds
+from warm_lightning.metrics.evaluation import Evaluation, split_rounds, summarise_rounds
 from warm_lightning.metrics.features import (
     BATCH_SIZE,
     Extraction,
@@ -11,7 +11,7 @@ from warm_lightning.metrics.features import (
     TorchScriptFeatures,
 )
 from warm_lightning.metrics.inception import InceptionFeatures, default_extractor
-from warm_lightning.metrics.reference import measure
+from warm_lightning.metrics.reference import measure_reference
 from warm_lightning.metrics.reference_file import read_statistics
 from warm_lightning.metrics.scores import NEIGHBOURS, Better, FrechetDistance, Reference, Score, ScoreProtocol
 
@@ -20,6 +20,7 @@ __all__ = [
     "NEIGHBOURS",
     "Better",
     "DigitsFeatures",
+    "Evaluation",
     "Extraction",
     "FeatureExtractor",
     "FrechetDistance",
@@ -29,10 +30,9 @@ __all__ = [
     "Reference",
     "Score",
     "ScoreProtocol",
-    "Scores",
     "TorchScriptFeatures",
     "default_extractor",
-    "measure",
+    "measure_reference",
     "read_statistics",
     "split_rounds",
     "summarise_rounds",

@@ -96,7 +96,7 @@ def train_classifier() -> dict[str, Tensor]:
 
     with _defined_state():
         data = Digits().train_images()
-        images, labels = dequantise(data.all(), torch.float64), data.labels
+        images, labels = dequantise(data.as_tensor(), torch.float64), data.labels
         generator = torch.Generator().manual_seed(SEED)
         network = _network(torch.float64).to_empty(device="cpu")
         for layer in network:

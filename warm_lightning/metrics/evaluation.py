@@ -18,7 +18,7 @@ BEST = {"lower": "min", "higher": "max"}
 """The ending of the name of the best of several rounds, by the direction of better values."""
 
 
-class Scores:
+class Evaluation:
     """Scores of generated images against a reference, with one feature extractor.
 
     Names are those of `Score.full_name`, such as `fd_digits` for the digits' extractor and as many samples as there are

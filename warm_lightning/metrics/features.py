@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from warm_lightning.data.image_set import ImageSet
-from warm_lightning.distributed import gather, place, progress
+from warm_lightning.distributed import gather, progress, rank_and_world_size
 from warm_lightning.errors import UserError, check
 from warm_lightning.images import dequantise
 from warm_lightning.records import file_hash, tensors_hash
@@ -286,7 +286,7 @@ class Extraction:
             title: of the progress bar.
         """
         batches = order.split(self.batch_size)
-        rank, world_size = place()
+        rank, world_size = rank_and_world_size()
         if len(batches) < world_size:
             rank, world_size = 0, 1  # too few to share
         parts = [self(images.take(index)) for index in progress(batches[rank::world_size], title)]

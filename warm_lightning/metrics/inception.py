@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from warm_lightning.distributed import place
+from warm_lightning.distributed import rank_and_world_size
 from warm_lightning.errors import UserError, check
 from warm_lightning.metrics.features import FeatureExtractor, Pixels
 from warm_lightning.records import file_hash
@@ -69,7 +69,7 @@ class InceptionFeatures(FeatureExtractor):
             except UserError as error:
                 problem = str(error)
         problems = [problem]
-        world_size = place()[1]
+        world_size = rank_and_world_size()[1]
         if world_size > 1:
             problems = [None] * world_size
             dist.all_gather_object(problems, problem)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from warm_lightning.data.image_set import ImageSet, random_order
-from warm_lightning.distributed import gather, place, progress, total
+from warm_lightning.distributed import gather, progress, rank_and_world_size, total
 from warm_lightning.errors import check
 from warm_lightning.images import dequantise, quantise
 from warm_lightning.metrics.distances import Normal, moment_sums, unseen_distance
@@ -66,7 +66,7 @@ class Summariser:
         self.extractor = extractor
         self.none = torch.empty_like(features[:0]), None if logits is None else torch.empty_like(logits[:0])
         self.limit = limit
-        self.rank, self.world_size = place() if over_processes else (0, 1)
+        self.rank, self.world_size = rank_and_world_size() if over_processes else (0, 1)
         self.reset()
 
     def reset(self) -> None:
@@ -146,7 +146,7 @@ def whole_and_halves(
 # ---------------------------------------------------------------------- references
 
 
-def measure(
+def measure_reference(
     extraction: Extraction,
     images: ImageSet,
     held_out: ImageSet | None = None,
@@ -186,17 +186,19 @@ def measure(
                 kept.append(features)
             yield features, logits
 
-    unseen = None
+    held_out_features = None
     if held_out is not None:
-        unseen = extraction.extract(held_out, random_order(len(held_out), protocol.seed), "held-out features")[0]
+        held_out_features = extraction.extract(
+            held_out, random_order(len(held_out), protocol.seed), "held-out features"
+        )[0]
     with full_precision(extraction.device):
         summary, first, second = whole_and_halves(parts(), len(images), scores, extractor, limit)
         features = torch.cat(kept) if kept else None
-        whole = _reference(features, summary, unseen, normal, source, protocol, images.shape)
+        whole = _reference(features, summary, held_out_features, normal, source, protocol, images.shape)
         if not companions:
             return whole
         half = None if features is None else features[len(images) // 2 :]
-        rest = _reference(half, second, unseen, None, source, protocol, images.shape)
+        rest = _reference(half, second, held_out_features, None, source, protocol, images.shape)
         count = min(len(images), limit)
         drawn = ImageSet.without_classes(moment_matched(images, count, protocol.seed, extraction.device))
         drawn_features, logits = extraction.extract(drawn, torch.arange(count), "Gaussian's features")
@@ -215,7 +217,7 @@ def measure(
 def _reference(
     features: Tensor | None,
     summary: Summary,
-    unseen: Tensor | None,
+    held_out_features: Tensor | None,
     normal: Normal | None,
     source: str,
     protocol: ScoreProtocol,
@@ -226,10 +228,10 @@ def _reference(
         source,
         protocol,
         summary.count,
-        0 if unseen is None else len(unseen),
+        0 if held_out_features is None else len(held_out_features),
         summary.features,
         features,
-        None if features is None else unseen_distance(features, unseen, len(summary.features)),
+        None if features is None else unseen_distance(features, held_out_features, len(summary.features)),
         shape=shape,
     )
 

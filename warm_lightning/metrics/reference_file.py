@@ -58,7 +58,7 @@ def to_bytes(reference: Reference, extraction: Extraction, memorisation: bool = 
         "extractor": extraction.extractor.describe(),
         "identity": extraction.extractor.identity(),
         "protocol": asdict(reference.protocol),
-        "unseen": reference.unseen,
+        "unseen": reference.unseen_distance,
         "companions": reference.companions,
     }
     arrays = {

@@ -86,8 +86,8 @@ class Reference:
         held_out_count: number of images that were not trained on.
         features: float32 [min(count, max_neighbours), F], of images in random order; None where not known.
         training: float32 [count, F], of all images; None where not known, or too many (over 262,144 images).
-        unseen: the mean distance of images that were not trained on to their nearest training image; None where
-            `training` is.
+        unseen_distance: the mean distance of images that were not trained on to their nearest training image; None
+            where `training` is.
         companions: scores of other images by the score's key, under "halves", "data" and "gaussian"; see `Score`.
         shape: C, H, W of the images; None where a file does not say.
     """
@@ -99,7 +99,7 @@ class Reference:
     held_out_count: int = 0
     features: Tensor | None = None
     training: Tensor | None = None
-    unseen: float | None = None
+    unseen_distance: float | None = None
     companions: dict[str, dict[str, float]] = field(default_factory=dict)
     shape: tuple[int, ...] | None = None
 
@@ -371,8 +371,8 @@ class Memorisation(Score):
 
     def compute(self, samples: Summary, reference: Reference) -> float:
         assert reference.training is not None
-        assert reference.unseen is not None
-        return memorisation(samples.features, reference.training, reference.unseen)
+        assert reference.unseen_distance is not None
+        return memorisation(samples.features, reference.training, reference.unseen_distance)
 
 
 SCORES: tuple[type[Score], ...] = (

@@ -197,32 +197,32 @@ def embed_levels(embedding: Embedding, c_noise: Tensor, c_blur: Tensor | None) -
 
 # ---- blocks
 
-HALF_VARIANCE = 0.5**0.5
+SQRT_HALF = 0.5**0.5
 """The factor that keeps the variance of a sum of two signals of equal variance."""
 
 
 @dataclass(frozen=True)
-class Style:
+class BranchScales:
     """The initialisation of residual branches, and their sum with the skip connection.
 
     Attributes:
-        gain: factor on the sum of a skip connection and a branch.
-        last: scale of the initial weights of the last layer of a branch, and of the network.
-        qkv: scale of the initial weights of queries, keys and values.
+        sum_scale: factor on the sum of a skip connection and a branch.
+        last_weights: scale of the initial weights of the last layer of a branch, and of the network.
+        qkv_weights: scale of the initial weights of queries, keys and values.
     """
 
-    gain: float
-    last: float
-    qkv: float
+    sum_scale: float
+    last_weights: float
+    qkv_weights: float
 
     def join(self, skip: Tensor, branch: Tensor) -> Tensor:
-        """The sum of skip connection and branch, times `gain`."""
+        """The sum of skip connection and branch, times `sum_scale`."""
         joined = skip + branch
-        return joined if self.gain == 1 else joined * self.gain
+        return joined if self.sum_scale == 1 else joined * self.sum_scale
 
 
-EDM = Style(gain=HALF_VARIANCE, last=1e-5, qkv=0.2**0.5)
-"""The style of DDPM++ and NCSN++: a new network is almost the identity."""
+EDM_SCALES = BranchScales(sum_scale=SQRT_HALF, last_weights=1e-5, qkv_weights=0.2**0.5)
+"""The scales of DDPM++ and NCSN++: a new network is almost the identity."""
 
 Conv = Callable[[int, int, int], nn.Module]
 """A function (in_channels, out_channels, kernel) → convolution, which may resample."""
@@ -236,7 +236,7 @@ class ResidualBlock(nn.Module):
         out_channels: width of the output.
         embedding_channels: width of the conditioning vector.
         dropout: probability before the second convolution.
-        style: scales of the initial weights and of the sum.
+        scales: scales of the initial weights and of the sum.
         resample: makes the convolutions `conv0` and `skip`; None keeps the resolution.
     """
 
@@ -246,18 +246,18 @@ class ResidualBlock(nn.Module):
         out_channels: int,
         embedding_channels: int,
         dropout: float,
-        style: Style = EDM,
+        scales: BranchScales = EDM_SCALES,
         resample: Conv | None = None,
     ) -> None:
         super().__init__()
         conv = resample or Conv2d
-        self.style = style
+        self.scales = scales
         self.dropout = dropout
         self.norm0 = GroupNorm(in_channels)
         self.conv0 = conv(in_channels, out_channels, 3)
         self.affine = Linear(embedding_channels, out_channels)
         self.norm1 = GroupNorm(out_channels)
-        self.conv1 = Conv2d(out_channels, out_channels, 3, scale=style.last)
+        self.conv1 = Conv2d(out_channels, out_channels, 3, scale=scales.last_weights)
         same = resample is None and in_channels == out_channels
         self.skip = nn.Identity() if same else conv(in_channels, out_channels, 1)
 
@@ -266,7 +266,7 @@ class ResidualBlock(nn.Module):
         h = self.conv0(F.silu(self.norm0(x)))
         h = F.silu(self.norm1(h + self.affine(emb)[:, :, None, None]))
         h = self.conv1(dropout(h, self.dropout, self.training))
-        return self.style.join(self.skip(x), h)
+        return self.scales.join(self.skip(x), h)
 
 
 class AttentionBlock(ResidualBlock):
@@ -279,18 +279,18 @@ class AttentionBlock(ResidualBlock):
         embedding_channels: int,
         dropout: float,
         heads: int,
-        style: Style = EDM,
+        scales: BranchScales = EDM_SCALES,
     ) -> None:
-        super().__init__(in_channels, out_channels, embedding_channels, dropout, style)
+        super().__init__(in_channels, out_channels, embedding_channels, dropout, scales)
         self.heads = heads
         self.norm2 = GroupNorm(out_channels)
-        self.qkv = Conv2d(out_channels, 3 * out_channels, 1, scale=style.qkv)
-        self.proj = Conv2d(out_channels, out_channels, 1, scale=style.last)
+        self.qkv = Conv2d(out_channels, 3 * out_channels, 1, scale=scales.qkv_weights)
+        self.proj = Conv2d(out_channels, out_channels, 1, scale=scales.last_weights)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """Compute [B, out, H, W] of x [B, in, H, W] and the embedding [B, embedding_channels]."""
         x = super().forward(x, emb)
-        return self.style.join(x, self.proj(self.attend(self.qkv(self.norm2(x)))))
+        return self.scales.join(x, self.proj(self.attend(self.qkv(self.norm2(x)))))
 
     def attend(self, qkv: Tensor) -> Tensor:
         """Self-attention [B, 3C, H, W] → [B, C, H, W]; input channels are in the order (head, channel, q k v)."""

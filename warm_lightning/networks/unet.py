@@ -15,8 +15,9 @@ from torch.utils.checkpoint import checkpoint
 from warm_lightning.errors import check
 from warm_lightning.networks.base import Network
 from warm_lightning.networks.layers import (
-    EDM,
+    EDM_SCALES,
     AttentionBlock,
+    BranchScales,
     Conv2d,
     ConvDown2d,
     DownConv2d,
@@ -26,7 +27,6 @@ from warm_lightning.networks.layers import (
     Linear,
     PositionalEmbedding,
     ResidualBlock,
-    Style,
     UpConv2d,
     embed_levels,
 )
@@ -67,7 +67,7 @@ class UNet(Network):
     """The filter for down- and upsampling."""
     auxiliary: ClassVar[bool]
     """Whether each level of the encoder also gets the downsampled input image."""
-    style: ClassVar[Style] = EDM
+    scales: ClassVar[BranchScales] = EDM_SCALES
     """The initialisation and sum of residual branches."""
 
     def __init__(
@@ -159,7 +159,7 @@ class UNet(Network):
                 width = level_width
         r = self.resolution
         self.dec[f"{r}x{r}_aux_norm"] = GroupNorm(width)
-        out = Conv2d(width, self.branches * self.image_channels, 3, scale=self.style.last)
+        out = Conv2d(width, self.branches * self.image_channels, 3, scale=self.scales.last_weights)
         self.dec[f"{r}x{r}_aux_conv"] = out
 
     def _down(self, width: int) -> nn.Module:
@@ -178,13 +178,13 @@ class UNet(Network):
         self, inputs: int, outputs: int, attention: bool = False, resample: partial | None = None
     ) -> ResidualBlock:
         if not attention:
-            return ResidualBlock(inputs, outputs, self.emb_channels, self.dropout, self.style, resample)
+            return ResidualBlock(inputs, outputs, self.emb_channels, self.dropout, self.scales, resample)
         per_head = self.channels_per_head or outputs
         check(
             per_head > 0 and outputs % per_head == 0,
             f"channels_per_head {per_head} does not divide the {outputs} channels of a level with attention",
         )
-        return AttentionBlock(inputs, outputs, self.emb_channels, self.dropout, outputs // per_head, self.style)
+        return AttentionBlock(inputs, outputs, self.emb_channels, self.dropout, outputs // per_head, self.scales)
 
     def embed(
         self,
@@ -233,7 +233,7 @@ class UNet(Network):
             else:
                 x = self._run(self.enc[f"{r}x{r}_down"], x, emb)
                 if self.auxiliary:
-                    x = auxiliary = self.style.join(x, self.enc[f"{r}x{r}_aux_residual"](auxiliary))
+                    x = auxiliary = self.scales.join(x, self.enc[f"{r}x{r}_aux_residual"](auxiliary))
             skips.append(x)
             for i in range(self.num_blocks):
                 x = self._run(self.enc[f"{r}x{r}_block{i}"], x, emb)
@@ -315,7 +315,7 @@ class DDPM(UNet):
     embedding_mult = 1
     auxiliary = False
     # DDPM initialises queries, keys and values as three layers, whose fan-out is a third of that of one layer.
-    style = Style(gain=1.0, last=0.0, qkv=2**0.5)
+    scales = BranchScales(sum_scale=1.0, last_weights=0.0, qkv_weights=2**0.5)
 
     def __init__(
         self, branches: int, *, channel_mult: tuple[int, ...] = (1, 2, 2, 2), num_blocks: int = 2, **kwargs: Any

@@ -13,10 +13,20 @@ from warm_lightning.processes.variance_preserving import (
     Schedule,
     VariancePreserving,
 )
-from warm_lightning.processes.warm import BlurringSchedule, ConstantBNR, Hot, Path, PFGMpp, PowerLaw, RandomBNR, Warm
+from warm_lightning.processes.warm import (
+    BlurPath,
+    BlurringSchedule,
+    ConstantBNR,
+    Hot,
+    PFGMpp,
+    PowerLaw,
+    RandomBNR,
+    Warm,
+)
 
 __all__ = [
     "IHDM",
+    "BlurPath",
     "BlurRate",
     "BlurringDiffusion",
     "BlurringSchedule",
@@ -27,7 +37,6 @@ __all__ = [
     "LinearSchedule",
     "LogRate",
     "PFGMpp",
-    "Path",
     "PowerLaw",
     "Process",
     "ProgressiveDeblurring",

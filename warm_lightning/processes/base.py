@@ -2,15 +2,18 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
-from warm_lightning.errors import UserError
+from warm_lightning.errors import UserError, check
 from warm_lightning.rng import Draws
 from warm_lightning.spectral import dct, log_blur_mask
 from warm_lightning.types import Estimate, Gains, Level
+
+LARGE = 1e9
+"""A blur in pixels, or a noise level, above all that models are trained on."""
 
 
 def per_image(values: Tensor, like: Tensor) -> Tensor:
@@ -27,13 +30,13 @@ class Process(ABC):
     that suit most processes.
 
     Attributes:
-        last: the largest clock reading that the process knows.
+        max_clock: the largest reading of the clock, where sampling starts; infinite for a process without one.
         noise_variance: the variance of each coefficient of z in formula F; 1 for normal noise.
         learned: the tensors that `learn` has made of the training images, kept in checkpoints; {} (the default) for a
             process that learns nothing, None for one that has not learned yet.
     """
 
-    last: float = math.inf
+    max_clock: float = math.inf
     noise_variance: float = 1.0
     learned: dict[str, Tensor] | None = {}  # noqa: RUF012  (replaced, never written to)
 
@@ -96,6 +99,23 @@ class Process(ABC):
     def ends(self, level: Level) -> bool:
         """Whether this is the last level, at which sampling ends and no network is called."""
         return bool((level.clock == 0).all())
+
+    def check_noise(self, levels: Sequence[Level], like: Tensor) -> None:
+        """Check that there is noise at every one of some levels but the last level.
+
+        Args:
+            levels: [1] each.
+            like: any tensor [B, C, H, W] of the images' size.
+
+        Raises:
+            UserError: there is a level without noise.
+        """
+        for level in levels:
+            check(
+                self.ends(level) or bool((self.gains(level, like).noise > 0).all()),
+                f"{type(self).__name__} has no noise at {level.clock.item():g} of its clock, and no density there: "
+                "choose a process with noise at every level but the last",
+            )
 
     def degrade(self, truth: Estimate, gains: Gains) -> Tensor:
         """Formula F: the degraded u_t of clean coefficients and noise, all [B, C, H, W]."""

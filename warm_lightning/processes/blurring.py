@@ -30,7 +30,7 @@ class BlurringDiffusion(Process):
         log_snr_max: logarithmic signal-to-noise ratio at t = 0, and minus that at t = 1.
     """
 
-    last = 1.0
+    max_clock = 1.0
 
     def __init__(
         self, blur_max: float = 20.0, power: float = 2.0, d_min: float = 0.001, log_snr_max: float = 10.0
@@ -42,11 +42,11 @@ class BlurringDiffusion(Process):
         self.blur_max = blur_max
         self.power = power
         self.d_min = d_min
-        self.first_angle, self.last_angle = (math.atan(math.exp(sign * log_snr_max / 2)) for sign in (-1, 1))
+        self.min_angle, self.max_angle = (math.atan(math.exp(sign * log_snr_max / 2)) for sign in (-1, 1))
 
     def angle(self, clock: Tensor) -> Tensor:
         """The angle θ_t in (0, π/2)."""
-        return self.first_angle + (self.last_angle - self.first_angle) * clock
+        return self.min_angle + (self.max_angle - self.min_angle) * clock
 
     def level(self, clock: Tensor) -> Level:
         blur = self.blur_max * torch.sin(math.pi / 2 * clock.clamp(0, 1)) ** self.power

@@ -41,7 +41,7 @@ class Blur(Process):
     def __init__(self, steps: int, blur_min: float, blur_max: float) -> None:
         check(steps >= 2, f"steps is {steps}: a process of blur needs at least 2")
         check(0 < blur_min < blur_max, f"blur from {blur_min} to {blur_max} pixels: need 0 < blur_min < blur_max")
-        self.last = self.steps = steps
+        self.max_clock = self.steps = steps
         self.blur_min = blur_min
         self.blur_max = blur_max
 
@@ -68,10 +68,10 @@ class BlurredImages(Blur):
         return min(size, 1 + math.floor(math.sqrt(-2 * math.log(ERASED_GAIN)) * size / (math.pi * self.blur_max)))
 
     def prior(self, normal: Tensor, level: Level, draws: Draws) -> Tensor:
-        if (level.clock != self.last).any():
+        if (level.clock != self.max_clock).any():
             raise UserError(
                 f"sampling starts at step {level.clock.max():g}, but the images that it starts from are known at step "
-                f"{self.last} alone: set model.sampler.grid.first to {self.last}"
+                f"{self.max_clock} alone: set model.sampler.grid.first to {self.max_clock}"
             )
         low = self.checked_learned()["low_frequencies"]
         check(

@@ -80,9 +80,9 @@ class Table:
             # Apple's devices have no float64. The table stays on the device, since copies would make a GPU wait.
             with torch.inference_mode(False):  # or training after a validation could not use it
                 self.values = self.values.to(clock.device, torch.float32 if clock.device.type == "mps" else None)
-        place = clock.to(self.values).clamp(0, len(self.values) - 1)
-        low = place.floor().long().clamp(max=len(self.values) - 2)
-        return torch.lerp(self.values[low], self.values[low + 1], place - low)
+        position = clock.to(self.values).clamp(0, len(self.values) - 1)
+        low = position.floor().long().clamp(max=len(self.values) - 2)
+        return torch.lerp(self.values[low], self.values[low + 1], position - low)
 
 
 class VariancePreserving(Process):
@@ -96,14 +96,14 @@ class VariancePreserving(Process):
 
     def __init__(self, schedule: Schedule = default(LinearSchedule)) -> None:
         variances = schedule.variances()
-        self.last = len(variances)
+        self.max_clock = len(variances)
         none = torch.zeros(1, dtype=torch.float64)
         log_alpha_bar = torch.cat([none, torch.log1p(-variances).cumsum(0)])
         left = log_alpha_bar[-1].exp().item()
         check(
             left < 0.01,
-            f"the schedule's {self.last} steps leave {left:.0%} of an image's power, but sampling starts from pure "
-            f"noise: raise its variances, those of LinearSchedule to {20 / self.last:.2g} at the last step",
+            f"the schedule's {self.max_clock} steps leave {left:.0%} of an image's power, but sampling starts from "
+            f"pure noise: raise its variances, those of LinearSchedule to {20 / self.max_clock:.2g} at the last step",
         )
         self.log_alpha_bar = Table(log_alpha_bar)
 

@@ -14,7 +14,7 @@ from warm_lightning.rng import Draws
 from warm_lightning.types import Level
 
 
-class Path(ABC):
+class BlurPath(ABC):
     """A curve β ↦ α through the blur-noise plane, along which a model is sampled and, by default, trained."""
 
     @abstractmethod
@@ -28,12 +28,12 @@ class Path(ABC):
         """The blur level of training at a noise level; it may be random."""
         return self(beta)
 
-    def nearest_path(self, alpha: float, beta: float) -> "Path":
+    def nearest_path(self, alpha: float, beta: float) -> "BlurPath":
         """The path nearest to (α, β), among the paths that a model of this one was trained on."""
         return self
 
 
-class ConstantBNR(Path):
+class ConstantBNR(BlurPath):
     """A constant blur-to-noise ratio: the ray α = BNR·β (Eq. 10).
 
     Args:
@@ -48,7 +48,7 @@ class ConstantBNR(Path):
         return self.bnr * beta
 
 
-class PowerLaw(Path):
+class PowerLaw(BlurPath):
     """A power law α = bnr·β^exponent: the BNR depends on the noise level, and is `bnr` at β = 1.
 
     For a spectrum S = c/λˢ and an exponent of 1/s, the blur attenuates the signal equally at every level where the
@@ -68,7 +68,7 @@ class PowerLaw(Path):
         return self.bnr * beta**self.exponent
 
 
-class BlurringSchedule(Path):
+class BlurringSchedule(BlurPath):
     """Blurring Diffusion's schedules as a path: β = tan(πt/2) and α = blur_max·sin²(πt/2) (Eqs. 18 and 19).
 
     Without t, α = blur_max·β²/(1 + β²), and BNR(t) = blur_max/2 · sin(πt) (Eq. 20).
@@ -85,7 +85,7 @@ class BlurringSchedule(Path):
         return self.blur_max * beta**2 / (1 + beta**2)
 
 
-class RandomBNR(Path):
+class RandomBNR(BlurPath):
     """Rays with a BNR drawn uniformly for each training image, so that one network serves a range of BNRs.
 
     Args:
@@ -106,7 +106,7 @@ class RandomBNR(Path):
     def __call__(self, beta: Tensor) -> Tensor:
         return self.bnr * beta
 
-    def nearest_path(self, alpha: float, beta: float) -> Path:
+    def nearest_path(self, alpha: float, beta: float) -> BlurPath:
         bnr = alpha / beta if beta > 0 else self.high if alpha > 0 else self.bnr
         return RandomBNR(self.low, self.high, min(max(bnr, self.low), self.high))
 
@@ -122,7 +122,7 @@ class Warm(Process):
         path: the blur level α at a noise level β; in the paper a constant BNR of 0.5.
     """
 
-    def __init__(self, path: Path = default(ConstantBNR)) -> None:
+    def __init__(self, path: BlurPath = default(ConstantBNR)) -> None:
         self.path = path
 
     def level(self, clock: Tensor) -> Level:

@@ -10,7 +10,6 @@ from warm_lightning.samplers.rules import (
     ReverseDiffusion,
     Step,
     StepRule,
-    denoised_image,
     gain_difference,
     split_noise,
 )
@@ -43,7 +42,6 @@ __all__ = [
     "Sampler",
     "Step",
     "StepRule",
-    "denoised_image",
     "gain_difference",
     "split_noise",
 ]

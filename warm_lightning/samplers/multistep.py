@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from warm_lightning.errors import check
-from warm_lightning.samplers.rules import Step, StepRule, denoised_image, move
+from warm_lightning.parameterizations import denoised_image
+from warm_lightning.samplers.rules import Step, StepRule, move
 from warm_lightning.types import Estimator, Gains
 
 
@@ -47,12 +48,12 @@ class Multistep(StepRule):
             "without: choose Euler, Heun or Direct",
         )
         estimate = estimator(u, step.t)
-        step.history.append((step.source, denoised_image(u, estimate, step.source)))
+        step.history.append((step.gains_t, denoised_image(u, estimate, step.gains_t)))
         del step.history[: -self.order]
-        moved = move(u, estimate, step.source, step.target, kept=step.kept_noise)
-        return moved if step.last or len(step.history) == 1 else moved + self.continuation(step.history, step.target)
+        moved = move(u, estimate, step.gains_t, step.gains_s, kept=step.kept_noise)
+        return moved if step.last or len(step.history) == 1 else moved + self.continuation(step.history, step.gains_s)
 
-    def continuation(self, history: list[tuple[Gains, Tensor]], target: Gains) -> Tensor:
+    def continuation(self, history: list[tuple[Gains, Tensor]], gains_s: Gains) -> Tensor:
         """The correction of Euler's step: B_s ∫ (x̂0 - x̂0_t) e^ℓ dℓ for the polynomial through a history, [B, C, H, W].
 
         With q from 0 at t to 1 at s, and backward differences ∇ and ∇², x̂0 - x̂0_t is q∇x̂0 + q(q+1)/2·∇²x̂0. Over a step
@@ -62,16 +63,16 @@ class Multistep(StepRule):
 
         Args:
             history: gains and x̂0 at two or three levels, the present one last.
-            target: gains at level s.
+            gains_s: gains at level s.
         """
-        (*_, (before, earlier), (here, now)) = history
-        difference = now - earlier
-        weight = mass(here, target)
+        (gains_before, image_before), (gains_t, image_t) = history[-2:]
+        difference = image_t - image_before
+        weight = mass(gains_t, gains_s)
         if len(history) == 3:
-            second = difference - (earlier - history[0][1])
-            return weight * ((0.5 + slope(before, here, target) / 12) * difference + 5 / 12 * second)
+            second = difference - (image_before - history[0][1])
+            return weight * ((0.5 + slope(gains_before, gains_t, gains_s) / 12) * difference + 5 / 12 * second)
         if self.order == 3:  # second step of the run: add the error of the first, Euler's, carried on to s
-            weight = weight + target.noise / here.noise * mass(before, here)
+            weight = weight + gains_s.noise / gains_t.noise * mass(gains_before, gains_t)
         return weight / 2 * difference
 
 
@@ -80,17 +81,17 @@ def half_log_snr(gains: Gains) -> Tensor:
     return gains.log_signal - gains.noise.log()
 
 
-def mass(source: Gains, target: Gains) -> Tensor:
+def mass(gains_t: Gains, gains_s: Gains) -> Tensor:
     """The integral B_s ∫ e^ℓ dℓ = A_s (1 - e^-h) over a step from t to s."""
-    return target.signal * -torch.expm1(half_log_snr(source) - half_log_snr(target))
+    return gains_s.signal * -torch.expm1(half_log_snr(gains_t) - half_log_snr(gains_s))
 
 
-def slope(before: Gains, here: Gains, target: Gains) -> Tensor:
+def slope(gains_before: Gains, gains_t: Gains, gains_s: Gains) -> Tensor:
     """The slope κ of ln(e^ℓ ℓ') over a step, ℓ' + ℓ''/ℓ', by differences h + (h - h1)/h, with h1 the previous step.
 
     Both terms are limited, since differences mean little for long steps: h/(1 + h) stands for h, with which it agrees
     for short steps and stays below 1 for long ones, and the second term is clamped to [-1, 1].
     """
-    h, h1 = half_log_snr(target) - half_log_snr(here), half_log_snr(here) - half_log_snr(before)
+    h, h1 = half_log_snr(gains_s) - half_log_snr(gains_t), half_log_snr(gains_t) - half_log_snr(gains_before)
     tiny = torch.finfo(h.dtype).tiny  # for frequencies at which nothing changes
     return h / (1 + h) + (1 - h1 / h.clamp(min=tiny)).clamp(-1, 1)

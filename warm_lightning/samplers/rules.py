@@ -27,18 +27,18 @@ class Step:
 
     Attributes:
         t: the level of u.
-        source: gains at t.
+        gains_t: gains at t.
         s: the next level.
-        target: gains at s.
+        gains_s: gains at s.
         last: whether sampling ends at s.
         draws: the source of fresh noise.
         history: gains and images of earlier steps of this run, which a multistep rule stores here itself.
     """
 
     t: Level
-    source: Gains
+    gains_t: Gains
     s: Level
-    target: Gains
+    gains_s: Gains
     last: bool
     draws: Draws
     history: list[tuple[Gains, Tensor]] = field(default_factory=list)
@@ -46,7 +46,7 @@ class Step:
     @property
     def kept_noise(self) -> Tensor:
         """The noise gain B_s, but 0 at the last level, where deterministic rules return the mean even if B_0 > 0."""
-        return torch.zeros_like(self.target.noise) if self.last else self.target.noise
+        return torch.zeros_like(self.gains_s.noise) if self.last else self.gains_s.noise
 
     @classmethod
     def between(
@@ -62,19 +62,19 @@ def fresh_noise(draws: Draws, like: Tensor) -> Tensor:
     return dct(draws.normal(*like.shape[1:], dtype=like.dtype))
 
 
-def gain_difference(target: Gains, source: Gains) -> Tensor:
+def gain_difference(gains_s: Gains, gains_t: Gains) -> Tensor:
     """The difference A_s - A_t, without cancellation for small blurs or overflow for large ones."""
-    log_ratio = target.log_signal - source.log_signal
-    larger = torch.maximum(target.log_signal, source.log_signal).exp()
+    log_ratio = gains_s.log_signal - gains_t.log_signal
+    larger = torch.maximum(gains_s.log_signal, gains_t.log_signal).exp()
     return torch.sign(log_ratio) * larger * -torch.expm1(-log_ratio.abs())
 
 
-def step_ratio(source: Gains, target: Gains) -> Tensor:
+def step_ratio(gains_t: Gains, gains_s: Gains) -> Tensor:
     """The ratio A_t/A_s of a step from t to s, as the exponential of a difference, since both may underflow."""
-    return (source.log_signal - target.log_signal).exp()
+    return (gains_t.log_signal - gains_s.log_signal).exp()
 
 
-def split_noise(source: Gains, target: Gains, eta: float) -> tuple[Tensor, Tensor]:
+def split_noise(gains_t: Gains, gains_s: Gains, eta: float) -> tuple[Tensor, Tensor]:
     """The noise gain of level s, split into the part kept from u_t and the part drawn afresh.
 
     σ is η times that of the Markov posterior, per frequency: σ² = η² B_s²/B_t² (B_t² - (A_t/A_s)² B_s²). It is the σ_t
@@ -83,21 +83,21 @@ def split_noise(source: Gains, target: Gains, eta: float) -> tuple[Tensor, Tenso
     Returns:
         √(B_s² - σ²) and σ.
     """
-    ratio = step_ratio(source, target)
-    shrink = source.over_noise(target.noise)
-    fresh = shrink * (source.noise.square() - (ratio * target.noise).square()).clamp(min=0).sqrt()
+    ratio = step_ratio(gains_t, gains_s)
+    shrink = gains_t.over_noise(gains_s.noise)
+    fresh = shrink * (gains_t.noise.square() - (ratio * gains_s.noise).square()).clamp(min=0).sqrt()
     # B_s² - η²σ² would cancel where the posterior keeps little noise; its closed form for η = 1 does not.
-    kept = (1 - eta**2) * target.noise.square() + (eta * shrink * ratio * target.noise).square()
-    return kept.clamp(min=0).sqrt(), torch.minimum(eta * fresh, target.noise)
+    kept = (1 - eta**2) * gains_s.noise.square() + (eta * shrink * ratio * gains_s.noise).square()
+    return kept.clamp(min=0).sqrt(), torch.minimum(eta * fresh, gains_s.noise)
 
 
-def move(u: Tensor, estimate: Estimate, source: Gains, target: Gains, kept: Tensor) -> Tensor:
+def move(u: Tensor, estimate: Estimate, gains_t: Gains, gains_s: Gains, kept: Tensor) -> Tensor:
     """Formula S without its last term, the fresh noise, which the caller adds: u_t moved to level s.
 
     It moves u_t rather than rebuilding A_s∘clean + B_s∘noise, because the two estimates of a network need not
     agree with the u_t that they were made from (Eq. 7). `kept` is √(B_s² - σ²), which is B_s for σ = 0.
     """
-    return u + gain_difference(target, source) * estimate.clean + (kept - source.noise) * estimate.noise
+    return u + gain_difference(gains_s, gains_t) * estimate.clean + (kept - gains_t.noise) * estimate.noise
 
 
 class StepRule(ABC):
@@ -137,9 +137,9 @@ class Interpolating(StepRule):
     def __call__(self, estimator: Estimator, u: Tensor, step: Step) -> Tensor:
         estimate = self.estimate(estimator, u, step)
         if self.eta == 0:
-            return move(u, estimate, step.source, step.target, kept=step.kept_noise)
-        kept, fresh = split_noise(step.source, step.target, self.eta)
-        moved = move(u, estimate, step.source, step.target, kept)
+            return move(u, estimate, step.gains_t, step.gains_s, kept=step.kept_noise)
+        kept, fresh = split_noise(step.gains_t, step.gains_s, self.eta)
+        moved = move(u, estimate, step.gains_t, step.gains_s, kept)
         return moved if step.last else moved + fresh * fresh_noise(step.draws, u)
 
 
@@ -161,7 +161,7 @@ class Heun(Interpolating):
         first = estimator(u, step.t)
         if step.last:
             return first
-        trial = move(u, first, step.source, step.target, kept=step.target.noise)
+        trial = move(u, first, step.gains_t, step.gains_s, kept=step.gains_s.noise)
         return first.mean(estimator(trial, step.s))
 
     def evaluations(self, steps: int) -> int:
@@ -185,7 +185,7 @@ class Direct(StepRule):
         self.delta = delta
 
     def __call__(self, estimator: Estimator, u: Tensor, step: Step) -> Tensor:
-        image = step.target.signal * estimator(u, step.t).clean
+        image = step.gains_s.signal * estimator(u, step.t).clean
         return image if self.delta == 0 or step.last else image + self.delta * fresh_noise(step.draws, u)
 
 
@@ -196,9 +196,9 @@ class Momentum(StepRule):
     """
 
     def __call__(self, estimator: Estimator, u: Tensor, step: Step) -> Tensor:
-        variance = step.source.noise.square() - step.target.noise.square()
-        kept = step.source.noise - step.source.over_noise(variance)
-        moved = move(u, estimator(u, step.t), step.source, step.target, kept)
+        variance = step.gains_t.noise.square() - step.gains_s.noise.square()
+        kept = step.gains_t.noise - step.gains_t.over_noise(variance)
+        moved = move(u, estimator(u, step.t), step.gains_t, step.gains_s, kept)
         return moved if step.last else moved + variance.sqrt() * fresh_noise(step.draws, u)
 
 
@@ -210,12 +210,7 @@ class ReverseDiffusion(StepRule):
     """
 
     def __call__(self, estimator: Estimator, u: Tensor, step: Step) -> Tensor:
-        ratio = step_ratio(step.source, step.target)
-        added = (step.source.noise.square() - (ratio * step.target.noise).square()).clamp(min=0)
-        moved = (2 - ratio) * u - step.source.over_noise(added) * estimator(u, step.t).noise
+        ratio = step_ratio(step.gains_t, step.gains_s)
+        added = (step.gains_t.noise.square() - (ratio * step.gains_s.noise).square()).clamp(min=0)
+        moved = (2 - ratio) * u - step.gains_t.over_noise(added) * estimator(u, step.t).noise
         return moved if step.last else moved + added.sqrt() * fresh_noise(step.draws, u)
-
-
-def denoised_image(u: Tensor, estimate: Estimate, gains: Gains) -> Tensor:
-    """The estimated clean image x̂0 = u - B∘noise + (1-A)∘clean as DCT coefficients: D + R for Table 5d."""
-    return u - gains.noise * estimate.noise + gains.lost * estimate.clean

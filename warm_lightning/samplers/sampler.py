@@ -117,7 +117,7 @@ class Churn:
         gamma = min(self.churn / steps, math.sqrt(2) - 1)
         if gamma == 0 or not self.beta_min <= t.beta.item() <= self.beta_max:
             return u, t
-        back = process.level((t.clock * (1 + gamma)).clamp(max=process.last))
+        back = process.level((t.clock * (1 + gamma)).clamp(max=process.max_clock))
         near, far = process.gains(t, u), process.gains(back, u)
         ratio = step_ratio(far, near)
         added = (far.noise.square() - (ratio * near.noise).square()).clamp(min=0).sqrt()
