@@ -148,9 +148,9 @@ def model_card(
     """
     config = section["config"]
     network, process = _class_name(config["network"]), _class_name(config["process"])
-    size = config["network"]["init_args"]["resolution"]
+    size = config["network"].get("init_args", {}).get("resolution")  # which a network of one's own may not have
     return CARD_TEMPLATE.format(
-        title=f"{process} diffusion model, {size}×{size} pixels, {network}",
+        title=f"{process} diffusion model{f', {size}×{size} pixels' if size else ''}, {network}",
         summary=f"{network} with {parameters:,} parameters; process {process}, "
         f"parameterization {_class_name(config['parameterization'])}.",
         training=_list(_training_facts(section, run)),
