@@ -55,7 +55,7 @@ def provenance(device: torch.device | str) -> dict[str, Any]:
 
 
 def machine(device: str) -> dict[str, Any]:
-    """The processor, its number of logical processors ("cores") and of threads, and the GPU, beside the `provenance` of what runs on them.
+    """The processor and GPU, beside the `provenance` of what runs on them; "cores" are logical processors.
 
     Args:
         device: "cpu" or "cuda".
