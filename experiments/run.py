@@ -177,6 +177,7 @@ def training_job(cell: Cell, out: Path) -> Job:
             *cell.training,
             f"--trainer.default_root_dir={folder}",
             "--ckpt_path=last",
+            "--scores.every=0",  # measures score the trained model
             NO_PROGRESS_BAR,
         ),
         folder=folder,

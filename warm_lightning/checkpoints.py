@@ -17,6 +17,7 @@ from torch import Tensor
 
 from warm_lightning.errors import UserError, check, error_text
 from warm_lightning.interop.exported import is_exported, read_folder
+from warm_lightning.interop.pickles import refuse_training_state
 from warm_lightning.migrations import current
 from warm_lightning.networks.base import Network
 from warm_lightning.records import PACKAGE_VERSION, whole_file
@@ -80,6 +81,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 def _read_file(path: Path) -> Any:
     check(path.is_file(), f"{path}: no such checkpoint; give the path of a .ckpt file that `warm fit` wrote")
+    refuse_training_state(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:

@@ -49,14 +49,28 @@ examples:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return the exit code: 0, 2 for a user's error (one line on stderr), 130 after Ctrl-C."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    """Run one command and return the exit code.
+
+    Returns:
+        0; 2 for a user's error, which is one line on stderr; 130 after Ctrl-C; 141 if the reader of the output has
+        closed it.
+    """
+    try:
+        code = answer(list(sys.argv[1:] if arguments is None else arguments))
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader has read enough, such as `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python fails once more at its end
+        return 141
+
+
+def answer(arguments: list[str]) -> int:
+    """Run one command, or print the help or the version; returns 0 or, for a user's error, 2."""
     command = arguments[0] if arguments else "--help"
-    if command in ("-h", "--help"):
-        print(HELP, end="")
-        return 0
-    if command == "--version":
-        print(__version__)
+    if command in ("-h", "--help", "--version"):
+        print(__version__ if command == "--version" else HELP.rstrip())
         return 0
     if command not in TRAINER_COMMANDS | OTHER_COMMANDS:
         known = ", ".join(TRAINER_COMMANDS | OTHER_COMMANDS)
@@ -69,8 +83,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(one_line(f"warm {command}: {error}"), file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        return 130
 
 
 def one_line(message: str) -> str:

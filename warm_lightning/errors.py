@@ -48,7 +48,28 @@ def user_errors() -> Iterator[None]:
         raise UserError(str(error)) from error
 
 
-def _parser_message(error: argparse.ArgumentError) -> str:
-    """The parser's message without the parts that only the authors of a program need."""
+@contextmanager
+def building() -> Iterator[None]:
+    """Turn whatever goes wrong while objects of the user's choice are made into a `UserError` of one line.
+
+    The classes may be anybody's, and their errors of any kind: a missing package, a device that is not there.
+    """
+    try:
+        with user_errors():
+            yield
+    except UserError:
+        raise
+    except Exception as error:
+        kind = "" if isinstance(error, ValueError | ImportError) else f"{type(error).__name__}: "
+        raise UserError(f"{kind}{_parser_message(error)} (set WARM_TRACEBACK=1 to see where)") from error
+
+
+ABOUT_TYPES = ("Given value", "Subtypes:", "Errors:", "Does not validate against any", "- Expected a <class")
+"""Beginnings of lines of a parser's message that only the authors of a program need."""
+
+
+def _parser_message(error: Exception) -> str:
+    """The message of a parser without the lines about types; of another exception, all of it."""
     lines = [line.strip() for line in str(error).splitlines()]
-    return " ".join(line for line in lines if line and not line.startswith(("Given value", "Subtypes:")))
+    telling = " ".join(line for line in lines if line and not line.startswith(ABOUT_TYPES))
+    return telling or error_text(error)

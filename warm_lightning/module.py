@@ -15,14 +15,17 @@ from warm_lightning.data.datamodule import ImageDataModule
 from warm_lightning.data.image_set import dequantised_batches
 from warm_lightning.distributed import strided_batches
 from warm_lightning.ema import EMA
-from warm_lightning.errors import check
+from warm_lightning.errors import UserError, check
 from warm_lightning.model import DiffusionModel, check_data
 from warm_lightning.networks.base import Network
 from warm_lightning.records import PACKAGE_VERSION
 from warm_lightning.rng import BatchDraws, SeedStreams, key
-from warm_lightning.strategies import check_strategy, gathered, local, shard
+from warm_lightning.strategies import check_precision, check_steps, check_strategy, gathered, local, shard
 from warm_lightning.targets import ReferenceBatch
 from warm_lightning.types import Batch, Weights
+
+NONFINITE_STEPS = 100
+"""Steps without finite gradients after which training ends: more than the loss scale of 16-mixed needs to settle."""
 
 
 @dataclass(frozen=True)
@@ -75,10 +78,15 @@ class DiffusionModule(LightningModule):
         images_seen: number of images that it has been trained on.
         stepped: whether the last micro-batch completed an optimizer step.
         nonfinite_gradients: number of gradients that were replaced because they were not finite.
+        nonfinite_steps: number of the last steps whose gradients were not finite; training ends after
+            `NONFINITE_STEPS`.
+        step_images: number of this device's images since the last optimizer step.
+        step_size: `batch_size` at the start of the training.
         source: the origin of weights that were not trained here.
         config: the resolved configuration, from which `load_checkpoint` makes the model again; None if the module was
             made in Python.
         scored: the latest scores by name, each with the images seen by then.
+        better: the direction of these scores, "lower", "higher" or "near 1".
     """
 
     def __init__(
@@ -120,9 +128,13 @@ class DiffusionModule(LightningModule):
         self.images_seen = 0
         self.stepped = False
         self.nonfinite_gradients = 0
+        self.nonfinite_steps = 0
+        self.step_images = 0
+        self.step_size = 0
         self.source: dict[str, Any] | None = None
         self.config: dict[str, Any] | None = None
         self.seed_plan = SeedPlan()
+        self.better: dict[str, str] = {}
         self.scored: dict[str, tuple[int, float]] = {}
 
     # ------------------------------------------------------------------ the model
@@ -134,6 +146,10 @@ class DiffusionModule(LightningModule):
     def setup(self, stage: str) -> None:
         """Check strategy, precision and data against the network, before anything is computed."""
         check_strategy(self.trainer.strategy, self.network)
+        if stage == "fit":
+            check_steps(self.trainer)
+            check_precision(str(self.trainer.precision), self.trainer.strategy.root_device)
+            self.step_size = self.data.batch_size
         check(
             str(self.trainer.precision) not in ("bf16-true", "16-true"),
             f"trainer.precision {self.trainer.precision} would round the average of the weights: use 32-true, 64-true, "
@@ -150,12 +166,45 @@ class DiffusionModule(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """One step of Algorithm 1; "losses" [b, branches] and "clock" [b] are for the log."""
+        self.step_images = 0 if self.stepped else self.step_images
         self.stepped = False
+        position = int(batch.positions[0])
+        self._check_batch(position, len(batch.positions))
+        self.step_images += len(batch.positions)
         rows = batch.positions - self.images_seen
         draws = BatchDraws(self.seed, self.images_seen, self.batch_size, rows)
-        torch.manual_seed(key(self.seed, "dropout", int(batch.positions[0])))
+        torch.manual_seed(key(self.seed, "dropout", position))
         losses, clock = self.model("raw").loss(batch, draws)
         return {"loss": losses.sum(1).mean(), "losses": losses.detach(), "clock": clock}
+
+    def _check_batch(self, position: int, size: int) -> None:
+        """Check that a batch is the next of the stream, whatever callbacks of the Trainer have done.
+
+        Raises:
+            UserError: it is not.
+        """
+        if self._trainer is None:  # a step without a Trainer, such as a benchmark's
+            return
+        self._check_step(self.step_images + size)
+        first = self.images_seen + self.step_images * self.trainer.world_size + self.global_rank * size
+        check(
+            position == first and self.batch_size == self.step_size,
+            f"a callback has changed batch_size (now {self.batch_size}, at the start {self.step_size}) or the order of "
+            f"the images (now {position}, expected {first}): leave it out",
+        )
+
+    def _check_step(self, images: int, exactly: bool = False) -> None:
+        """Check that this many images on each device are a step, or a part of one.
+
+        Raises:
+            UserError: they are not.
+        """
+        images *= self.trainer.world_size
+        check(
+            images == self.step_size if exactly else images <= self.step_size,
+            f"a step on {images} images instead of {self.step_size}: leave out the callback that changes "
+            "trainer.accumulate_grad_batches",
+        )
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam, fused into one kernel where that is possible."""
@@ -190,10 +239,21 @@ class DiffusionModule(LightningModule):
 
         With 16-mixed precision the loss scaler has seen them by now and skips Adam's step all the same; it
         causes some itself, on purpose, while it looks for its scale.
+
+        Raises:
+            UserError: gradients are of another number of images than `batch_size`, or none has been finite for long.
         """
+        self._check_step(self.step_images, exactly=True)
         gradients = [local(p.grad) for p in self.network.parameters() if p.grad is not None]
         if torch.stack(torch._foreach_norm(gradients)).isfinite().all():
+            self.nonfinite_steps = 0
             return
+        self.nonfinite_steps += 1
+        check(
+            self.nonfinite_steps < NONFINITE_STEPS,
+            f"gradients have not been finite for {NONFINITE_STEPS} steps, at {self.images_seen:,} images: lower "
+            "model.lr or raise model.lr_ramp; the last checkpoint is of before",
+        )
         for gradient in gradients:
             self.nonfinite_gradients += int((~gradient.isfinite()).sum())
             gradient.nan_to_num_(nan=0.0, posinf=1e5, neginf=-1e5)
@@ -218,6 +278,10 @@ class DiffusionModule(LightningModule):
     def batch_size(self) -> int:
         """Global batch size: images per optimizer step, over all devices."""
         return self.data.batch_size
+
+    @batch_size.setter
+    def batch_size(self, value: int) -> None:
+        raise UserError(f"a callback changes batch_size to {value}: leave it out, and set data.batch_size")
 
     @property
     def data(self) -> ImageDataModule:
@@ -270,6 +334,8 @@ class DiffusionModule(LightningModule):
             check_same_model(checkpoint["state_dict"], self.state_dict())
             # Lightning fills the weights before it turns them into the Trainer's precision: float64 must fit in.
             self.to(next(iter(checkpoint["state_dict"].values())).dtype)
+        for name in [name for name in checkpoint.get("callbacks", {}) if name.startswith("Timer")]:
+            del checkpoint["callbacks"][name]  # trainer.max_time counts from each start
         section = checkpoint[SECTION]
         self.images_seen = section["images_seen"]
         self.nonfinite_gradients = section["nonfinite_gradients"]

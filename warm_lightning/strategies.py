@@ -2,7 +2,11 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, cast
 
+import torch
+import torch.distributed as dist
+from lightning import Trainer
 from lightning.pytorch.strategies import (
     DDPStrategy,
     ModelParallelStrategy,
@@ -10,12 +14,14 @@ from lightning.pytorch.strategies import (
     Strategy,
     StrategyRegistry,
 )
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
-from warm_lightning.errors import check
+from warm_lightning.errors import UserError, check
 
 StrategyRegistry.register(
     "fsdp2",
@@ -40,6 +46,68 @@ def check_strategy(strategy: Strategy, network: nn.Module) -> None:
         not isinstance(strategy, ModelParallelStrategy) or all(p.is_contiguous() for p in network.parameters()),
         "trainer.strategy fsdp2 cannot spread a network in channels-last order: set model.channels_last to false",
     )
+
+
+def check_launcher(strategy: Strategy) -> None:
+    """Check that the processes of a strategy are started as programs of their own.
+
+    Processes that Lightning spawns or forks return to one that holds nothing of what they did.
+
+    Raises:
+        UserError: they are spawned or forked.
+    """
+    check(
+        not isinstance(strategy.launcher, _MultiProcessingLauncher),
+        "trainer.strategy spawns or forks its processes, whose models the commands do not get back: use ddp",
+    )
+
+
+def check_steps(trainer: Trainer) -> None:
+    """Check that the settings of a Trainer let every optimizer step be batch_size images of the stream, in order.
+
+    `DiffusionModule.training_step` checks the same of each batch, for what callbacks do.
+
+    Raises:
+        UserError: they do not.
+    """
+    parts, limit = trainer.accumulate_grad_batches, trainer.limit_train_batches
+    check(
+        cast(Any, trainer).overfit_batches == 0,
+        "trainer.overfit_batches would train on other images than the stream's: give data of a few images instead",
+    )
+    check(
+        limit == 1.0 if isinstance(limit, float) else limit % parts == 0,
+        f"trainer.limit_train_batches {limit} would end an epoch within a step of {parts} batches, and training has no "
+        "epochs of which it could be a share: give a multiple of trainer.accumulate_grad_batches, or model.duration",
+    )
+    check(
+        trainer._accelerator_connector.use_distributed_sampler is False,
+        "trainer.use_distributed_sampler must be false: the data modules share out the images themselves",
+    )
+
+
+@contextmanager
+def lost_processes() -> Iterator[None]:
+    """Turn the error of a process whose connection to another one broke into a `UserError` of one line.
+
+    The other process has ended by an error of its own, and has said so.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        broken = isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "NCCL"))
+        if not broken:
+            raise
+        raise UserError("another process of this command has ended; its own message says why") from error
+
+
+def check_precision(precision: str, device: torch.device) -> None:
+    """Warn of a precision for which a processor has no instructions, and which is many times slower than float32."""
+    if precision == "bf16-mixed" and device.type == "cpu" and not torch.cpu._is_avx512_bf16_supported():
+        rank_zero_warn(
+            "this processor has no instructions for bfloat16, with which training is 15 to 23 times slower: use "
+            "trainer.precision 32-true"
+        )
 
 
 def check_unsharded(strategy: Strategy, weights: str) -> None:

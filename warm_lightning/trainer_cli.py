@@ -6,10 +6,12 @@ import warnings
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from lightning import LightningModule, Trainer
+from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -18,6 +20,7 @@ import warm_lightning.metrics
 import warm_lightning.networks  # noqa: F401  (short class names in YAML are those of imported classes)
 from warm_lightning.callbacks import (
     Checkpoints,
+    Expectations,
     ImageProgressBar,
     Interrupt,
     PostHocEMA,
@@ -27,12 +30,15 @@ from warm_lightning.callbacks import (
 )
 from warm_lightning.checkpoints import CHECKPOINTS, LAST, check_same_model, check_start, check_weights, read_checkpoint
 from warm_lightning.data.datamodule import ImageDataModule
-from warm_lightning.errors import check, user_errors
+from warm_lightning.errors import UserError, building, check, user_errors
 from warm_lightning.migrations import accept_old_names, current_option
 from warm_lightning.module import DiffusionModule
 from warm_lightning.records import writable_folder
+from warm_lightning.strategies import check_launcher, lost_processes
 
 RUNS = "runs"
+CONFIG = "config.yaml"
+"""The whole configuration of a run, in its folder."""
 SHORT_OPTIONS = {"--rounds": "--scores.rounds", "--num_images": "--scores.num_images"}
 """Short options of `warm test`, and the options they stand for."""
 
@@ -65,6 +71,7 @@ class WarmCLI(LightningCLI):
         quieten()
         accept_old_names()
         arguments = [current_option(argument) for argument in arguments]
+        refuse_optimizers(arguments)
         self.command = arguments[:1] if run else []
         super().__init__(
             DiffusionModule,
@@ -79,9 +86,10 @@ class WarmCLI(LightningCLI):
                 "use_distributed_sampler": False,  # the data modules share images out themselves
                 "log_every_n_steps": 10,
                 "enable_model_summary": False,
-                "callbacks": [ImageProgressBar(), TrainingLog(), interrupt or Interrupt()],
+                "callbacks": [ImageProgressBar(), TrainingLog(), Expectations(), interrupt or Interrupt()],
             },
             load_from_checkpoint_support=False,
+            auto_configure_optimizers=False,  # they would have no effect: see `refuse_optimizers`
             args=arguments,
             run=run,
         )
@@ -131,20 +139,36 @@ class WarmCLI(LightningCLI):
             stems = [Path(str(path)).stem for path in settings.config or []]
             settings.trainer.default_root_dir = str(Path(RUNS) / ("-".join(stems) or "run"))
         folder = settings.trainer.default_root_dir
-        if settings.trainer.logger in (None, True):
-            settings.trainer.logger = {
-                "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
-                "init_args": {"save_dir": folder, "name": "", "version": ""},
-            }
         if self.config.get("subcommand"):
-            writable_folder(folder)
-            settings.ckpt_path = resume_path(self.config["subcommand"], settings.ckpt_path, Path(folder))
+            trial = bool(settings.trainer.fast_dev_run)
+            settings.ckpt_path = resume_path(self.config["subcommand"], settings.ckpt_path, Path(folder), trial)
+            if trial:  # a trial leaves nothing that could be taken for a run
+                self.scratch = TemporaryDirectory(prefix="warm-")
+                settings.trainer.default_root_dir = self.scratch.name
+            writable_folder(settings.trainer.default_root_dir)
             self.init_from = settings.model.init_from
             if settings.ckpt_path:  # it has the weights; the file that training started from may not exist any more
                 settings.model.init_from = None
 
+    def _set_seed(self) -> None:
+        with building():
+            super()._set_seed()
+
+    def instantiate_classes(self) -> None:
+        """Make model, data and Trainer with its loggers and callbacks."""
+        with building():
+            super().instantiate_classes()
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        if config["logger"] in (None, True):
+            # Not in the configuration, which may be used for another folder. The scores of `warm test` are in files.
+            folder = config["default_root_dir"]
+            config["logger"] = TensorBoardLogger(folder, name="", version="") if self.command != ["test"] else False
+        return super()._instantiate_trainer(config, callbacks)
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         trainer = super().instantiate_trainer(**kwargs)
+        check_launcher(trainer.strategy)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # not another one of the user
             trainer.strategy.checkpoint_io = CheckpointFiles()
         return trainer
@@ -156,7 +180,10 @@ class WarmCLI(LightningCLI):
         self.model.config = self.config_dump["model"]
         if self.config.get("subcommand") and self.settings.ckpt_path:
             checkpoint = read_checkpoint(self.settings.ckpt_path)
-            check_same_model(checkpoint["state_dict"], self.model.state_dict())
+            try:
+                check_same_model(checkpoint["state_dict"], self.model.state_dict())
+            except UserError as error:
+                raise UserError(f"{error}{own_configuration(self.settings.ckpt_path)}") from error
             test = self.config["subcommand"] == "test"
             weights = self.settings.scores.weights if test else "ema"
             check_weights(self.settings.ckpt_path, checkpoint, weights, choice=test)
@@ -167,18 +194,24 @@ class WarmCLI(LightningCLI):
         return super()._prepare_subcommand_kwargs(subcommand) | {"weights_only": True}
 
 
-def resume_path(command: str, ckpt_path: str | None, folder: Path) -> str | None:
+def resume_path(command: str, ckpt_path: str | None, folder: Path, trial: bool = False) -> str | None:
     """The checkpoint to start from, read once so that a bad one is found before anything else happens.
 
     "last" is the last one of the run; `warm fit` starts from the beginning if there is none yet, so that one command
     line serves a first start and every restart. It is the default of `warm validate` and `warm test`.
+
+    Args:
+        command: fit, validate or test.
+        ckpt_path: as given.
+        folder: of the run.
+        trial: whether nothing will be written into the folder.
     """
     last = folder / CHECKPOINTS / LAST
     is_of_this_run = ckpt_path is not None and (
         ckpt_path == "last" or Path(ckpt_path).resolve().parent == last.parent.resolve()
     )
     check(
-        command != "fit" or is_of_this_run or not last.exists(),
+        command != "fit" or is_of_this_run or trial or not last.exists(),
         f"{folder} already holds a run: go on with it by --ckpt_path last, or choose another folder with "
         "--trainer.default_root_dir",
     )
@@ -195,6 +228,41 @@ def resume_path(command: str, ckpt_path: str | None, folder: Path) -> str | None
         f"{ckpt_path}: holds weights only, with which no training can be resumed: start one with --model.init_from",
     )
     return ckpt_path
+
+
+def own_configuration(ckpt_path: str) -> str:
+    """A hint for an error of another model: the command that takes the configuration of the checkpoint's run."""
+    run = Path(ckpt_path).parent.parent
+    return f"; `warm test {run}` takes the configuration of that run" if (run / CONFIG).is_file() else ""
+
+
+def expand_run(arguments: list[str]) -> list[str]:
+    """The arguments of `warm test RUN` and `warm validate RUN`, with the options that the folder of a run stands for.
+
+    Raises:
+        UserError: the folder is not that of a run.
+    """
+    if not arguments or arguments[0].startswith("-"):
+        return arguments
+    run, others = Path(arguments[0]), arguments[1:]
+    config = run / CONFIG
+    check(config.is_file(), f"{run}: not the folder of a run, which has a {CONFIG}; or give --config and --ckpt_path")
+    return [f"--config={config}", f"--trainer.default_root_dir={run}", "--ckpt_path=last", *others]
+
+
+def refuse_optimizers(arguments: Sequence[str]) -> None:
+    """Check that no option of Lightning's is given for what `model` sets itself.
+
+    Raises:
+        UserError: one is.
+    """
+    for argument in arguments:
+        name = argument.partition("=")[0].partition(".")[0]
+        check(
+            name not in ("--optimizer", "--lr_scheduler"),
+            f"{name}: the optimizer is Adam with a ramp of its learning rate, as in the papers: set --model.lr, "
+            "--model.lr_ramp, --model.betas and --model.eps",
+        )
 
 
 def quieten() -> None:
@@ -255,8 +323,8 @@ def run_trainer(command: str, arguments: list[str]) -> int:
     """Run a command of the Trainer; returns the exit code, 130 if it was interrupted, 143 if it was terminated."""
     interrupt = Interrupt()
     try:
-        with user_errors():
-            WarmCLI([command, *(spell_out(arguments) if command == "test" else arguments)], interrupt)
+        with user_errors(), lost_processes():
+            WarmCLI([command, *(arguments if command == "fit" else expand_run(spell_out(arguments)))], interrupt)
     except SIGTERMException:  # a SystemExit of Lightning's, whose code would be that of success
         return 143
     except SystemExit as end:

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import Callback, Trainer
+from lightning import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
+from warm_lightning.callbacks.expectations import Expected, times_to_go
 from warm_lightning.callbacks.training import check_every, due
 from warm_lightning.errors import check
 from warm_lightning.images import grid, quantise, write_png
@@ -23,7 +24,7 @@ from warm_lightning.strategies import check_unsharded
 from warm_lightning.types import Level, Weights
 
 
-class SampleGrid(Callback):
+class SampleGrid(Expected):
     """Samples of the same seeds at intervals and at the end of training, to TensorBoard and as PNG.
 
     The PNGs are in `samples/` of the run's folder, named by images seen.
@@ -58,6 +59,9 @@ class SampleGrid(Callback):
 
     def setup(self, trainer: Trainer, pl_module: DiffusionModule, stage: str) -> None:
         check_unsharded(trainer.strategy, self.weights)
+
+    def samples_to_go(self, module: DiffusionModule) -> int:
+        return len(self.seeds) * (times_to_go(module, self.every) + 1)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: DiffusionModule, outputs: Any, batch: Any, batch_idx: int

@@ -4,12 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import Callback, Trainer
+from lightning import Trainer
 from torch import Tensor
 from tqdm import tqdm
 
+from warm_lightning.callbacks.checkpoints import Checkpoints
+from warm_lightning.callbacks.expectations import Expected, times_to_go
 from warm_lightning.callbacks.rounds import FILE, NONFINITE, Rounds, conditions
-from warm_lightning.callbacks.training import check_every, due
+from warm_lightning.callbacks.training import check_every, due, passed
 from warm_lightning.checkpoints import RESULTS
 from warm_lightning.data.datamodule import ImageDataModule
 from warm_lightning.distributed import total
@@ -37,7 +39,7 @@ from warm_lightning.strategies import check_unsharded
 from warm_lightning.types import Weights
 
 
-class ScoreSamples(Callback):
+class ScoreSamples(Expected):
     """Scores samples against the training images, with one or more feature extractors.
 
     `warm test` samples `rounds` times `num_images` seeds from `first_seed` on, over all devices, prints a table and
@@ -76,8 +78,8 @@ class ScoreSamples(Callback):
         num_images: int = 10_000,
         rounds: int = 1,
         first_seed: int = 0,
-        every: float = 0,
-        every_num_images: int = 1_000,
+        every: float = 10e6,
+        every_num_images: int = 10_000,
         weights: Weights = "ema",
         batch_size: int = 256,
         reference_stats: list[str | None] | str | None = None,
@@ -117,6 +119,7 @@ class ScoreSamples(Callback):
         self.protocol = ScoreProtocol(max_neighbours)
         self.evaluations: list[Evaluation] = []
         self.count = 0  # number of samples in the last scores
+        self.scored_at = 0  # images seen at the last scoring while training
         self.nonfinite = 0  # images with pixels that are not finite, on this device
 
     def extractors(self, data: ImageDataModule) -> list[FeatureExtractor]:
@@ -183,22 +186,52 @@ class ScoreSamples(Callback):
     # ------------------------------------------------------------------ while training
 
     def on_fit_start(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
-        if self.every:  # so that missing files are reported before the training
-            self.prepare(pl_module)
+        # What scores need is missed now, not after the training: also what only `warm test` will need.
+        for extractor, path in zip(self.extractors(pl_module.data), self.statistics, strict=True):
+            extractor.prepare()
+            check(path is None or Path(path).is_file(), f"scores.reference_stats {path}: no such file")
+
+    def expectation(self, module: DiffusionModule) -> str:
+        if not times_to_go(module, self.every):
+            return ""
+        return f"scores of {self.every_num_images:,} samples every {self.every:,} images"
+
+    def samples_to_go(self, module: DiffusionModule) -> int:
+        return self.every_num_images * times_to_go(module, self.every)
+
+    def on_train_start(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
+        # A training that was killed while it scored goes on with the scores.
+        if pl_module.images_seen and passed(pl_module, self.every) and self.scored_at != pl_module.images_seen:
+            self.score(trainer, pl_module)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: DiffusionModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if not due(pl_module, self.every):
-            return
+        if due(pl_module, self.every):
+            self.score(trainer, pl_module)
+
+    def score(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
+        """Sample and score, and log the scores; all devices must call this."""
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, Checkpoints):
+                callback.save_before_long_work(trainer)
+        self.prepare(pl_module)
         plan = self.plan(self.every_num_images)
         for seeds in plan.batches(0, trainer.global_rank, trainer.world_size):
             self.update(pl_module.sample(seeds, plan.weights))
         values = self.compute(pl_module.device)
         values |= self.companion_scores(self.count)
-        pl_module.scored = {name: (pl_module.images_seen, value) for name, value in values.items()}
+        self.scored_at = pl_module.images_seen
+        pl_module.better = {n: better for e in self.evaluations for n, better in e.better(self.count).items()}
+        pl_module.scored = {name: (self.scored_at, values[name]) for name in pl_module.better}
         for logger in trainer.loggers:
             logger.log_metrics({f"score/{n}": v for n, v in values.items()}, step=pl_module.images_seen)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"scored_at": self.scored_at}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.scored_at = state_dict["scored_at"]
 
     # ------------------------------------------------------------------ warm test
 

@@ -29,8 +29,13 @@ def check_every(every: float) -> int:
 
 def due(module: DiffusionModule, every: int) -> bool:
     """Whether the batch that has just ended made an optimizer step past a multiple of `every` images."""
+    return module.stepped and passed(module, every)
+
+
+def passed(module: DiffusionModule, every: int) -> bool:
+    """Whether the last optimizer step was one past a multiple of `every` images."""
     seen, batch = module.images_seen, module.batch_size
-    return every > 0 and module.stepped and seen // every > (seen - batch) // every
+    return every > 0 and seen // every > (seen - batch) // every
 
 
 QUARTILES = 4

@@ -14,6 +14,9 @@ from warm_lightning.distributed import strided_batches
 from warm_lightning.errors import UserError, check
 from warm_lightning.types import Batch, Split
 
+VALIDATION_IMAGES = 1000
+"""Number of training images that validation uses where none are held out."""
+
 
 class _TrainingModule(Protocol):
     """The attributes of the LightningModule that the loaders need."""
@@ -105,7 +108,7 @@ class ImageDataModule(LightningDataModule, ABC):
             UserError: the batch cannot be divided equally among the devices, or is larger than the training set.
         """
         if stage == "fit" and self.trainer is not None:
-            self._micro_batch()  # checked first, because reading the images may take minutes
+            _ = self.micro_batch  # checked first, because reading the images may take minutes
         images = self.train_images()
         self.held_out_images()
         if stage == "fit":
@@ -120,20 +123,21 @@ class ImageDataModule(LightningDataModule, ABC):
         Each item is a `Batch` of batch_size / (devices × accumulate_grad_batches) images. Needs a Trainer whose
         LightningModule has `seed` and `images_seen`.
         """
-        micro_batch = self._micro_batch()
+        micro_batch = self.micro_batch
         trainer = self._attached_trainer()
         module = cast(_TrainingModule, trainer.lightning_module)
         sampler = StreamSampler(lambda: module.images_seen, micro_batch, trainer.global_rank, trainer.world_size)
         return self._loader(TrainingStream(self.train_images(), module.seed, self.xflip), sampler)
 
     def val_dataloader(self) -> DataLoader:
-        """A loader of the held-out images, or else of the training images; each image once over all devices."""
+        """A loader of the held-out images, or else of a few training images; each image once over all devices."""
         held_out = self.held_out_images()
         images = self.train_images() if held_out is None else held_out
+        count = len(images) if held_out is not None else min(VALIDATION_IMAGES, len(images))
         trainer = self.trainer
         rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
         micro_batch = max(1, self.batch_size // world_size)
-        return self._loader(InOrder(images), strided_batches(range(len(images)), micro_batch, rank, world_size))
+        return self._loader(InOrder(images), strided_batches(range(count), micro_batch, rank, world_size))
 
     def test_dataloader(self) -> Any:
         """The loaders of seeds to sample, which the LightningModule makes; Lightning asks the data for them."""
@@ -147,7 +151,13 @@ class ImageDataModule(LightningDataModule, ABC):
             pin_memory=torch.cuda.is_available(),
         )
 
-    def _micro_batch(self) -> int:
+    @property
+    def micro_batch(self) -> int:
+        """Number of images of a micro-batch on one device.
+
+        Raises:
+            UserError: batch_size cannot be shared equally.
+        """
         trainer = self._attached_trainer()
         parts = trainer.world_size * trainer.accumulate_grad_batches
         if self.batch_size % parts:

@@ -24,6 +24,7 @@ from warm_lightning.interop.pickles import (
     read_pickle,
     rebuild_parameter,
     rebuild_tensor,
+    refuse_training_state,
     storage_from_bytes,
 )
 from warm_lightning.networks.layers import EDM_SCALES
@@ -215,6 +216,7 @@ def read_snapshot(path: Path) -> Snapshot:
             that would be larger than the file; or the network is not EDM's DDPM++ or NCSN++ with EDM's
             preconditioning.
     """
+    refuse_training_state(path)
     contents = read_pickle(path, CONSTRUCTORS)
     ema = contents.get("ema") if isinstance(contents, dict) else None
     check(isinstance(ema, Record), f"{path}: not a snapshot of EDM, which has a network under 'ema'")

@@ -66,6 +66,19 @@ class _Name:
     name: str
 
 
+def refuse_training_state(path: Path) -> None:
+    """Check that a file is not EDM's state of a training, which users take for its weights.
+
+    Raises:
+        UserError: it is.
+    """
+    check(
+        not path.name.startswith("training-state"),
+        f"{path}: is the state of a training of EDM; its weights are in network-snapshot-*.pkl beside it, which "
+        "`warm convert-edm` converts",
+    )
+
+
 def read_pickle(path: Path, constructors: Mapping[str, Constructor]) -> Any:
     """Read the object in a pickle file (protocols 2 to 5) of literals, containers and results of constructors.
 

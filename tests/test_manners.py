@@ -1,0 +1,297 @@
+"""What a user may do to a training: every mistake is one line at the start, and nothing is lost or left half-done."""
+
+import json
+import os
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning import Callback
+from lightning.pytorch.callbacks import BatchSizeFinder, GradientAccumulationScheduler
+from processes import warm_on_two
+from small import REPOSITORY, SMALL, command, environment, here
+
+from warm_lightning.callbacks import Checkpoints
+from warm_lightning.callbacks.expectations import duration_text
+from warm_lightning.checkpoints import read_checkpoint
+from warm_lightning.cli import main
+from warm_lightning.config import resolved_config
+from warm_lightning.data.datamodule import VALIDATION_IMAGES
+from warm_lightning.errors import UserError
+from warm_lightning.metrics import Pixels
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one line with which a command is refused."""
+    capsys.readouterr()
+    assert main(arguments) == 2
+    output = capsys.readouterr()
+    lines = [line for line in output.err.splitlines() if line.startswith("warm")]
+    assert len(lines) == 1, output.err
+    assert "Traceback" not in output.err
+    return lines[0]
+
+
+def fit(folder: Path, *options: str) -> list[str]:
+    """A small training in a folder, as arguments of `warm`."""
+    return ["fit", *SMALL, "--model.duration=320", f"--trainer.default_root_dir={folder}", *options]
+
+
+def last(folder: Path) -> Path:
+    """The last checkpoint of a run."""
+    return folder / "checkpoints" / "last.ckpt"
+
+
+# ---------------------------------------------------------------------- a step is batch_size images, in order
+
+
+class GradientsOfTwo(GradientAccumulationScheduler):
+    """Lightning's callback, with steps on two batches from the start."""
+
+    def __init__(self) -> None:
+        super().__init__({0: 2})
+
+
+class LargerBatches(BatchSizeFinder):
+    """Lightning's callback with one trial of one step."""
+
+    def __init__(self) -> None:
+        super().__init__(steps_per_trial=1, max_trials=1)
+
+
+class BatchesSkipped(Callback):
+    """A callback of anybody's that changes the order of the images."""
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        batch.positions.add_(32)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--trainer.accumulate_grad_batches=2", "--trainer.limit_train_batches=3"], "limit_train_batches"),
+        (["--trainer.limit_train_batches=0.5"], "limit_train_batches"),
+        (["--trainer.overfit_batches=1"], "overfit_batches"),
+        (["--trainer.use_distributed_sampler=true"], "use_distributed_sampler"),
+        (["--trainer.callbacks+=test_manners.GradientsOfTwo"], "accumulate_grad_batches"),
+        (["--trainer.callbacks+=test_manners.LargerBatches"], "batch_size"),
+        (["--trainer.callbacks+=test_manners.BatchesSkipped"], "order of the images"),
+    ],
+)
+def test_a_step_is_batch_size_images(options: list[str], words: str, tmp_path: Path, capsys) -> None:
+    assert words in refusal(capsys, *fit(tmp_path, *options))
+    assert not last(tmp_path).exists()
+
+
+@pytest.mark.parametrize("option", ["--optimizer=SGD", "--optimizer.lr=0.1", "--lr_scheduler=StepLR"])
+def test_options_without_effect_are_refused(option: str, tmp_path: Path, capsys) -> None:
+    assert "model.lr" in refusal(capsys, *fit(tmp_path, option))
+
+
+def test_a_loss_that_is_lost_ends_the_training_and_not_its_checkpoint(tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr("warm_lightning.module.NONFINITE_STEPS", 4)
+    diverging = ["--model.lr=1e30", "--model.lr_ramp=0", "--checkpoints.every=32"]
+    assert "lower model.lr" in refusal(capsys, *fit(tmp_path, *diverging))
+    section = read_checkpoint(last(tmp_path))["warm_lightning"]
+    assert section["images_seen"] < 160  # steps after the loss was lost are not saved
+
+
+# ---------------------------------------------------------------------- nothing is lost
+
+
+class Slow(Callback):
+    """Makes each step last 0.6 seconds."""
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        time.sleep(0.6)
+
+
+def test_the_limit_of_time_counts_from_each_start(tmp_path: Path) -> None:
+    options = ["--trainer.callbacks+=test_manners.Slow", "--trainer.max_time=00:00:00:01", "--ckpt_path=last"]
+    here(*fit(tmp_path, *options))
+    first = read_checkpoint(last(tmp_path))["warm_lightning"]["images_seen"]
+    here(*fit(tmp_path, *options))
+    assert read_checkpoint(last(tmp_path))["warm_lightning"]["images_seen"] > first
+
+
+class Order(Callback):
+    """Notes what is done in which order, with the images that the last checkpoint has seen."""
+
+    notes: list[tuple[str, int]] = []  # noqa: RUF012  (read by the test)
+
+    def __init__(self) -> None:
+        self.notes.clear()
+
+    def on_validation_batch_start(self, trainer: Any, *args: Any) -> None:
+        path = last(Path(trainer.default_root_dir))
+        self.notes.append(("validation", read_checkpoint(path)["warm_lightning"]["images_seen"]))
+
+
+def test_what_takes_long_begins_after_a_checkpoint(tmp_path: Path, monkeypatch) -> None:
+    """With no interval in images that is reached, scores and the last validation find a fresh checkpoint."""
+    seen = []
+    monkeypatch.setattr(
+        "warm_lightning.callbacks.scores.ScoreSamples.prepare",
+        lambda self, module: seen.append(read_checkpoint(last(tmp_path))["warm_lightning"]["images_seen"]) or 1 / 0,
+    )
+    with pytest.raises(ZeroDivisionError):
+        main(fit(tmp_path, "--scores.every=160", "--scores.every_num_images=16"))
+    assert seen == [160]
+    monkeypatch.undo()
+    # The scores that were not finished come first, as the training goes on.
+    order = ["--trainer.callbacks+=test_manners.Order", "--ckpt_path=last", "--checkpoints.monitor=first"]
+    here(*fit(tmp_path, *order, "--scores.every=160", "--scores.every_num_images=16"))
+    assert {images for _, images in Order.notes} == {320}
+    assert len(Order.notes) == -(-VALIDATION_IMAGES // 32)
+    assert (tmp_path / "checkpoints" / "best-fd16_pixel.ckpt").is_file()
+
+
+def test_checkpoints_come_by_time(tmp_path: Path, monkeypatch) -> None:
+    saved = []
+    save = Checkpoints.save
+    monkeypatch.setattr(
+        Checkpoints, "save", lambda self, trainer, names: (saved.extend(names), save(self, trainer, names))
+    )
+    here(*fit(tmp_path, "--trainer.callbacks+=test_manners.Slow", "--checkpoints.every_minutes=0.02"))
+    assert 4 <= len(saved) <= 8  # ten steps of 0.6 seconds, and two of them between two savings; one at the end
+
+
+def test_a_trial_leaves_no_run(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    here(*fit(folder, "--trainer.fast_dev_run=true"))
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("recipe", sorted((REPOSITORY / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_recipes_score_while_they_train(recipe: Path) -> None:
+    config = resolved_config([f"--config={recipe}"])
+    scores = config["scores"]
+    assert 0 < scores["every"] <= config["model"]["duration"] / 2
+    assert config["checkpoints"]["monitor"] == "first"
+    # Samples cost a third of a training image for each network call: a quarter of the training at most.
+    calls = 2 * config["model"]["sampler"]["grid"]["init_args"]["steps"]
+    assert scores["every_num_images"] * calls / 3 < scores["every"] / 4
+
+
+def test_durations_are_in_the_unit_that_suits_them() -> None:
+    assert [duration_text(s) for s in (40, 720, 12_600, 181_440)] == ["40 s", "12 min", "3.5 h", "2.1 days"]
+
+
+# ---------------------------------------------------------------------- one line, before anything costly
+
+
+class Broken(Callback):
+    """A callback that cannot be made."""
+
+    def __init__(self) -> None:
+        raise KeyError("a setting of its own")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--trainer.strategy=ddp_spawn", "--trainer.accelerator=cpu", "--trainer.devices=2"],
+        ["--trainer.strategy=ddp_fork", "--trainer.accelerator=cpu", "--trainer.devices=2"],
+        ["--trainer.strategy=no_such_strategy"],
+        ["--trainer.accelerator=abacus"],
+        ["--trainer.barebones=true"],
+        ["--trainer.precision=transformer-engine"],
+        ["--trainer.logger=lightning.pytorch.loggers.NeptuneLogger"],
+        ["--trainer.callbacks+=test_manners.Broken"],
+        ["--seed_everything=-1"],
+        ["--trainer.plugins=no_such_plugin"],
+    ],
+    ids=lambda options: options[0].removeprefix("--trainer."),
+)
+def test_what_cannot_be_made_is_one_line(options: list[str], tmp_path: Path, capsys, monkeypatch) -> None:
+    assert refusal(capsys, *fit(tmp_path, *options))
+    assert not last(tmp_path).exists()
+
+
+def test_a_bug_keeps_its_traceback(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("WARM_TRACEBACK", "1")
+    with pytest.raises(UserError) as raised:
+        main(fit(tmp_path, "--trainer.callbacks+=test_manners.Broken"))
+    assert "a setting of its own" in str(raised.value)
+    assert raised.value.__cause__ is not None
+
+
+def test_files_that_only_a_later_command_needs_are_missed_at_the_start(tmp_path: Path, capsys, monkeypatch) -> None:
+    def unavailable(self: Pixels) -> None:
+        raise UserError("no weights")
+
+    monkeypatch.setattr(Pixels, "prepare", unavailable)
+    assert "no weights" in refusal(capsys, *fit(tmp_path, "--scores.every=0"))
+    monkeypatch.undo()
+    missing = f"--scores.reference_stats={tmp_path / 'none.npz'}"
+    assert "none.npz" in refusal(capsys, *fit(tmp_path, missing))
+
+
+def test_a_run_is_tested_with_its_own_configuration(tmp_path: Path, capsys) -> None:
+    here(*fit(tmp_path, "--model.network.model_channels=16"))
+    before = set(tmp_path.iterdir())
+    other = refusal(capsys, "test", *SMALL, f"--trainer.default_root_dir={tmp_path}")
+    assert f"warm test {tmp_path}" in other
+    assert set(tmp_path.iterdir()) == before  # no event file
+    here("test", str(tmp_path), "--scores.num_images=16")
+    assert json.loads((tmp_path / "scores.json").read_text())["protocol"]["images_seen"] == 320
+    assert {path.name for path in set(tmp_path.iterdir()) - before} == {"scores.json", "rounds.json"}
+    assert "config.yaml" in refusal(capsys, "test", str(tmp_path / "checkpoints"))
+
+
+def test_training_states_of_edm_are_named(tmp_path: Path, capsys) -> None:
+    state = tmp_path / "training-state-000512.pt"
+    torch.save({"net": torch.zeros(1)}, state)
+    for arguments in (
+        ["convert-edm", str(state), str(tmp_path / "out.ckpt")],
+        ["generate", f"--ckpt_path={state}", "--seeds=0", f"--outdir={tmp_path}"],
+    ):
+        assert "network-snapshot-*.pkl" in refusal(capsys, *arguments)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["describe", f"--config={REPOSITORY / 'configs' / 'digits.yaml'}"]])
+def test_a_reader_may_stop_early(arguments: list[str]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb") as closed:
+        done = subprocess.run(
+            command(*arguments), env=environment(), stdout=closed, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert done.returncode == 141  # as a shell reports a program that wrote to a closed pipe
+    assert "Error" not in done.stderr
+
+
+class FailsOnOne(Callback):
+    """A mistake that only one process meets."""
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 2 and trainer.global_rank == int(os.environ["FAILS_ON"]):
+            raise UserError("this process has no more room")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_an_error_on_one_device_is_one_line_on_each(rank: int, tmp_path: Path) -> None:
+    options = ["--trainer.callbacks+=test_manners.FailsOnOne", "--trainer.strategy=ddp"]
+    two = ["--trainer.devices=2", "--trainer.accelerator=cpu"]
+    extra = {"FAILS_ON": str(rank), "PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])}
+    done = subprocess.run(
+        command(*fit(tmp_path, *options, *two)),
+        env=environment(**extra),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    lines = [line for line in done.stderr.splitlines() if line.startswith("warm")]
+    assert sum("no more room" in line for line in lines) == 1
+    assert len(lines) <= 2
+    assert "Traceback" not in done.stderr
+    assert done.returncode == 2
+
+
+def test_the_ranks_of_one_command_share_its_run(tmp_path: Path) -> None:
+    """Several processes of one training are not refused as several trainings."""
+    warm_on_two(tmp_path / "out", *fit(tmp_path / "run"))
+    assert last(tmp_path / "run").is_file()
