@@ -4,7 +4,9 @@ import json
 import os
 import subprocess
 import time
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -150,13 +152,18 @@ def test_what_takes_long_begins_after_a_checkpoint(tmp_path: Path, monkeypatch) 
 
 
 def test_checkpoints_come_by_time(tmp_path: Path, monkeypatch) -> None:
-    saved = []
-    save = Checkpoints.save
-    monkeypatch.setattr(
-        Checkpoints, "save", lambda self, trainer, names: (saved.extend(names), save(self, trainer, names))
-    )
-    here(*fit(tmp_path, "--trainer.callbacks+=test_manners.Slow", "--checkpoints.every_minutes=0.02"))
-    assert 4 <= len(saved) <= 8  # ten steps of 0.6 seconds, and two of them between two savings; one at the end
+    """By a clock that advances four minutes whenever it is read: after each step, at the start and with a saving."""
+    saved, clock, save = [], count(0, 240), Checkpoints.save
+
+    def noted(self: Checkpoints, trainer: Any, names: list[str]) -> None:
+        saved.extend((name, trainer.lightning_module.images_seen) for name in names)
+        save(self, trainer, names)
+
+    monkeypatch.setattr(Checkpoints, "save", noted)
+    monkeypatch.setattr("warm_lightning.callbacks.checkpoints.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    here(*fit(tmp_path, "--model.duration=256"))
+    # More than ten minutes are twelve: three steps after the start or a saving. The last one is before validation.
+    assert saved == [("last.ckpt", seen) for seen in (96, 192, 256, 256)]
 
 
 def test_a_trial_leaves_no_run(tmp_path: Path) -> None:
