@@ -17,7 +17,7 @@ from experiments.measures import Measure, Scores
 from experiments.plan import Cost, check_affordable, estimate, prepare
 from experiments.report import write
 from experiments.results import Calls, Result, collect, rows_of, save_rows
-from experiments.runner import Executor, Job, Processes, Slurm, ThisProcess, run_all, run_conditions
+from experiments.runner import Executor, Job, LocalProcesses, Slurm, ThisProcess, run_all, run_conditions
 from warm_lightning.errors import UserError, check
 from warm_lightning.records import writable_folder
 
@@ -113,7 +113,7 @@ def choose_executor(options: argparse.Namespace) -> Executor:
             raise UserError(f"--slurm {options.slurm}: write submitit's options as JSON ({error})") from error
         check(isinstance(given, dict), f'--slurm {options.slurm}: write {{"slurm_partition": "gpu", …}}')
         return Slurm(given)
-    return ThisProcess() if options.in_process else Processes.sharing(options.jobs or 1)
+    return ThisProcess() if options.in_process else LocalProcesses.sharing(options.jobs or 1)
 
 
 def cells_of(experiment: Experiment, options: argparse.Namespace) -> tuple[list[Cell], list[Cell]]:

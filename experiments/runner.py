@@ -39,7 +39,7 @@ import torch
 from tqdm import tqdm
 
 from experiments.identity import REPOSITORY, is_same_job, job_identity
-from experiments.processes import LOG, LoggedProcess, RestartableProcess, folder_lock
+from experiments.subprocesses import LOG, LoggedProcess, RestartableProcess, folder_lock
 from warm_lightning.cli import main as warm
 from warm_lightning.errors import UserError, check
 from warm_lightning.records import machine, write_file
@@ -246,8 +246,8 @@ TIMEOUTS = 1000
 
 
 @dataclass(frozen=True)
-class Processes(Executor):
-    """Processes on this machine, which share its cores and GPUs.
+class LocalProcesses(Executor):
+    """Processes of the operating system on this machine, which share its cores and GPUs.
 
     Attributes:
         at_a_time: the number of processes at once.
@@ -258,7 +258,7 @@ class Processes(Executor):
     gpus: Queue[str] | None = None
 
     @classmethod
-    def sharing(cls, at_a_time: int) -> "Processes":
+    def sharing(cls, at_a_time: int) -> "LocalProcesses":
         """Processes that share the GPUs evenly, in shares of 1, 2, 4, … since other numbers do not divide a batch."""
         count = torch.cuda.device_count()
         if count < 2:

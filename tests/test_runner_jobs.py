@@ -12,8 +12,8 @@ import yaml
 from pretend import GRID, Pretend
 
 from experiments.__main__ import main
-from experiments.processes import RestartableProcess, folder_lock
-from experiments.runner import Job, Processes, Slurm, run_all
+from experiments.runner import Job, LocalProcesses, Slurm, run_all
+from experiments.subprocesses import RestartableProcess, folder_lock
 from warm_lightning.errors import UserError
 
 
@@ -172,7 +172,7 @@ def test_a_process_that_outlived_its_runner_is_waited_for(tmp_path: Path) -> Non
         outlived = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], pass_fds=[lock])
     # This runner is gone, its process is not.
     with ThreadPoolExecutor(1) as pool:
-        call = pool.submit(Processes(1).call, ["--version"], tmp_path)
+        call = pool.submit(LocalProcesses(1).call, ["--version"], tmp_path)
         time.sleep(1)
         waited = not call.done()
         outlived.kill()
@@ -190,15 +190,15 @@ def test_gpus_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
         (4, ["0", "1", "2", "3"]),
         (6, ["0", "1", "2", "3", "0", "1"]),
     ):
-        shares = Processes.sharing(at_a_time).gpus
+        shares = LocalProcesses.sharing(at_a_time).gpus
         assert shares
         assert [shares.get() for _ in range(shares.qsize())] == expected
     monkeypatch.setattr("torch.cuda.device_count", lambda: 7)
-    shares = Processes.sharing(1).gpus
+    shares = LocalProcesses.sharing(1).gpus
     assert shares
     assert shares.get() == "0,1,2,3"  # seven do not divide a batch
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
-    assert Processes.sharing(2).gpus is None
+    assert LocalProcesses.sharing(2).gpus is None
 
 
 def test_a_broken_note_names_its_folder(tmp_path: Path) -> None:
