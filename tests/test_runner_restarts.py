@@ -13,7 +13,7 @@ from experiments.cells import Cell
 from experiments.experiment import Experiment, data_set, expand, parse, read
 from experiments.identity import PAPERS, resolved
 from experiments.results import Calls
-from experiments.run import work_of
+from experiments.run import measurements_of
 from experiments.runner import Job
 
 PICTURES = {**GRID, "measures": ["Scores", {"class_path": "Samples", "init_args": {"seeds": "0"}}]}
@@ -157,7 +157,7 @@ def test_data_are_the_same_wherever_they_are_and_samples_are_of_float32(tmp_path
         return expand(table3, None, "paper", extra=(f"--data.path={path}", *extra))[0]
 
     def works(path: Path, *extra: str) -> list[Job]:
-        scores, _ = work_of(table3, [cell(path, *extra)], tmp_path, tmp_path / "results")
+        scores, _ = measurements_of(table3, [cell(path, *extra)], tmp_path, tmp_path / "results")
         assert scores.training
         return [scores.training, scores.job]
 
@@ -220,8 +220,8 @@ def test_a_spectrum_is_of_the_file_that_is_there(tmp_path: Path) -> None:
         path.write_text(content)
         oracle = read(PAPERS / "oracle_rho.yaml", Experiment)
         (cell, *_) = expand(oracle, "cifar10", "paper", extra=[f"--data.path={path}"])
-        (work, *_) = work_of(oracle, [cell], tmp_path, tmp_path / "results")
-        spectra.add(next(a for a in work.job.noted_identity()["meaning"]["call"] if a.startswith("--spectrum=")))
+        (measurement, *_) = measurements_of(oracle, [cell], tmp_path, tmp_path / "results")
+        spectra.add(next(a for a in measurement.job.noted_identity()["meaning"]["call"] if a.startswith("--spectrum=")))
     assert len(spectra) == 2
     assert not any(str(tmp_path) in argument for argument in spectra)
 
