@@ -155,7 +155,7 @@ class Drift(Measure):
 
     result_file = "drift.json"
 
-    def calls(self, cell: Cell, nfe: int) -> float:
+    def network_calls(self, cell: Cell, nfe: int) -> float:
         return 3.0 * min(self.num_images, cell.scale.images) * nfe
 
     def arguments(self, cell: Cell, folder: Path, checkpoint: Path) -> list[str]:
@@ -202,7 +202,7 @@ class Bits(Measure):
 
     result_file = "bits.json"
 
-    def calls(self, cell: Cell, nfe: int) -> float:
+    def network_calls(self, cell: Cell, nfe: int) -> float:
         return 3.0 * 2 * self.steps * min(self.num_images, cell.scale.images)
 
     def arguments(self, cell: Cell, folder: Path, checkpoint: Path) -> list[str]:

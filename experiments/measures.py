@@ -65,7 +65,7 @@ class Measure(ABC):
     def read(self, cell: Cell, folder: Path) -> Reading:
         """Read the values from a folder that the command has written."""
 
-    def calls(self, cell: Cell, nfe: int) -> float:
+    def network_calls(self, cell: Cell, nfe: int) -> float:
         """The number of network calls that the measure takes, for the plan; a backward pass counts as two.
 
         Args:
@@ -96,7 +96,7 @@ class Scores(Measure):
     def folder_name(self, cell: Cell) -> str:
         return f"scores-{cell.scale.rounds}x{cell.scale.images}"  # more samples do not replace those of fewer
 
-    def calls(self, cell: Cell, nfe: int) -> float:
+    def network_calls(self, cell: Cell, nfe: int) -> float:
         return float(cell.scale.images * cell.scale.rounds * nfe)
 
     def arguments(self, cell: Cell, folder: Path, checkpoint: Path) -> list[str]:
@@ -159,7 +159,7 @@ class Samples(Measure):
 
     result_file = "grid.png"
 
-    def calls(self, cell: Cell, nfe: int) -> float:
+    def network_calls(self, cell: Cell, nfe: int) -> float:
         return float(len(parse_seeds(self.seeds)) * nfe)
 
     def arguments(self, cell: Cell, folder: Path, checkpoint: Path) -> list[str]:

@@ -16,7 +16,7 @@ from experiments.identity import NO_PROGRESS_BAR, PAPERS
 from experiments.measures import Measure, Scores
 from experiments.plan import Cost, check_affordable, estimate, prepare
 from experiments.report import write
-from experiments.results import Calls, Result, collect, rows_of, save_rows
+from experiments.results import Invocations, Result, collect, rows_of, save_rows
 from experiments.runner import Executor, Job, LocalProcesses, Slurm, ThisProcess, run_all, run_conditions
 from warm_lightning.errors import UserError, check
 from warm_lightning.records import writable_folder
@@ -74,10 +74,10 @@ def run(options: argparse.Namespace, command: str) -> tuple[int, str]:
     with_data = [m.cell for m in pending if not isinstance(m.measure, Description)]
     prepare(with_data, [m.cell for m in pending if isinstance(m.measure, Scores)])
     writable_folder(folder)
-    calls = Calls(folder)
+    invocations = Invocations(folder)
     at_a_time = options.jobs or (max(1, len(jobs_of(pending))) if isinstance(executor, Slurm) else 1)
     try:
-        with FileLock(out / ".lock", timeout=0), calls.noted(command, bool(pending)):
+        with FileLock(out / ".lock", timeout=0), invocations.noted(command, bool(pending)):
             failures = run_all(jobs_of(pending), executor, at_a_time, run_conditions(executor), path.stem)
     except Timeout as error:
         raise UserError(f"{out}: another run works in this folder: wait for it, or choose another --out") from error
@@ -85,7 +85,7 @@ def run(options: argparse.Namespace, command: str) -> tuple[int, str]:
     results, reasons = gather(all_measurements, measurements, failures)
     check(bool(results), f"nothing was measured: {'; '.join(reasons)}")
     save_rows(rows_of(path.stem, results), folder / "results.csv")
-    text = write(experiment, results, reasons, {"calls": calls.lines(), "of": len(all_measurements)}, folder)
+    text = write(experiment, results, reasons, {"calls": invocations.lines(), "of": len(all_measurements)}, folder)
     return int(bool(reasons)), f"{text}\nwritten to {folder}: report.html, report.md, results.csv"
 
 

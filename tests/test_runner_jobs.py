@@ -19,8 +19,8 @@ from warm_lightning.errors import UserError
 
 def test_killed_runs_are_not_taken_for_done(tmp_path: Path) -> None:
     class Killed(Pretend):
-        def call(self, arguments: list[str], folder: Path) -> int:
-            super().call(arguments, folder)
+        def run(self, arguments: list[str], folder: Path) -> int:
+            super().run(arguments, folder)
             raise KeyboardInterrupt
 
     job = Job("fit x", ("fit", "--a=1"), tmp_path / "x", "checkpoints/last.ckpt")
@@ -116,7 +116,7 @@ def test_slurm_jobs_go_through_submitit(tmp_path: Path) -> None:
     for arguments, code, output in ((["--version"], 0, "0."), (["nonsense"], 2, "no command")):
         folder = tmp_path / arguments[0].strip("-")
         folder.mkdir()
-        assert executor.call(arguments, folder) == code
+        assert executor.run(arguments, folder) == code
         assert output in (folder / "log.txt").read_text()
 
 
@@ -142,7 +142,7 @@ def test_slurm_jobs_are_restarted_if_they_are_trainings(tmp_path: Path, monkeypa
     monkeypatch.setattr(submitit, "AutoExecutor", Submitted)
     for command in ("fit", "test"):
         (tmp_path / command).mkdir()
-        assert Slurm(cluster="local").call([command, "--x=1"], tmp_path / command) == 0
+        assert Slurm(cluster="local").run([command, "--x=1"], tmp_path / command) == 0
     fit, test = given
     assert isinstance(fit, RestartableProcess)
     assert fit.command[-2:] == ("fit", "--x=1")
@@ -151,7 +151,7 @@ def test_slurm_jobs_are_restarted_if_they_are_trainings(tmp_path: Path, monkeypa
 
 def test_jobs_run_beside_each_other_and_after_what_they_need(tmp_path: Path) -> None:
     class Slow(Pretend):
-        def call(self, arguments: list[str], folder: Path) -> int:
+        def run(self, arguments: list[str], folder: Path) -> int:
             self.calls.append(f"begin {folder.name}")
             time.sleep(0.2)
             self.calls.append(f"end {folder.name}")
@@ -172,7 +172,7 @@ def test_a_process_that_outlived_its_runner_is_waited_for(tmp_path: Path) -> Non
         outlived = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], pass_fds=[lock])
     # This runner is gone, its process is not.
     with ThreadPoolExecutor(1) as pool:
-        call = pool.submit(LocalProcesses(1).call, ["--version"], tmp_path)
+        call = pool.submit(LocalProcesses(1).run, ["--version"], tmp_path)
         time.sleep(1)
         waited = not call.done()
         outlived.kill()
