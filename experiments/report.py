@@ -26,7 +26,12 @@ Table = tuple[list[str], list[list[str]]]
 
 
 def write(
-    experiment: Experiment, results: Sequence[Result], failures: Sequence[str], protocol: Mapping[str, Any], out: Path
+    experiment: Experiment,
+    results: Sequence[Result],
+    failures: Sequence[str],
+    invocations: Sequence[str],
+    expected: int,
+    out: Path,
 ) -> str:
     """Write report.md, its pictures and report.html into a folder.
 
@@ -34,13 +39,14 @@ def write(
         experiment: whose report it is.
         results: of all cells that are done.
         failures: reasons why others are not.
-        protocol: "calls", lines on the calls of the runner, and "of", the number of measurements of the experiment.
+        invocations: a line on each invocation of the runner.
+        expected: the number of measurements of the experiment.
         out: the folder.
 
     Returns:
         The Markdown.
     """
-    text, pictures = compose(experiment, results, failures, protocol)
+    text, pictures = compose(experiment, results, failures, invocations, expected)
     for name, picture in pictures.items():
         if isinstance(picture, bytes):
             write_file(out / name, picture)
@@ -52,17 +58,19 @@ def write(
 
 
 def compose(
-    experiment: Experiment, results: Sequence[Result], failures: Sequence[str], protocol: Mapping[str, Any]
+    experiment: Experiment,
+    results: Sequence[Result],
+    failures: Sequence[str],
+    invocations: Sequence[str],
+    expected: int,
 ) -> tuple[str, Pictures]:
     """The report in Markdown, and its pictures by the names of their files; see `write`."""
     pictures: Pictures = {}
     parts = [f"# {experiment.title}", f"*{experiment.source}.* {experiment.about}".strip()]
     if failures:
         parts += ["**Not complete:**", bullets(failures)]
-    if len(results) < protocol["of"]:
-        parts.append(
-            f"**{len(results)} of {protocol['of']} measurements are done; the others are not in this report.**"
-        )
+    if len(results) < expected:
+        parts.append(f"**{len(results)} of {expected} measurements are done; the others are not in this report.**")
     parts += [
         f"**{count:,} images of {result.cell.title} ({result.cell.data}, seed {result.cell.seed}) have NaN or infinite "
         "pixels.**"
@@ -79,7 +87,7 @@ def compose(
     if experiment.paper and experiment.plot and experiment.plot.lines:
         parts += ["## Published numbers", markdown_table(*published_table(experiment))]
     parts += ["## What differs from the paper's setting", bullets(differences(experiment, results))]
-    parts += ["## How it was made", bullets(provenance_lines(results, protocol))]
+    parts += ["## How it was made", bullets(provenance_lines(results, invocations))]
     return "\n\n".join(parts) + "\n", pictures
 
 
@@ -272,8 +280,8 @@ def image_counts(results: Sequence[Result]) -> Iterator[str]:
     yield f"On {results[0].cell.data_set.title}: {', '.join(parts)}."
 
 
-def provenance_lines(results: Sequence[Result], protocol: Mapping[str, Any]) -> list[str]:
-    """Lines on calls, machines, commits, seeds and time."""
+def provenance_lines(results: Sequence[Result], invocations: Sequence[str]) -> list[str]:
+    """Lines on invocations, machines, commits, seeds and time."""
 
     def known(*names: str) -> str:
         return ", ".join(sorted({str(r.provenance[name]) for r in results for name in names if r.provenance.get(name)}))
@@ -284,7 +292,7 @@ def provenance_lines(results: Sequence[Result], protocol: Mapping[str, Any]) -> 
     trainings = {r.cell.training_name: r.seconds[0] for r in results}
     seconds = sum(trainings.values()) + sum(r.seconds[1] for r in results)
     lines = [
-        *protocol["calls"],
+        *invocations,
         f"machine: {known('machine', 'training_machine')}",
         f"commit: {known('git_commit', 'training_git_commit')} ({'; '.join(versions)})",
         f"training seeds: {', '.join(sorted({str(r.cell.seed) for r in results}))}",

@@ -85,7 +85,7 @@ def run(options: argparse.Namespace, command: str) -> tuple[int, str]:
     results, reasons = gather(all_measurements, measurements, failures)
     check(bool(results), f"nothing was measured: {'; '.join(reasons)}")
     save_rows(rows_of(path.stem, results), folder / "results.csv")
-    text = write(experiment, results, reasons, {"calls": invocations.lines(), "of": len(all_measurements)}, folder)
+    text = write(experiment, results, reasons, invocations.lines(), len(all_measurements), folder)
     return int(bool(reasons)), f"{text}\nwritten to {folder}: report.html, report.md, results.csv"
 
 
