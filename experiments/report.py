@@ -84,7 +84,7 @@ def compose(
             section_parts, section_pictures = section(experiment, measure, groups)
             parts += section_parts
             pictures |= section_pictures
-    if experiment.paper and experiment.plot and experiment.plot.lines:
+    if experiment.published and experiment.plot and experiment.plot.lines:
         parts += ["## Published numbers", markdown_table(*published_table(experiment))]
     parts += ["## What differs from the paper's setting", bullets(differences(experiment, results))]
     parts += ["## How it was made", bullets(provenance_lines(results, invocations))]
@@ -176,14 +176,15 @@ def comparison(groups: Sequence[Group], name: str) -> list[str]:
 
 def published_table(experiment: Experiment) -> Table:
     """A table of all the paper's numbers."""
-    header = list(dict.fromkeys(name for entry in experiment.paper for name in entry))
-    return [f"paper: {name}" for name in header], [[str(e.get(name, "–")) for name in header] for e in experiment.paper]
+    header = list(dict.fromkeys(name for entry in experiment.published for name in entry))
+    rows = [[str(entry.get(name, "–")) for name in header] for entry in experiment.published]
+    return [f"paper: {name}" for name in header], rows
 
 
 def published_numbers(experiment: Experiment, cell: Cell) -> dict[str, str]:
     """The paper's numbers for a cell, by a name that says that they are the paper's."""
     numbers = {}
-    for entry in experiment.paper:
+    for entry in experiment.published:
         labels = {axis: str(label) for axis, label in entry.items() if axis in experiment.axes}
         if entry["data"] in cell.paper_data and labels.items() <= cell.labels.items():
             for name, value in entry.items():
@@ -215,7 +216,7 @@ def differences(experiment: Experiment, results: Sequence[Result]) -> list[str]:
     """Lines on how data, models and budgets differ from the paper's."""
     cells = {result.cell.name: result.cell for result in results}
     needs_model = any(result.measure.needs_model for result in results)
-    published = bool(experiment.paper)
+    published = bool(experiment.published)
     lines = [line for cell in cells.values() for line in data_differences(cell, needs_model, published)]
     lines += setting_differences(list(cells.values()), published)
     for data in dict.fromkeys(result.cell.data for result in results):
@@ -231,9 +232,9 @@ def differences(experiment: Experiment, results: Sequence[Result]) -> list[str]:
 
 def data_differences(cell: Cell, needs_model: bool, published: bool) -> Iterator[str]:
     """Lines on how the data set and budget of a cell differ from the paper's."""
-    for paper in cell.paper_data:
-        if cell.data != paper:
-            yield f"The data are {cell.data_set.title}; the paper's are {data_set(paper).title}."
+    for paper_dataset in cell.paper_data:
+        if cell.data != paper_dataset:
+            yield f"The data are {cell.data_set.title}; the paper's are {data_set(paper_dataset).title}."
         elif cell.budget != "paper" and published:
             yield f"The budget is “{cell.budget}”, not the paper's."
         if cell.scale.differs and needs_model:

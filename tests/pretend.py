@@ -22,7 +22,7 @@ GRID = {
     },
     "seeds": {"smoke": 2},
     "plot": {"x": "NFE", "lines": "BNR", "log": "xy"},
-    "paper": [{"data": "cifar10", "BNR": 0.5, "NFE": 3, "FID": 1234.5}],
+    "published": [{"data": "cifar10", "BNR": 0.5, "NFE": 3, "FID": 1234.5}],
 }
 
 

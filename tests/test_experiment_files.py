@@ -52,7 +52,7 @@ def test_published_numbers_belong_to_cells(path: Path) -> None:
     """A label that is misspelt would leave a paper's number out of the report."""
     experiment = read(path, Experiment)
     cells = expand(experiment, None, "paper", seeds=1)
-    for entry in experiment.paper:
+    for entry in experiment.published:
         labels = {axis: str(label) for axis, label in entry.items() if axis in experiment.axes}
         assert labels
         assert entry["data"] in experiment.data
@@ -73,14 +73,16 @@ def test_every_table_and_figure_has_a_file() -> None:
 def test_networks_are_of_the_shape_that_table_6_says() -> None:
     table6 = read(REPOSITORY / "experiments" / "papers" / "table6_counts.yaml", Experiment)
     for cell in expand(table6, None, "paper", seeds=1):
-        (theirs,) = [e for e in table6.paper if (e["data"], e["system"]) == (cell.data, cell.labels["system"])]
+        (theirs,) = [e for e in table6.published if (e["data"], e["system"]) == (cell.data, cell.labels["system"])]
         ours = network_shape(resolved(cell.training)["model"]["network"]["init_args"])
         assert ours == {name: str(theirs[name]) for name in ours}
 
 
 def test_systems_on_lsun_church_train_as_table_6_says() -> None:
     papers = REPOSITORY / "experiments" / "papers"
-    published = {e["system"]: e for e in read(papers / "table6_counts.yaml", Experiment).paper if "lsun" in e["data"]}
+    published = {
+        e["system"]: e for e in read(papers / "table6_counts.yaml", Experiment).published if "lsun" in e["data"]
+    }
     for cell in expand(read(papers / "table2_lsun.yaml", Experiment), None, "paper", seeds=1):
         of = published["Warm" if cell.labels["system"] == "Warm" else "Baseline"]
         model = resolved(cell.training)["model"]

@@ -148,7 +148,7 @@ def test_published_numbers_stay_apart(tmp_path: Path, pretend: Pretend) -> None:
     assert lines[at - 2] == "| paper: data | paper: BNR | paper: NFE | paper: FID |"
     axes = {"BNR": GRID["axes"]["BNR"]}
     flat = {**GRID, "axes": axes, "sample": {"model.sampler.grid.steps": 2}, "plot": {"x": "BNR"}}
-    flat["paper"] = [{"data": "cifar10", "BNR": 0.5, "FID": 1234.5}]
+    flat["published"] = [{"data": "cifar10", "BNR": 0.5, "FID": 1234.5}]
     assert start(tmp_path, flat) == 0
     lines = (folder / "report.md").read_text().splitlines()
     at = next(i for i, line in enumerate(lines) if "1234.5" in line)
@@ -169,7 +169,7 @@ def test_values_for_sampling_only_share_a_training() -> None:
             "BNR": GRID["axes"]["BNR"],
         },
         "plot": None,
-        "paper": [],
+        "published": [],
     }
     cells = expand(parse(content, Experiment, Path("x")), "digits", "small")
     names = {(cell.labels["training"], cell.labels["BNR"]): cell.training_name for cell in cells}
@@ -190,7 +190,7 @@ def test_settings_that_all_cells_have_are_reported_once(tmp_path: Path, pretend:
         "axes": {"system": {"points": {"a": {**point, "quick": {}}, "b": point}}},
         "for_data": {"digits": {"model.lr": 1e-3}},
         "plot": None,
-        "paper": [],
+        "published": [],
     }
     assert start(tmp_path, content) == 0
     text = report(tmp_path).partition("## What differs")[2]
@@ -227,5 +227,5 @@ def test_a_table_is_markdown_padded_or_not() -> None:
 
 
 def test_published_digits_are_kept() -> None:
-    experiment = parse({**GRID, "paper": [{"data": "cifar10", "BNR": 0, "FID": "1.80"}]}, Experiment, Path("x"))
-    assert experiment.paper[0]["FID"] == "1.80"
+    experiment = parse({**GRID, "published": [{"data": "cifar10", "BNR": 0, "FID": "1.80"}]}, Experiment, Path("x"))
+    assert experiment.published[0]["FID"] == "1.80"

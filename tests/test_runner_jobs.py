@@ -46,6 +46,7 @@ def test_killed_runs_are_not_taken_for_done(tmp_path: Path) -> None:
         ({"budget": "small"}, "budget"),
         ({"plot": {"x": "BNR", "colour": "red"}}, "colour"),
         ({"data": ["cifar11"]}, "cifar11.yaml"),
+        ({"paper": GRID["published"]}, "under published now"),
     ],
 )
 def test_wrong_files_are_errors_of_one_line(
