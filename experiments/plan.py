@@ -90,9 +90,15 @@ def estimate(to_train: Sequence[Cell], to_measure: Sequence[tuple[Cell, Measure]
     return Cost(flops, images, network_calls, speed, source, gpu)
 
 
-def check_affordable(cost: Cost, anyway: bool) -> None:
-    """Raise UserError where this machine has no GPU and would work for weeks, unless `anyway`."""
-    days = cost.flops / (CPU_TFLOPS * 1e12) / DAY
+def check_affordable(cost: Cost, tflops: float | None, anyway: bool) -> None:
+    """Raise UserError where this machine has no GPU and would work for weeks, unless `anyway`.
+
+    Args:
+        cost: of the work.
+        tflops: 10¹² operations per second that this machine sustains; None for those of two CPU cores.
+        anyway: whether the user wants to start in any case.
+    """
+    days = cost.flops / ((tflops or CPU_TFLOPS) * 1e12) / DAY
     check(
         anyway or torch.cuda.is_available() or days < MOST_CPU_DAYS,
         f"this would take about {days:,.0f} days without a GPU: choose --budget small, or --anyway",

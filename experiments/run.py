@@ -66,7 +66,7 @@ def run(options: argparse.Namespace, command: str) -> tuple[int, str]:
     print(plan_text(experiment, measurements, pending, cost), flush=True)
     if options.plan:
         return 0, "\n".join(f"{job.name}: warm {' '.join(job.arguments)}" for job in jobs_of(pending))
-    check_affordable(cost, options.anyway or isinstance(executor, Slurm))
+    check_affordable(cost, options.tflops, options.anyway or isinstance(executor, Slurm))
     check(
         not isinstance(executor, Slurm) or not cost.gpu or executor.wants_gpus() or options.anyway,
         '--slurm: this needs GPUs and does not ask for any: add "gpus_per_node": 8, or --anyway where jobs get them',

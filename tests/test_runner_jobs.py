@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 import submitit
+import torch
 import yaml
 from pretend import GRID, Pretend
 
 from experiments.__main__ import main
+from experiments.plan import Cost, check_affordable
 from experiments.runner import Job, LocalProcesses, Slurm, run_all
 from experiments.subprocesses import RestartableProcess, folder_lock
 from warm_lightning.errors import UserError
@@ -109,6 +111,17 @@ def test_a_plan_says_what_it_would_cost(tmp_path: Path, capsys: pytest.CaptureFi
     assert days_in_plan == pytest.approx(days, rel=0.02)
     assert "to do: 1 trainings, 2 measurements" in out
     assert not any(tmp_path.iterdir())
+
+
+def test_a_given_speed_decides_what_is_affordable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    cost = Cost(1e18, 0, 0, 60, "an assumption", gpu=True)
+    with pytest.raises(UserError, match="about 89 days without a GPU"):  # 1e18 / 0.13e12 / 86400
+        check_affordable(cost, None, anyway=False)
+    with pytest.raises(UserError, match="about 12 days"):
+        check_affordable(cost, 1, anyway=False)
+    check_affordable(cost, 2, anyway=False)
+    check_affordable(cost, None, anyway=True)
 
 
 def test_slurm_jobs_go_through_submitit(tmp_path: Path) -> None:
