@@ -24,7 +24,7 @@ from experiments.benchmarks import data_loading as reading
 from experiments.benchmarks.timing import Product, matmul_peak, peak_memory, ratio, ratios, rounds, seconds
 from experiments.benchmarks.training_step import TrainingStep
 from warm_lightning.errors import UserError
-from warm_lightning.records import machine, markdown_table, to_json, write_file
+from warm_lightning.records import machine, text_table, to_json, write_file
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -210,8 +210,8 @@ def table(results: Mapping[str, Any]) -> str:
     parts = [
         f"{where.get('gpu', where['cpu'])}: {where['threads']} threads of {where['cores']} cores, "
         f"{where['cpu_capability']}, torch {where['torch_version']}",
-        markdown_table(["", "speed"], others, words=2, padded=True),
-        markdown_table(["training", "images/s", "GFLOP/s", "of peak", "s/step"], rows, padded=True),
+        text_table(others, "<<"),
+        text_table([["training", "images/s", "GFLOP/s", "of peak", "s/step"], *rows], "<>>>>"),
         "\n".join(networks),
         f"one worker of the data loader\n{reading.table(results['reading'])}",
         *results["notes"],
