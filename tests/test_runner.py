@@ -7,8 +7,9 @@ import pytest
 from pretend import GRID, Pretend, report, rows, start
 
 from experiments.experiment import Experiment, expand, parse
-from experiments.measures import main_scores
-from experiments.results import read_rows, save_rows
+from experiments.measures import Scores, main_scores
+from experiments.plots import score_label
+from experiments.results import Group, Result, read_rows, save_rows
 from warm_lightning.records import markdown_table
 
 
@@ -214,6 +215,27 @@ def test_scores_of_several_rounds_are_the_best() -> None:
     assert main_scores(names, "fid*") == ["fid50k_min", "is50k_max"]
     assert main_scores(["fd_digits", "is_digits", "fd_pixel"], "fd*_digits") == ["fd_digits", "is_digits"]
     assert main_scores(["fd1k_digits_min", "fd1k_pixel"], "fd*_digits") == ["fd1k_digits_min"]
+
+
+def test_plots_say_which_values_of_a_score_are_better(tmp_path: Path) -> None:
+    """As the file of scores says, which a class of a user's own is in; a file of an earlier version says nothing."""
+    (cell, *_) = expand(parse(GRID, Experiment, Path("x")), "digits", "smoke")
+    names = ("nfe", "weights", "images_seen", "num_images", "device", "precision")
+    protocol = dict.fromkeys(names, 1) | {"seeds": ["0-15", "16-31"], "nonfinite_images": [0, 0], "extractors": [{}]}
+    better = {"fd16_digits": "lower", "variety16_digits": "higher", "copies16_digits": "near 1"}
+    values = {"fd16_digits_min": 1.0, "variety16_digits_max": 2.0, "copies16_digits": 3.0}
+
+    def labels(protocol: dict) -> list[str]:
+        (tmp_path / "scores.json").write_text(json.dumps({**values, "protocol": protocol}))
+        result = Result(cell, Scores(), tmp_path, Scores().read(cell, tmp_path), (0.0, 0.0), {})
+        return [score_label([Group((result,))], name) for name in values]
+
+    assert labels(protocol) == list(values)
+    assert labels(protocol | {"better": better}) == [
+        "fd16_digits_min, lower is better",
+        "variety16_digits_max, higher is better",
+        "copies16_digits, near 1 is better",
+    ]
 
 
 def test_a_table_is_markdown_padded_or_not() -> None:
