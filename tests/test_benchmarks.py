@@ -120,7 +120,17 @@ def test_bench(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "bench.json"
     assert bench.main(["--quick", "--device", "cpu", "--out", str(out)]) == 0
     found = json.loads(out.read_text())
-    others = {"machine", "matmul", "warm_over_hot", "sampling", "reading", "help_seconds", "notes", "seconds"}
+    others = {
+        "machine",
+        "matmul",
+        "warm_over_hot",
+        "updates",
+        "sampling",
+        "reading",
+        "help_seconds",
+        "notes",
+        "seconds",
+    }
     assert set(found) == {"training", *others}
     assert set(found["training"]) == {"cifar10_small", "32 channels, 2-2-2"}
     for name, training in found["training"].items():
@@ -135,6 +145,11 @@ def test_bench(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cost = found["warm_over_hot"]
     assert cost["quartiles"][0] <= cost["median"] <= cost["quartiles"][1]
     assert 0 < cost["flops"] < 0.1
+    updates = found["updates"]
+    assert len(updates["seconds"]) == 4
+    assert min(updates["seconds"].values()) > 0
+    assert updates["changed"]["average of warm fit"] == 0
+    assert 0 <= updates["changed"]["Adam of warm fit"] < 0.2  # of the order of a unit in the last place
     assert found["sampling"]["nfe"] == 35
     rates = {name: rate for rates in found["reading"].values() for name, rate in rates.items()}
     assert len(rates) == 5
