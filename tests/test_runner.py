@@ -242,7 +242,7 @@ def test_tables_are_markdown_in_files_and_aligned_at_a_terminal() -> None:
     header, rows = ["system", "FID"], [["warm", "1.85"], ["hot diffusion", "10"]]
     plain = ["| system | FID |", "| --- | ---: |", "| warm | 1.85 |", "| hot diffusion | 10 |"]
     assert markdown_table(header, rows).splitlines() == plain
-    assert text_table([header, *rows], "<>").splitlines()[1:] == ["warm            1.85", "hot diffusion     10"]
+    assert text_table([header, *rows], "<>").splitlines()[1:] == ["warm           1.85", "hot diffusion    10"]
 
 
 def test_published_digits_are_kept() -> None:

@@ -28,7 +28,7 @@ def test_solvers_from_images_to_tables(tmp_path: Path, monkeypatch: pytest.Monke
     assert solvers.main(["--data", data, "--out", str(out), "--plot", str(picture)]) == 0
     found = json.loads(out.read_text())
     assert len(found["rows"]) == 3 * 8 * 6
-    spectrum = power_spectrum(dequantise(ImageFolder(data).train_images().all()))
+    spectrum = power_spectrum(dequantise(ImageFolder(data).train_images().as_tensor()))
     rows = {(row["rho"], row["bnr"], row["solver"], row["nfe"]): row["frechet"] for row in found["rows"]}
     for bnr in (0, 0.5, 10):
         expected = solvers.distances(spectrum, bnr, Sampler(PowerGrid(5), Heun()))
