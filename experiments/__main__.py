@@ -18,6 +18,7 @@ from experiments.experiment import Experiment, read
 from experiments.identity import PAPERS
 from experiments.run import run
 from warm_lightning.errors import UserError
+from warm_lightning.paths import path_argument
 
 
 def parser() -> argparse.ArgumentParser:
@@ -27,7 +28,9 @@ def parser() -> argparse.ArgumentParser:
     commands.add_parser("list", help="all experiments")
     commands.add_parser("reproduction", help="write docs/reproduction.md: every published number, command and cost")
     run_parser = commands.add_parser("run", help="run an experiment, or go on with it")
-    run_parser.add_argument("file", help="YAML file of the experiment: its path, or its name, such as table3_bnr")
+    run_parser.add_argument(
+        "file", type=path_argument, help="YAML file of the experiment: its path, or its name, such as table3_bnr"
+    )
     run_parser.add_argument(
         "--data", help="data set instead of the paper's: a name of experiments/data, such as digits"
     )
@@ -40,7 +43,9 @@ def parser() -> argparse.ArgumentParser:
     run_parser.add_argument(
         "--jobs", type=int, help="number of runs at a time, which share cores and GPUs; if not given 1, or all on SLURM"
     )
-    run_parser.add_argument("--out", type=Path, default=Path("runs/experiments"), help="folder of all experiments")
+    run_parser.add_argument(
+        "--out", type=path_argument, default=Path("runs/experiments"), help="folder of all experiments"
+    )
     run_parser.add_argument(
         "--num_images", type=int, help="samples in a round of scoring; those of the budget if not given"
     )

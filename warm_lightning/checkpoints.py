@@ -19,6 +19,7 @@ from warm_lightning.errors import UserError, check, error_text
 from warm_lightning.interop.exported import is_exported, read_folder
 from warm_lightning.migrations import current
 from warm_lightning.networks.base import Network
+from warm_lightning.paths import expand
 from warm_lightning.records import PACKAGE_VERSION, whole_file
 
 CHECKPOINTS = "checkpoints"
@@ -63,7 +64,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         UserError: if the file is missing, truncated, not plain data, not a checkpoint of this package, or in a
             format that this version does not know.
     """
-    path = Path(path)
+    path = expand(path)
     checkpoint = _read_exported(path) if is_exported(path) else _read_file(path)
     check(
         isinstance(checkpoint, dict) and isinstance(checkpoint.get(SECTION), dict),

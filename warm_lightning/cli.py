@@ -3,11 +3,10 @@
 import os
 import sys
 from collections.abc import Sequence
-from itertools import pairwise
-from pathlib import Path
 
 from warm_lightning import __version__
 from warm_lightning.errors import UserError, check
+from warm_lightning.paths import expand
 
 LONGEST = 800  # characters of an error message
 TRAINER_COMMANDS = {
@@ -80,25 +79,28 @@ def one_line(message: str) -> str:
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 250]} […] {text[-240:]}"
 
 
-def check_configs(arguments: list[str]) -> None:
-    """Check that the files of `--config` exist, before the seconds that imports take.
+def expand_configs(arguments: list[str]) -> list[str]:
+    """The arguments with the paths of `--config` expanded; the files are looked for before the seconds of imports.
 
     Raises:
-        UserError: one does not.
+        UserError: one does not exist.
     """
-    for word, following in pairwise([*arguments, ""]):
+    expanded = []
+    words = iter(arguments)
+    for word in words:
         name, equals, value = word.partition("=")
-        path = Path(value if equals else following)
         if name == "--config":
-            check(
-                path.expanduser().is_file(),
-                f"--config {path}: no such file; name a YAML file such as configs/digits.yaml",
-            )
+            path = expand(value if equals else next(words, ""))
+            check(path.is_file(), f"--config {path}: no such file; name a YAML file such as configs/digits.yaml")
+            expanded.append(f"--config={path}")
+        else:
+            expanded.append(word)
+    return expanded
 
 
 def run(command: str, arguments: list[str]) -> int:
     """Import the modules that a command needs, and run it."""
-    check_configs(arguments)
+    arguments = expand_configs(arguments)
     if command in TRAINER_COMMANDS:
         from warm_lightning.trainer_cli import run_trainer
 

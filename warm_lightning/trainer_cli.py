@@ -4,6 +4,7 @@ import logging
 import os
 import warnings
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,12 @@ from warm_lightning.data.datamodule import ImageDataModule
 from warm_lightning.errors import check, user_errors
 from warm_lightning.migrations import accept_old_names, current_option
 from warm_lightning.module import DiffusionModule
+from warm_lightning.paths import expand_in_parsers, expand_settings, folder_lock
 from warm_lightning.records import writable_folder
 
 RUNS = "runs"
+ALONE = ("fit", "test")
+"""Commands that hold the lock of the run's folder."""
 SHORT_OPTIONS = {"--rounds": "--scores.rounds", "--num_images": "--scores.num_images"}
 """Short options of `warm test`, and the options they stand for."""
 
@@ -59,11 +63,25 @@ class WarmCLI(LightningCLI):
 
     A run lives in one folder, `trainer.default_root_dir`, by default `runs/` and the names of its YAML files:
     `runs/digits-hot` for `--config configs/digits.yaml --config configs/method/hot.yaml`.
+
+    Args:
+        arguments: the command, if any, and its options.
+        interrupt: the callback for Ctrl-C.
+        run: whether there is a command.
+        held: keeps the lock of the run's folder.
     """
 
-    def __init__(self, arguments: list[str], interrupt: Interrupt | None = None, run: bool = True) -> None:
+    def __init__(
+        self,
+        arguments: list[str],
+        interrupt: Interrupt | None = None,
+        run: bool = True,
+        held: ExitStack | None = None,
+    ) -> None:
+        self.held = held or ExitStack()
         quieten()
         accept_old_names()
+        expand_in_parsers()
         arguments = [current_option(argument) for argument in arguments]
         self.command = arguments[:1] if run else []
         super().__init__(
@@ -124,6 +142,7 @@ class WarmCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         settings = self.settings
+        expand_settings(settings)
         if settings.trainer.enable_progress_bar is False:
             callbacks = self.trainer_defaults["callbacks"]
             self.trainer_defaults["callbacks"] = [c for c in callbacks if not isinstance(c, ImageProgressBar)]
@@ -138,6 +157,8 @@ class WarmCLI(LightningCLI):
             }
         if self.config.get("subcommand"):
             writable_folder(folder)
+            if self.config["subcommand"] in ALONE and is_first_process():
+                self.held.enter_context(folder_lock(Path(folder)))
             settings.ckpt_path = resume_path(self.config["subcommand"], settings.ckpt_path, Path(folder))
             self.init_from = settings.model.init_from
             if settings.ckpt_path:  # it has the weights; the file that training started from may not exist any more
@@ -195,6 +216,12 @@ def resume_path(command: str, ckpt_path: str | None, folder: Path) -> str | None
         f"{ckpt_path}: holds weights only, with which no training can be resumed: start one with --model.init_from",
     )
     return ckpt_path
+
+
+def is_first_process() -> bool:
+    """Whether this process is the first of a run on several devices, by the variables of those who start them."""
+    ranks = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
+    return all(os.environ.get(name, "0") in ("0", "") for name in ranks)
 
 
 def quieten() -> None:
@@ -255,8 +282,8 @@ def run_trainer(command: str, arguments: list[str]) -> int:
     """Run a command of the Trainer; returns the exit code, 130 if it was interrupted, 143 if it was terminated."""
     interrupt = Interrupt()
     try:
-        with user_errors():
-            WarmCLI([command, *(spell_out(arguments) if command == "test" else arguments)], interrupt)
+        with user_errors(), ExitStack() as held:
+            WarmCLI([command, *(spell_out(arguments) if command == "test" else arguments)], interrupt, held=held)
     except SIGTERMException:  # a SystemExit of Lightning's, whose code would be that of success
         return 143
     except SystemExit as end:

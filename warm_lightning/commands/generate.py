@@ -10,6 +10,7 @@ from warm_lightning.commands.shared import Devices, Precision, load, parse_label
 from warm_lightning.errors import check
 from warm_lightning.images import grid as make_picture
 from warm_lightning.images import quantise, read_png, write_png
+from warm_lightning.paths import PathText
 from warm_lightning.records import writable_folder
 from warm_lightning.rng import parse_seeds
 from warm_lightning.types import Weights
@@ -17,9 +18,9 @@ from warm_lightning.types import Weights
 
 def generate(
     *,
-    ckpt_path: str,
+    ckpt_path: PathText,
     seeds: str,
-    outdir: str,
+    outdir: PathText,
     steps: int | None = None,
     rho: float | None = None,
     eta: float | None = None,
@@ -28,7 +29,7 @@ def generate(
     guidance: float | None = None,
     weights: Weights = "ema",
     batch_size: int = 64,
-    grid: str | None = None,
+    grid: PathText | None = None,
     override: list[str] | None = None,
     devices: int | str = 1,
     accelerator: str = "auto",

@@ -13,12 +13,12 @@ from torch import Tensor
 from warm_lightning.commands.degraded_images import InputImages, open_input_images, pair
 from warm_lightning.commands.shared import Devices, Precision, load, parse_labels
 from warm_lightning.data.listing import SUFFIXES
-from warm_lightning.data.sources import expand
 from warm_lightning.errors import check
 from warm_lightning.images import grid as image_grid
 from warm_lightning.images import quantise, read_png, write_png
 from warm_lightning.metrics.fidelity import describe, fidelity
 from warm_lightning.model import TrainedModel
+from warm_lightning.paths import PathText, expand
 from warm_lightning.records import check_out, provenance, to_json, writable_folder, write_file
 from warm_lightning.restoration import Start, find_start, observe
 from warm_lightning.rng import SeedStreams, key, parse_seeds
@@ -28,16 +28,16 @@ RECORD = "restored.json"
 
 
 def restore(
-    images: str,
+    images: PathText,
     *,
     blur: float,
     noise: float,
-    ckpt_path: str,
-    outdir: str,
+    ckpt_path: PathText,
+    outdir: PathText,
     mean: bool = False,
     add_noise: bool = False,
     degrade: bool = False,
-    clean: str | None = None,
+    clean: PathText | None = None,
     split: Split | None = None,
     seeds: str | None = None,
     steps: int | None = None,
@@ -48,7 +48,7 @@ def restore(
     weights: Weights = "ema",
     limit: int | None = None,
     batch_size: int = 64,
-    grid: str | None = None,
+    grid: PathText | None = None,
     override: list[str] | None = None,
     devices: int | str = 1,
     accelerator: str = "auto",
