@@ -39,7 +39,7 @@ import torch
 from tqdm import tqdm
 
 from experiments.identity import REPOSITORY, is_same_job, job_identity
-from experiments.processes import LOG, LoggedProcess, RestartableProcess, folder_lock
+from experiments.processes import LOG, LoggedProcess, RestartableProcess, awaited_lock
 from warm_lightning.cli import main as warm
 from warm_lightning.errors import UserError, check
 from warm_lightning.records import machine, write_file
@@ -154,7 +154,7 @@ class Job:
         number = 1
         while (place := self.folder.with_name(f"{self.folder.name}.replaced-{number}")).exists():
             number += 1
-        with folder_lock(self.folder):
+        with awaited_lock(self.folder):
             self.folder.rename(place)
 
 

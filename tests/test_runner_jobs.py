@@ -12,9 +12,10 @@ import yaml
 from pretend import GRID, Pretend
 
 from experiments.__main__ import main
-from experiments.processes import RestartableProcess, folder_lock
+from experiments.processes import RestartableProcess
 from experiments.runner import Job, Processes, Slurm, run_all
 from warm_lightning.errors import UserError
+from warm_lightning.paths import folder_lock
 
 
 def test_killed_runs_are_not_taken_for_done(tmp_path: Path) -> None:
