@@ -17,6 +17,7 @@ from experiments.cells import Budget
 from experiments.experiment import Experiment, read
 from experiments.identity import PAPERS
 from experiments.run import run
+from warm_lightning.cli import reason
 from warm_lightning.errors import UserError
 from warm_lightning.paths import path_argument
 
@@ -84,8 +85,8 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"written to {reproduction.write()}")
             return 0
         code, text = run(options, f"python -m experiments {shlex.join(arguments)}")
-    except UserError as error:
-        print(f"experiments: {error}", file=sys.stderr)
+    except (UserError, OSError) as error:
+        print(f"experiments: {reason(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

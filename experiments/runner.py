@@ -41,6 +41,7 @@ from tqdm import tqdm
 from experiments.identity import REPOSITORY, is_same_job, job_identity
 from experiments.processes import LOG, LoggedProcess, RestartableProcess, awaited_lock
 from warm_lightning.cli import main as warm
+from warm_lightning.cli import reason
 from warm_lightning.errors import UserError, check
 from warm_lightning.records import machine, write_file
 
@@ -211,7 +212,8 @@ def run_all(
                 if error is None:
                     running |= start(following)
                     continue
-                failures[job] = str(error) if isinstance(error, UserError) else f"{job.name}: {error!r}"
+                text = reason(error) if isinstance(error, UserError | OSError) else repr(error)
+                failures[job] = text if isinstance(error, UserError) else f"{job.name}: {text}"
                 bar.update(len(following))
                 tqdm.write(f"failed: {failures[job]}")
     except KeyboardInterrupt:

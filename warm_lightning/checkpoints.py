@@ -5,6 +5,7 @@ format and holds the configuration from which the model is made. `state_dict` ha
 `network.` and their average under `ema_network.`.
 """
 
+import os
 import pickle
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -139,11 +140,23 @@ def write_checkpoint(path: Path, state_dict: Mapping[str, Tensor], section: Mapp
         "nonfinite_gradients": 0,
         "learned": {},
     }
-    with whole_file(path) as temporary:
+    save_checkpoint(path, _checkpoint(state_dict, defaults | dict(section)))
+
+
+def save_checkpoint(path: Path, checkpoint: Mapping[str, Any]) -> None:
+    """Write the content of a checkpoint to a file, which appears under its name only when it is whole.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    with whole_file(path) as temporary, temporary.open("wb") as file:
         try:
-            torch.save(_checkpoint(state_dict, defaults | dict(section)), temporary)
-        except RuntimeError as error:  # torch's writer has no errors of its own
-            raise OSError(str(error)) from error
+            torch.save(dict(checkpoint), file)
+        except RuntimeError as error:  # torch's writer raises it on top of the file's own error
+            cause = error.__context__
+            raise cause if isinstance(cause, OSError) else OSError(str(error)) from error
+        file.flush()
+        os.fsync(file.fileno())  # some file systems report a full disk only now
 
 
 def _checkpoint(state_dict: Mapping[str, Tensor], section: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,9 +3,10 @@
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 from warm_lightning import __version__
-from warm_lightning.errors import UserError, check
+from warm_lightning.errors import UserError, check, error_text
 from warm_lightning.paths import expand
 
 LONGEST = 800  # characters of an error message
@@ -62,14 +63,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(one_line(f"warm: no command {command!r}; the commands are {known}"), file=sys.stderr)
         return 2
     try:
-        return run(command, arguments[1:])
-    except UserError as error:
+        code = run(command, arguments[1:])
+        sys.stdout.flush()
+        return code
+    except (UserError, OSError) as error:
         if os.environ.get("WARM_TRACEBACK"):
             raise
-        print(one_line(f"warm {command}: {error}"), file=sys.stderr)
+        with suppress(OSError):
+            print(one_line(f"warm {command}: {reason(error)}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
+
+
+def reason(error: Exception) -> str:
+    """The message of an error that a user or the operating system caused.
+
+    After an error, loggers may fail once more while they end: the first `UserError` counts.
+    """
+    first: BaseException | None = error
+    while first and not isinstance(first, UserError):
+        first = first.__context__
+    if first or not isinstance(error, OSError):
+        return str(first or error)
+    file = f"{error.filename}: " if error.filename else ""
+    return f"{file}{error_text(error)}: look at the free space and the permissions of files, and start it again"
 
 
 def one_line(message: str) -> str:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import threading
 import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -26,13 +27,21 @@ from warm_lightning.callbacks import (
     ScoreSamples,
     TrainingLog,
 )
-from warm_lightning.checkpoints import CHECKPOINTS, LAST, check_same_model, check_start, check_weights, read_checkpoint
+from warm_lightning.checkpoints import (
+    CHECKPOINTS,
+    LAST,
+    check_same_model,
+    check_start,
+    check_weights,
+    read_checkpoint,
+    save_checkpoint,
+)
 from warm_lightning.data.datamodule import ImageDataModule
 from warm_lightning.errors import check, user_errors
 from warm_lightning.migrations import accept_old_names, current_option
 from warm_lightning.module import DiffusionModule
 from warm_lightning.paths import expand_in_parsers, expand_settings, folder_lock
-from warm_lightning.records import writable_folder
+from warm_lightning.records import writable_folder, write_file
 
 RUNS = "runs"
 ALONE = ("fit", "test")
@@ -48,11 +57,16 @@ class SaveConfig(SaveConfigCallback):
         """Do nothing yet: the checkpoint to resume may turn out to be of another model."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().setup(trainer, pl_module, "fit")
+        if trainer.is_global_zero:
+            text = self.parser.dump(self.config, skip_none=False)
+            write_file(Path(trainer.default_root_dir) / self.config_filename, text.encode())
 
 
 class CheckpointFiles(TorchCheckpointIO):
-    """Reads checkpoints for Lightning with `read_checkpoint`: also older formats and exported folders."""
+    """Reads and writes checkpoints for Lightning: also those of older formats and exported folders, and whole files."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        save_checkpoint(Path(path), checkpoint)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         return read_checkpoint(path)
@@ -224,8 +238,15 @@ def is_first_process() -> bool:
     return all(os.environ.get(name, "0") in ("0", "") for name in ranks)
 
 
+def report_thread(error: threading.ExceptHookArgs) -> None:
+    """Show the traceback of a thread, unless a file cannot be written: loggers raise that again in the main thread."""
+    if not isinstance(error.exc_value, OSError):
+        threading.__excepthook__(error)
+
+
 def quieten() -> None:
-    """Silence hints of Lightning that do not apply to this package."""
+    """Silence hints of Lightning that do not apply to this package, and tracebacks of its threads on a full disk."""
+    threading.excepthook = report_thread
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for hint in (

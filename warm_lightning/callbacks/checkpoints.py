@@ -63,11 +63,7 @@ class Checkpoints(Checkpoint):
         """Write checkpoints of these names; all devices must call this."""
         folder = Path(trainer.default_root_dir) / CHECKPOINTS
         for name in names:
-            # Lightning writes elsewhere and moves, which between file systems is not done at once.
-            unfinished = folder / f".{name}.unfinished"
-            trainer.save_checkpoint(unfinished, weights_only=False)
-            if trainer.is_global_zero:
-                unfinished.replace(folder / name)
+            trainer.save_checkpoint(folder / name, weights_only=False)
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best}
