@@ -123,9 +123,14 @@ def test_several_writers_of_one_file_do_not_mix(tmp_path: Path) -> None:
 def test_a_failed_file_leaves_the_old_one(error: Exception, tmp_path: Path) -> None:
     path = tmp_path / "name"
     write_file(path, b"old")
-    with pytest.raises(UserError if isinstance(error, OSError) else KeyError), whole_file(path) as temporary:
-        temporary.write_bytes(b"half")
-        raise error
+
+    def fail() -> None:
+        with whole_file(path) as temporary:
+            temporary.write_bytes(b"half")
+            raise error
+
+    with pytest.raises(UserError if isinstance(error, OSError) else KeyError):
+        fail()
     assert {left.name: left.read_bytes() for left in tmp_path.iterdir()} == {"name": b"old"}
 
 

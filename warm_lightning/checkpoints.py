@@ -281,7 +281,7 @@ def check_same_meaning(
         source: origin of the weights, for the message.
     """
     for section in sections:
-        stored, current_settings = (dict(_settings(c[section], f"model.{section}")) for c in (there, config))
+        stored, current_settings = (dict(dotted_settings(c[section], f"model.{section}")) for c in (there, config))
         for name in {**current_settings, **stored}:
             values = [d.get(name, "absent") for d in (stored, current_settings)]
             check(
@@ -291,10 +291,10 @@ def check_same_meaning(
             )
 
 
-def _settings(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+def dotted_settings(value: Any, name: str) -> Iterator[tuple[str, Any]]:
     """The dotted names and plain values of nested settings."""
     if isinstance(value, Mapping):
         for key, below in value.items():
-            yield from _settings(below, f"{name}.{key}")
+            yield from dotted_settings(below, f"{name}.{key}")
     else:
         yield name, value

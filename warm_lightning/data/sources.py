@@ -115,8 +115,3 @@ class Source:
         resize = lmdb_resize if isinstance(self.reader, LMDBReader) else UNCHANGED
         read = read_images if cache else image_files
         return ImageSet(read(self.reader, listing.names, resolution, resize), listing.labels, listing.class_names)
-
-
-def read_split(path: str | Path, split: str, *, cache: bool = True) -> ImageSet | None:
-    """Open the source at a path and read one split; raises as `Source.open` and `Source.read` do."""
-    return Source.open(path).read(split, cache=cache)
