@@ -205,7 +205,7 @@ class Calls:
     def read(self) -> list[dict[str, Any]]:
         """Read all calls that were noted, the first one first."""
         path = self.folder / CALLS_FILE
-        return list(json.loads(path.read_text())) if path.exists() else []
+        return list(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else []
 
     @contextmanager
     def noted(self, command: str, has_work: bool) -> Iterator[None]:

@@ -162,9 +162,8 @@ def test_restored_images_of_other_settings_are_refused(
     here(*restore, "--blur=0.25", "--noise=0.5", "--limit=4")
     first = contents(tmp_path / "out")
     assert "blur 0.25 there, 0.2 here" in refusal(capsys, *restore, "--blur=0.2", "--noise=0.4", "--limit=2")
-    assert "another class or seed" in refusal(
-        capsys, *restore, "--blur=0.25", "--noise=0.5", "--limit=2", "--seeds=5,6"
-    )
+    level = ["--blur=0.25", "--noise=0.5"]
+    assert "another class or seed" in refusal(capsys, *restore, *level, "--limit=2", "--seeds=5,6")
     assert contents(tmp_path / "out") == first
     here(*restore, *level)
     assert len(pngs(tmp_path / "out")) == 8

@@ -1,5 +1,7 @@
 """The `warm` program. Imports of torch wait until a command needs it, so that `warm --help` answers at once."""
 
+import io
+import locale
 import os
 import sys
 from collections.abc import Sequence
@@ -50,6 +52,7 @@ examples:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code: 0, 2 for a user's error (one line on stderr), 130 after Ctrl-C."""
+    use_utf8(restart=arguments is None)
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     command = arguments[0] if arguments else "--help"
     if command in ("-h", "--help"):
@@ -74,6 +77,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+
+
+def use_utf8(restart: bool) -> None:
+    """Have files and names of files in UTF-8 whatever the locale, and show what the terminal cannot as an escape.
+
+    Args:
+        restart: whether to start this program again in Python's UTF-8 mode, where the locale has another encoding.
+            Libraries would open their files in that one, which is ASCII with LC_ALL=C.
+    """
+    other = locale.getencoding().lower() not in ("utf-8", "utf8") and not sys.flags.utf8_mode
+    if restart and other and os.environ.get("PYTHONUTF8") != "1":
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, sys.orig_argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def reason(error: Exception) -> str:

@@ -40,6 +40,10 @@ def expand(path: str | Path) -> Path:
     remote = REMOTE.match(text)
     check(remote is None, f"{text}: remote addresses are not supported: give a path on this machine")
     try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{text}: the name is not text in UTF-8, and could not be recorded: rename it") from error
+    try:
         expanded = Path(text).expanduser()
     except RuntimeError as error:
         raise UserError(f"{text}: {error_text(error)} Give the whole path") from error

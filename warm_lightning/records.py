@@ -34,7 +34,7 @@ def git_commit() -> str | None:
     try:
         if subprocess.run(tracked, capture_output=True, check=False).returncode:
             return None  # installed into an environment inside the checkout of another project
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(command, capture_output=True, encoding="utf-8", check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
 

@@ -304,7 +304,7 @@ def run_trainer(command: str, arguments: list[str]) -> int:
     interrupt = Interrupt()
     try:
         with user_errors(), ExitStack() as held:
-            WarmCLI([command, *(spell_out(arguments) if command == "test" else arguments)], interrupt, held=held)
+            WarmCLI([command, *(spell_out(arguments) if command == "test" else arguments)], interrupt, True, held)
     except SIGTERMException:  # a SystemExit of Lightning's, whose code would be that of success
         return 143
     except SystemExit as end:

@@ -184,7 +184,7 @@ def run(options: argparse.Namespace) -> int:
     out = writable_folder(options.out)
     name = "gpu-check-" + re.sub(r"[^a-z0-9]+", "-", machine.get("gpu", "cpu").lower()).strip("-")
     path = out / f"{name}.json"
-    known = json.loads(path.read_text()) if path.exists() else {}
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     report = {"machine": machine, **{part: known[part] for part in PARTS if part in known}}
     stages = {
         "tests": lambda: run_tests(options.device),

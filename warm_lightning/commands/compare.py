@@ -177,7 +177,7 @@ def read_scores(path: Path) -> dict[str, Any]:
     """
     check(path.is_file(), f"{path}: no such file: give the scores.json of a run")
     try:
-        scores = json.loads(path.read_text())
+        scores = json.loads(path.read_text(encoding="utf-8"))
         scores["protocol"]["seeds"]
         comparable(scores["protocol"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
