@@ -17,7 +17,9 @@ from experiments.cells import Budget
 from experiments.experiment import Experiment, read
 from experiments.identity import PAPERS
 from experiments.run import run
+from warm_lightning.cli import reason, use_utf8
 from warm_lightning.errors import UserError
+from warm_lightning.paths import path_argument
 
 
 def parser() -> argparse.ArgumentParser:
@@ -27,7 +29,9 @@ def parser() -> argparse.ArgumentParser:
     commands.add_parser("list", help="all experiments")
     commands.add_parser("reproduction", help="write docs/reproduction.md: every published number, command and cost")
     run_parser = commands.add_parser("run", help="run an experiment, or go on with it")
-    run_parser.add_argument("file", help="YAML file of the experiment: its path, or its name, such as table3_bnr")
+    run_parser.add_argument(
+        "file", type=path_argument, help="YAML file of the experiment: its path, or its name, such as table3_bnr"
+    )
     run_parser.add_argument(
         "--data", help="data set instead of the paper's: a name of experiments/data, such as digits"
     )
@@ -40,7 +44,9 @@ def parser() -> argparse.ArgumentParser:
     run_parser.add_argument(
         "--jobs", type=int, help="number of runs at a time, which share cores and GPUs; if not given 1, or all on SLURM"
     )
-    run_parser.add_argument("--out", type=Path, default=Path("runs/experiments"), help="folder of all experiments")
+    run_parser.add_argument(
+        "--out", type=path_argument, default=Path("runs/experiments"), help="folder of all experiments"
+    )
     run_parser.add_argument(
         "--num_images", type=int, help="samples in a round of scoring; those of the budget if not given"
     )
@@ -65,6 +71,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit code: 1 if a run failed, 2 for a user's error, 130 after Ctrl-C."""
+    use_utf8(restart=arguments is None)
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     end = arguments.index("--") if "--" in arguments else len(arguments)
     options = parser().parse_args(arguments[:end])
@@ -79,8 +86,8 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"written to {reproduction.write()}")
             return 0
         code, text = run(options, f"python -m experiments {shlex.join(arguments)}")
-    except UserError as error:
-        print(f"experiments: {error}", file=sys.stderr)
+    except (UserError, OSError) as error:
+        print(f"experiments: {reason(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

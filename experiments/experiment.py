@@ -113,7 +113,7 @@ def read(path: Path, kind: type[Kind]) -> Kind:
     names = sorted(p.stem for p in path.parent.glob("*.yaml"))
     check(path.is_file(), f"{path}: no such file; there are {', '.join(names) or 'none'}")
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise UserError(f"{path}: is not YAML ({' '.join(str(error).split())})") from error
     check(isinstance(content, dict), f"{path}: needs names and values, of which title is the first")

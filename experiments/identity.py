@@ -15,7 +15,8 @@ from threading import Lock
 from typing import Any
 
 from warm_lightning.config import resolved_config
-from warm_lightning.data.sources import expand, source_name
+from warm_lightning.data.sources import source_name
+from warm_lightning.paths import expand
 from warm_lightning.records import file_hash
 
 REPOSITORY = Path(__file__).resolve().parent.parent

@@ -189,7 +189,7 @@ def load(path: Path) -> dict[str, Any]:
         UserError: it does not exist or is no JSON.
     """
     try:
-        return dict(json.loads(path.read_text()))
+        return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         folder = path.parent
         raise UserError(f"{path}: cannot be read ({error}): delete {folder} and run the experiment again") from error

@@ -6,7 +6,6 @@ from contextlib import chdir
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from warm_lightning.analysis.description import forward_flops
 from warm_lightning.config import module_from_options, split_settings
 from warm_lightning.errors import UserError, check
 from warm_lightning.module import DiffusionModule
+from warm_lightning.paths import expand
 
 # ---------------------------------------------------------------------- cost
 
@@ -172,7 +172,7 @@ def prepare(cells: Iterable[Cell], scored: Iterable[Cell]) -> None:
         for text in sorted(extractors):
             make(json.loads(text)).prepare()
         for path in sorted(statistics):
-            check(Path(path).expanduser().is_file(), f"--scores.reference_stats {path}: no such file")
+            check(expand(path).is_file(), f"--scores.reference_stats {path}: no such file")
 
 
 def make(described: dict[str, Any]) -> Any:

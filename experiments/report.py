@@ -311,7 +311,7 @@ def protocol_values(results: Sequence[Result], name: str) -> list[Any]:
 
 # ---------------------------------------------------------------------- HTML
 
-STYLE = (Path(__file__).parent / "report.css").read_text()
+STYLE = (Path(__file__).parent / "report.css").read_text(encoding="utf-8")
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title><style>{style}</style></head><body><main>

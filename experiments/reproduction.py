@@ -12,7 +12,7 @@ from experiments.identity import PAPERS, REPOSITORY
 from experiments.plan import GPU_TFLOPS, estimate
 from experiments.report import number, published_numbers
 from experiments.results import read_rows
-from warm_lightning.records import markdown_table
+from warm_lightning.records import markdown_table, write_file
 
 OUT = REPOSITORY / "docs" / "reproduction.md"
 MEASURED = REPOSITORY / "docs" / "measurements"
@@ -70,7 +70,7 @@ def write() -> Path:
     parts = [HEAD]
     for name in TABLES:
         parts += table_section(PAPERS / f"{name}.yaml")
-    OUT.write_text("\n\n".join(parts) + "\n")
+    write_file(OUT, ("\n\n".join(parts) + "\n").encode())
     return OUT
 
 

@@ -207,7 +207,7 @@ class Invocations:
     def read(self) -> list[dict[str, Any]]:
         """Read all invocations that were noted, the first one first."""
         paths = (self.folder / INVOCATIONS, self.folder / INVOCATIONS_BEFORE)
-        return next((list(json.loads(path.read_text())) for path in paths if path.exists()), [])
+        return next((list(json.loads(path.read_text(encoding="utf-8"))) for path in paths if path.exists()), [])
 
     @contextmanager
     def noted(self, command: str, has_work: bool) -> Iterator[None]:

@@ -7,8 +7,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from experiments.analyses import Description
 from experiments.cells import Cell, slug
 from experiments.experiment import Experiment, expand, read, select
@@ -19,6 +17,7 @@ from experiments.report import write
 from experiments.results import Invocations, Result, collect, rows_of, save_rows
 from experiments.runner import Executor, Job, LocalProcesses, Slurm, ThisProcess, run_all, run_conditions
 from warm_lightning.errors import UserError, check
+from warm_lightning.paths import folder_lock
 from warm_lightning.records import writable_folder
 
 LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"
@@ -76,11 +75,8 @@ def run(options: argparse.Namespace, command: str) -> tuple[int, str]:
     writable_folder(folder)
     invocations = Invocations(folder)
     at_a_time = options.jobs or (max(1, len(jobs_of(pending))) if isinstance(executor, Slurm) else 1)
-    try:
-        with FileLock(out / ".lock", timeout=0), invocations.noted(command, bool(pending)):
-            failures = run_all(jobs_of(pending), executor, at_a_time, run_conditions(executor), path.stem)
-    except Timeout as error:
-        raise UserError(f"{out}: another run works in this folder: wait for it, or choose another --out") from error
+    with folder_lock(out), invocations.noted(command, bool(pending)):
+        failures = run_all(jobs_of(pending), executor, at_a_time, run_conditions(executor), path.stem)
     all_measurements = measurements_of(experiment, cells, out, folder)
     results, reasons = gather(all_measurements, measurements, failures)
     check(bool(results), f"nothing was measured: {'; '.join(reasons)}")
@@ -92,9 +88,8 @@ def run(options: argparse.Namespace, command: str) -> tuple[int, str]:
 # ---------------------------------------------------------------------- options
 
 
-def find(file: str) -> Path:
+def find(path: Path) -> Path:
     """The path of an experiment's file, given as a path or as a name alone."""
-    path = Path(file)
     return path if path.exists() else PAPERS / f"{path.stem}.yaml"
 
 

@@ -39,8 +39,9 @@ import torch
 from tqdm import tqdm
 
 from experiments.identity import REPOSITORY, is_same_job, job_identity
-from experiments.subprocesses import LOG, LoggedProcess, RestartableProcess, folder_lock
+from experiments.subprocesses import LOG, LoggedProcess, RestartableProcess, awaited_lock
 from warm_lightning.cli import main as warm
+from warm_lightning.cli import reason
 from warm_lightning.errors import UserError, check
 from warm_lightning.records import machine, write_file
 
@@ -119,7 +120,7 @@ class Job:
         finally:
             note["seconds"] = round(note["seconds"] + time.perf_counter() - began, 1)
             self.write_note(note)
-        lines = (self.folder / LOG).read_text().strip().splitlines()
+        lines = (self.folder / LOG).read_text(encoding="utf-8").strip().splitlines()
         reason = f"exit code {code}, {lines[-1] if lines else 'no output'}" if code else f"without {self.result}"
         check(
             code == 0 and (self.folder / self.result).exists(),
@@ -139,7 +140,7 @@ class Job:
         """Read the note of earlier runs; empty if there was none."""
         path = self.folder / NOTE
         try:
-            return dict(json.loads(path.read_text())) if path.exists() else {}
+            return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
         except ValueError as error:
             raise UserError(f"{path}: is no JSON ({error}): delete the folder {self.folder}") from error
 
@@ -154,7 +155,7 @@ class Job:
         number = 1
         while (place := self.folder.with_name(f"{self.folder.name}.replaced-{number}")).exists():
             number += 1
-        with folder_lock(self.folder):
+        with awaited_lock(self.folder):
             self.folder.rename(place)
 
 
@@ -211,7 +212,8 @@ def run_all(
                 if error is None:
                     running |= start(following)
                     continue
-                failures[job] = str(error) if isinstance(error, UserError) else f"{job.name}: {error!r}"
+                text = reason(error) if isinstance(error, UserError | OSError) else repr(error)
+                failures[job] = text if isinstance(error, UserError) else f"{job.name}: {text}"
                 bar.update(len(following))
                 tqdm.write(f"failed: {failures[job]}")
     except KeyboardInterrupt:
@@ -293,7 +295,12 @@ class ThisProcess(Executor):
     def run(self, arguments: list[str], folder: Path) -> int:
         # For more devices Lightning would start this program again, which is not `warm`.
         one_device = ["--trainer.devices=1"] if arguments[0] in TRAINER else []
-        with (folder / LOG).open("a") as log, chdir(REPOSITORY), redirect_stdout(log), redirect_stderr(log):
+        with (
+            (folder / LOG).open("a", encoding="utf-8") as log,
+            chdir(REPOSITORY),
+            redirect_stdout(log),
+            redirect_stderr(log),
+        ):
             code = warm([*arguments, *one_device])
         if code == 130:
             raise KeyboardInterrupt
@@ -344,7 +351,7 @@ class Slurm(Executor):
         try:
             return int(job.result())
         except (submitit.core.utils.UncompletedJobError, submitit.core.utils.FailedJobError) as error:
-            with (folder / LOG).open("a") as log:  # it was killed or ran out of time
+            with (folder / LOG).open("a", encoding="utf-8") as log:  # it was killed or ran out of time
                 log.write(f"{job.stderr() or ''}{error}\nif its time was over, raise timeout_min in --slurm\n")
             return 1
 

@@ -3,7 +3,6 @@
 This imports nothing that takes time, since the node of a cluster imports it before the process can start.
 """
 
-import fcntl
 import os
 import subprocess
 from collections.abc import Iterator
@@ -14,8 +13,9 @@ from typing import Any
 
 from tqdm import tqdm
 
+from warm_lightning.paths import INHERITED, folder_lock
+
 LOG = "log.txt"
-LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,11 @@ class LoggedProcess:
 
     def __call__(self) -> int:
         """Run it; returns its exit code."""
-        with (self.folder / LOG).open("a") as log, folder_lock(self.folder) as lock:
+        with (self.folder / LOG).open("a", encoding="utf-8") as log, awaited_lock(self.folder) as lock:
             return subprocess.run(
                 self.command,
                 cwd=self.working_directory,
-                env=os.environ | self.environment,
+                env=os.environ | self.environment | {INHERITED: str(lock)},
                 stdout=log,
                 stderr=log,
                 check=False,
@@ -62,16 +62,8 @@ class RestartableProcess(LoggedProcess):
 
 
 @contextmanager
-def folder_lock(folder: Path) -> Iterator[int]:
-    """Hold the lock of a folder, waiting until no other process does; gives its file descriptor.
-
-    A process to which the descriptor is passed on holds the lock until it ends, even if this runner is killed before:
-    another runner then waits for it.
-    """
-    with (folder / LOCK).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            tqdm.write(f"waiting for a process of an earlier run, which is still at work in {folder}")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield lock.fileno()
+def awaited_lock(folder: Path) -> Iterator[int]:
+    """Hold the lock of a folder, see `folder_lock`, waiting until a process that outlived its runner ends."""
+    waiting = f"waiting for a process of an earlier run, which is still at work in {folder}"
+    with folder_lock(folder, before_waiting=lambda: tqdm.write(waiting)) as lock:
+        yield lock

@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 import torch
@@ -211,9 +211,9 @@ def test_only_new_files_are_written(name: str, tmp_path: Path) -> None:
 def test_nothing_unfinished_is_left(
     error: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(_: Any, path: Path) -> None:
-        path.write_text("half")
-        raise error(f"File {path} cannot be written to.")
+    def fail(_: Any, file: IO[bytes]) -> None:
+        file.write(b"half")
+        raise error("The file cannot be written to.")
 
     monkeypatch.setattr(torch, "save", fail)
     with pytest.raises((UserError, KeyboardInterrupt)) as raised:

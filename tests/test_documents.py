@@ -206,7 +206,7 @@ def targets() -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def trained_from_options(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of configs/digits.yaml with a small network."""
     folder = tmp_path_factory.mktemp("runs") / "digits"
     here("fit", *SMALL, *SHORT, f"--trainer.default_root_dir={folder}")

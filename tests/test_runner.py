@@ -10,6 +10,7 @@ from experiments.experiment import Experiment, expand, parse
 from experiments.measures import Scores, main_scores
 from experiments.plots import score_label
 from experiments.results import Group, Result, read_rows, save_rows
+from warm_lightning.paths import folder_lock
 from warm_lightning.records import markdown_table, text_table
 
 
@@ -201,12 +202,10 @@ def test_settings_that_all_cells_have_are_reported_once(tmp_path: Path, pretend:
 
 
 def test_two_runs_do_not_share_a_folder(tmp_path: Path, pretend: Pretend, capsys: pytest.CaptureFixture[str]) -> None:
-    from filelock import FileLock
-
     (tmp_path / "out").mkdir()
-    with FileLock(tmp_path / "out" / ".lock"):
+    with folder_lock(tmp_path / "out"):
         assert start(tmp_path, GRID) == 2
-    assert "another run" in capsys.readouterr().err
+    assert "another process" in capsys.readouterr().err
 
 
 def test_scores_of_several_rounds_are_the_best() -> None:

@@ -15,8 +15,9 @@ from pretend import GRID, Pretend
 from experiments.__main__ import main
 from experiments.plan import Cost, check_affordable
 from experiments.runner import Job, LocalProcesses, Slurm, run_all
-from experiments.subprocesses import RestartableProcess, folder_lock
+from experiments.subprocesses import RestartableProcess
 from warm_lightning.errors import UserError
+from warm_lightning.paths import folder_lock
 
 
 def test_killed_runs_are_not_taken_for_done(tmp_path: Path) -> None:

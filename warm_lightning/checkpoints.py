@@ -5,6 +5,7 @@ format and holds the configuration from which the model is made. `state_dict` ha
 `network.` and their average under `ema_network.`.
 """
 
+import os
 import pickle
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,6 +21,7 @@ from warm_lightning.interop.exported import is_exported, read_folder
 from warm_lightning.interop.pickles import refuse_training_state
 from warm_lightning.migrations import current
 from warm_lightning.networks.base import Network
+from warm_lightning.paths import expand
 from warm_lightning.records import PACKAGE_VERSION, whole_file
 
 CHECKPOINTS = "checkpoints"
@@ -64,7 +66,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         UserError: if the file is missing, truncated, not plain data, not a checkpoint of this package, or in a
             format that this version does not know.
     """
-    path = Path(path)
+    path = expand(path)
     checkpoint = _read_exported(path) if is_exported(path) else _read_file(path)
     check(
         isinstance(checkpoint, dict) and isinstance(checkpoint.get(SECTION), dict),
@@ -140,11 +142,23 @@ def write_checkpoint(path: Path, state_dict: Mapping[str, Tensor], section: Mapp
         "nonfinite_gradients": 0,
         "learned": {},
     }
-    with whole_file(path) as temporary:
+    save_checkpoint(path, _checkpoint(state_dict, defaults | dict(section)))
+
+
+def save_checkpoint(path: Path, checkpoint: Mapping[str, Any]) -> None:
+    """Write the content of a checkpoint to a file, which appears under its name only when it is whole.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    with whole_file(path) as temporary, temporary.open("wb") as file:
         try:
-            torch.save(_checkpoint(state_dict, defaults | dict(section)), temporary)
-        except RuntimeError as error:  # torch's writer has no errors of its own
-            raise OSError(str(error)) from error
+            torch.save(dict(checkpoint), file)
+        except RuntimeError as error:  # torch's writer raises it on top of the file's own error
+            cause = error.__context__
+            raise cause if isinstance(cause, OSError) else OSError(str(error)) from error
+        file.flush()
+        os.fsync(file.fileno())  # some file systems report a full disk only now
 
 
 def _checkpoint(state_dict: Mapping[str, Tensor], section: Mapping[str, Any]) -> dict[str, Any]:
@@ -269,7 +283,7 @@ def check_same_meaning(
         source: origin of the weights, for the message.
     """
     for section in sections:
-        stored, current_settings = (dict(_settings(c[section], f"model.{section}")) for c in (there, config))
+        stored, current_settings = (dict(dotted_settings(c[section], f"model.{section}")) for c in (there, config))
         for name in {**current_settings, **stored}:
             values = [d.get(name, "absent") for d in (stored, current_settings)]
             check(
@@ -279,10 +293,10 @@ def check_same_meaning(
             )
 
 
-def _settings(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+def dotted_settings(value: Any, name: str) -> Iterator[tuple[str, Any]]:
     """The dotted names and plain values of nested settings."""
     if isinstance(value, Mapping):
         for key, below in value.items():
-            yield from _settings(below, f"{name}.{key}")
+            yield from dotted_settings(below, f"{name}.{key}")
     else:
         yield name, value

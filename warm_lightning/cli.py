@@ -1,13 +1,15 @@
 """The `warm` program. Imports of torch wait until a command needs it, so that `warm --help` answers at once."""
 
+import io
+import locale
 import os
 import sys
 from collections.abc import Sequence
-from itertools import pairwise
-from pathlib import Path
+from contextlib import suppress
 
 from warm_lightning import __version__
-from warm_lightning.errors import UserError, check
+from warm_lightning.errors import UserError, check, error_text
+from warm_lightning.paths import expand
 
 LONGEST = 800  # characters of an error message
 TRAINER_COMMANDS = {
@@ -55,6 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0; 2 for a user's error, which is one line on stderr; 130 after Ctrl-C; 141 if the reader of the output has
         closed it.
     """
+    use_utf8(restart=arguments is None)
     try:
         code = answer(list(sys.argv[1:] if arguments is None else arguments))
         sys.stdout.flush()
@@ -77,12 +80,45 @@ def answer(arguments: list[str]) -> int:
         print(one_line(f"warm: no command {command!r}; the commands are {known}"), file=sys.stderr)
         return 2
     try:
-        return run(command, arguments[1:])
-    except UserError as error:
-        if os.environ.get("WARM_TRACEBACK"):
+        code = run(command, arguments[1:])
+        sys.stdout.flush()
+        return code
+    except (UserError, OSError) as error:
+        if os.environ.get("WARM_TRACEBACK") or isinstance(error, BrokenPipeError):
             raise
-        print(one_line(f"warm {command}: {error}"), file=sys.stderr)
+        with suppress(OSError):
+            print(one_line(f"warm {command}: {reason(error)}"), file=sys.stderr)
         return 2
+
+
+def use_utf8(restart: bool) -> None:
+    """Have files and names of files in UTF-8 whatever the locale, and show what the terminal cannot as an escape.
+
+    Args:
+        restart: whether to start this program again in Python's UTF-8 mode, where the locale has another encoding.
+            Libraries would open their files in that one, which is ASCII with LC_ALL=C.
+    """
+    other = locale.getencoding().lower() not in ("utf-8", "utf8") and not sys.flags.utf8_mode
+    if restart and other and os.environ.get("PYTHONUTF8") != "1":
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, sys.orig_argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def reason(error: Exception) -> str:
+    """The message of an error that a user or the operating system caused.
+
+    After an error, loggers may fail once more while they end: the first `UserError` counts.
+    """
+    first: BaseException | None = error
+    while first and not isinstance(first, UserError):
+        first = first.__context__
+    if first or not isinstance(error, OSError):
+        return str(first or error)
+    file = f"{error.filename}: " if error.filename else ""
+    return f"{file}{error_text(error)}: look at the free space and the permissions of files, and start it again"
 
 
 def one_line(message: str) -> str:
@@ -92,25 +128,28 @@ def one_line(message: str) -> str:
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 250]} […] {text[-240:]}"
 
 
-def check_configs(arguments: list[str]) -> None:
-    """Check that the files of `--config` exist, before the seconds that imports take.
+def expand_configs(arguments: list[str]) -> list[str]:
+    """The arguments with the paths of `--config` expanded; the files are looked for before the seconds of imports.
 
     Raises:
-        UserError: one does not.
+        UserError: one does not exist.
     """
-    for word, following in pairwise([*arguments, ""]):
+    expanded = []
+    words = iter(arguments)
+    for word in words:
         name, equals, value = word.partition("=")
-        path = Path(value if equals else following)
         if name == "--config":
-            check(
-                path.expanduser().is_file(),
-                f"--config {path}: no such file; name a YAML file such as configs/digits.yaml",
-            )
+            path = expand(value if equals else next(words, ""))
+            check(path.is_file(), f"--config {path}: no such file; name a YAML file such as configs/digits.yaml")
+            expanded.append(f"--config={path}")
+        else:
+            expanded.append(word)
+    return expanded
 
 
 def run(command: str, arguments: list[str]) -> int:
     """Import the modules that a command needs, and run it."""
-    check_configs(arguments)
+    arguments = expand_configs(arguments)
     if command in TRAINER_COMMANDS:
         from warm_lightning.trainer_cli import run_trainer
 

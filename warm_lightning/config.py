@@ -33,6 +33,7 @@ from warm_lightning.errors import check, user_errors
 from warm_lightning.migrations import current_option
 from warm_lightning.model import DiffusionModel, TrainedModel
 from warm_lightning.networks.base import Network
+from warm_lightning.paths import expand
 from warm_lightning.types import Weights
 
 if TYPE_CHECKING:
@@ -146,7 +147,7 @@ def load_config(
         UserError: for a missing file, a misspelt name or a wrong value.
     """
     paths = [paths] if isinstance(paths, str | Path) else paths
-    options = [f"--config={path}" for path in paths]
+    options = [f"--config={expand(path)}" for path in paths]
     return module_from_options([*options, *(f"--{name}={as_text(value)}" for name, value in (overrides or {}).items())])
 
 

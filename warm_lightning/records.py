@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import os
 import platform
 import shutil
 import subprocess
@@ -13,13 +12,13 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from threading import get_ident
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from warm_lightning.errors import UserError, check, error_text
+from warm_lightning.paths import locked
 
 PACKAGE_VERSION = version("warm-lightning")
 
@@ -35,7 +34,7 @@ def git_commit() -> str | None:
     try:
         if subprocess.run(tracked, capture_output=True, check=False).returncode:
             return None  # installed into an environment inside the checkout of another project
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(command, capture_output=True, encoding="utf-8", check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
 
@@ -150,25 +149,42 @@ def text_table(rows: Iterable[Sequence[str]], align: str) -> str:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def whole_file(path: Path, folder: bool = False) -> Iterator[Path]:
     """Give a temporary path beside `path`, whose file or folder gets that name when the `with` block ends.
 
     The folder of `path` is made. A reader sees all of the file or none; if an error ends the block, nothing is left.
+    What a killed process leaves is written over by the next one, since the temporary path has always the same name;
+    processes that write the same file wait for each other.
+
+    Args:
+        path: of the file.
+        folder: whether it is a folder; the temporary one is given empty.
 
     Raises:
         UserError: the file cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{get_ident()}")
+    temporary = path.with_name(f".{path.name}.unfinished")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        temporary.replace(path)
-    except BaseException as error:
-        with suppress(OSError):
-            shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink(missing_ok=True)
-        if not isinstance(error, OSError):
-            raise
-        raise UserError(f"{path}: cannot be written ({error_text(error, 200)}); choose a writable folder") from error
+        with locked(temporary, folder):
+            try:
+                if folder:
+                    _empty(temporary)
+                yield temporary
+                temporary.replace(path)
+            except BaseException:
+                with suppress(OSError):
+                    shutil.rmtree(temporary) if folder else temporary.unlink(missing_ok=True)
+                raise
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written ({error_text(error, 200)}); free space, or choose another folder"
+        ) from error
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def write_file(path: Path, content: bytes) -> None:

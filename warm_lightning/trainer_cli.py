@@ -2,8 +2,10 @@
 
 import logging
 import os
+import threading
 import warnings
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,15 +30,26 @@ from warm_lightning.callbacks import (
     ScoreSamples,
     TrainingLog,
 )
-from warm_lightning.checkpoints import CHECKPOINTS, LAST, check_same_model, check_start, check_weights, read_checkpoint
+from warm_lightning.checkpoints import (
+    CHECKPOINTS,
+    LAST,
+    check_same_model,
+    check_start,
+    check_weights,
+    read_checkpoint,
+    save_checkpoint,
+)
 from warm_lightning.data.datamodule import ImageDataModule
 from warm_lightning.errors import UserError, building, check, user_errors
 from warm_lightning.migrations import accept_old_names, current_option
 from warm_lightning.module import DiffusionModule
-from warm_lightning.records import writable_folder
+from warm_lightning.paths import expand, expand_in_parsers, expand_settings, folder_lock
+from warm_lightning.records import writable_folder, write_file
 from warm_lightning.strategies import check_launcher, lost_processes
 
 RUNS = "runs"
+ALONE = ("fit", "test")
+"""Commands that hold the lock of the run's folder."""
 CONFIG = "config.yaml"
 """The whole configuration of a run, in its folder."""
 SHORT_OPTIONS = {"--rounds": "--scores.rounds", "--num_images": "--scores.num_images"}
@@ -50,11 +63,16 @@ class SaveConfig(SaveConfigCallback):
         """Do nothing yet: the checkpoint to resume may turn out to be of another model."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().setup(trainer, pl_module, "fit")
+        if trainer.is_global_zero:
+            text = self.parser.dump(self.config, skip_none=False)
+            write_file(Path(trainer.default_root_dir) / self.config_filename, text.encode())
 
 
 class CheckpointFiles(TorchCheckpointIO):
-    """Reads checkpoints for Lightning with `read_checkpoint`: also older formats and exported folders."""
+    """Reads and writes checkpoints for Lightning: also those of older formats and exported folders, and whole files."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        save_checkpoint(Path(path), checkpoint)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         return read_checkpoint(path)
@@ -65,11 +83,25 @@ class WarmCLI(LightningCLI):
 
     A run lives in one folder, `trainer.default_root_dir`, by default `runs/` and the names of its YAML files:
     `runs/digits-hot` for `--config configs/digits.yaml --config configs/method/hot.yaml`.
+
+    Args:
+        arguments: the command, if any, and its options.
+        interrupt: the callback for Ctrl-C.
+        run: whether there is a command.
+        held: keeps the lock of the run's folder.
     """
 
-    def __init__(self, arguments: list[str], interrupt: Interrupt | None = None, run: bool = True) -> None:
+    def __init__(
+        self,
+        arguments: list[str],
+        interrupt: Interrupt | None = None,
+        run: bool = True,
+        held: ExitStack | None = None,
+    ) -> None:
+        self.held = held or ExitStack()
         quieten()
         accept_old_names()
+        expand_in_parsers()
         arguments = [current_option(argument) for argument in arguments]
         refuse_optimizers(arguments)
         self.command = arguments[:1] if run else []
@@ -132,6 +164,7 @@ class WarmCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         settings = self.settings
+        expand_settings(settings)
         if settings.trainer.enable_progress_bar is False:
             callbacks = self.trainer_defaults["callbacks"]
             self.trainer_defaults["callbacks"] = [c for c in callbacks if not isinstance(c, ImageProgressBar)]
@@ -140,12 +173,14 @@ class WarmCLI(LightningCLI):
             settings.trainer.default_root_dir = str(Path(RUNS) / ("-".join(stems) or "run"))
         folder = settings.trainer.default_root_dir
         if self.config.get("subcommand"):
-            trial = bool(settings.trainer.fast_dev_run)
-            settings.ckpt_path = resume_path(self.config["subcommand"], settings.ckpt_path, Path(folder), trial)
+            command, trial = self.config["subcommand"], bool(settings.trainer.fast_dev_run)
+            if not trial:
+                writable_folder(folder)
+                if command in ALONE and is_first_process():
+                    self.held.enter_context(folder_lock(Path(folder)))
+            settings.ckpt_path = resume_path(command, settings.ckpt_path, Path(folder), trial)
             if trial:  # a trial leaves nothing that could be taken for a run
-                self.scratch = TemporaryDirectory(prefix="warm-")
-                settings.trainer.default_root_dir = self.scratch.name
-            writable_folder(settings.trainer.default_root_dir)
+                settings.trainer.default_root_dir = self.held.enter_context(TemporaryDirectory(prefix="warm-"))
             self.init_from = settings.model.init_from
             if settings.ckpt_path:  # it has the weights; the file that training started from may not exist any more
                 settings.model.init_from = None
@@ -244,7 +279,7 @@ def expand_run(arguments: list[str]) -> list[str]:
     """
     if not arguments or arguments[0].startswith("-"):
         return arguments
-    run, others = Path(arguments[0]), arguments[1:]
+    run, others = expand(arguments[0]), arguments[1:]
     config = run / CONFIG
     check(config.is_file(), f"{run}: not the folder of a run, which has a {CONFIG}; or give --config and --ckpt_path")
     return [f"--config={config}", f"--trainer.default_root_dir={run}", "--ckpt_path=last", *others]
@@ -265,8 +300,21 @@ def refuse_optimizers(arguments: Sequence[str]) -> None:
         )
 
 
+def is_first_process() -> bool:
+    """Whether this process is the first of a run on several devices, by the variables of those who start them."""
+    ranks = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
+    return all(os.environ.get(name, "0") in ("0", "") for name in ranks)
+
+
+def report_thread(error: threading.ExceptHookArgs) -> None:
+    """Show the traceback of a thread, unless a file cannot be written: loggers raise that again in the main thread."""
+    if not isinstance(error.exc_value, OSError):
+        threading.__excepthook__(error)
+
+
 def quieten() -> None:
-    """Silence hints of Lightning that do not apply to this package."""
+    """Silence hints of Lightning that do not apply to this package, and tracebacks of its threads on a full disk."""
+    threading.excepthook = report_thread
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for hint in (
@@ -323,8 +371,9 @@ def run_trainer(command: str, arguments: list[str]) -> int:
     """Run a command of the Trainer; returns the exit code, 130 if it was interrupted, 143 if it was terminated."""
     interrupt = Interrupt()
     try:
-        with user_errors(), lost_processes():
-            WarmCLI([command, *(arguments if command == "fit" else expand_run(spell_out(arguments)))], interrupt)
+        with user_errors(), lost_processes(), ExitStack() as held:
+            given = arguments if command == "fit" else expand_run(spell_out(arguments))
+            WarmCLI([command, *given], interrupt, True, held)
     except SIGTERMException:  # a SystemExit of Lightning's, whose code would be that of success
         return 143
     except SystemExit as end:

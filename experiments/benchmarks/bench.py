@@ -25,6 +25,7 @@ from experiments.benchmarks import data_loading as reading
 from experiments.benchmarks.timing import Product, matmul_peak, peak_memory, ratio, ratios, rounds, seconds
 from experiments.benchmarks.training_step import TrainingStep
 from warm_lightning.errors import UserError
+from warm_lightning.paths import path_argument
 from warm_lightning.records import machine, text_table, to_json, write_file
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -271,7 +272,7 @@ def table(results: Mapping[str, Any]) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m experiments.benchmarks.bench", description="Speed and memory.")
-    parser.add_argument("--out", required=True, type=Path, help="JSON file to write")
+    parser.add_argument("--out", required=True, type=path_argument, help="JSON file to write")
     parser.add_argument("--device", choices=["cpu", "cuda"], help="cuda where there is one, if not given")
     parser.add_argument("--quick", action="store_true", help="tiny networks, not compiled, to try it out")
     options = parser.parse_args(arguments)

@@ -32,6 +32,7 @@ from warm_lightning import load_checkpoint, records
 from warm_lightning.checkpoints import SECTION, read_checkpoint
 from warm_lightning.cli import main as warm
 from warm_lightning.errors import UserError, check
+from warm_lightning.paths import path_argument
 from warm_lightning.records import to_json, writable_folder, write_file
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -183,7 +184,7 @@ def run(options: argparse.Namespace) -> int:
     out = writable_folder(options.out)
     name = "gpu-check-" + re.sub(r"[^a-z0-9]+", "-", machine.get("gpu", "cpu").lower()).strip("-")
     path = out / f"{name}.json"
-    known = json.loads(path.read_text()) if path.exists() else {}
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     report = {"machine": machine, **{part: known[part] for part in PARTS if part in known}}
     stages = {
         "tests": lambda: run_tests(options.device),
@@ -233,9 +234,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to run (default: all)")
     parser.add_argument("--seconds", type=float, default=10, help="for each measurement of speed (default: 10)")
     parser.add_argument("--minutes", type=float, default=5, help="of training, compilation included (default: 5)")
-    parser.add_argument("--data", help="folder or zip of images, or torchvision's folder of CIFAR-10")
-    parser.add_argument("--out", default="docs/measurements", help="folder to write to (default: %(default)s)")
-    parser.add_argument("--config", default="configs/cifar10.yaml", help="what to train (default: %(default)s)")
+    parser.add_argument(
+        "--data", type=path_argument, help="folder or zip of images, or torchvision's folder of CIFAR-10"
+    )
+    parser.add_argument(
+        "--out", type=path_argument, default="docs/measurements", help="folder to write to (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--config", type=path_argument, default="configs/cifar10.yaml", help="what to train (default: %(default)s)"
+    )
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="cpu is to try this out")
     parser.add_argument("--precision", help="of the trainer; bf16-mixed if not given, 32-true on a CPU")
     parser.add_argument(

@@ -56,7 +56,9 @@ def count(place: str) -> int:
 def first_example(page: Path) -> list[tuple[str, int]]:
     """The files of the first example of a how-to page with their lines: a YAML block ends it."""
     files = []
-    for name, code in re.findall(r"^```\w+\n# (\S+\.(?:py|yaml))\n(.*?)^```$", page.read_text(), re.M | re.S):
+    for name, code in re.findall(
+        r"^```\w+\n# (\S+\.(?:py|yaml))\n(.*?)^```$", page.read_text(encoding="utf-8"), re.M | re.S
+    ):
         lines = code_lines(code) if name.endswith(".py") else sum(map(bool, map(str.strip, code.splitlines())))
         files.append((name, lines))
         if name.endswith(".yaml"):

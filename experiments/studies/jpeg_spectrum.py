@@ -28,6 +28,7 @@ from warm_lightning.data import ImageFolder, ImageSet
 from warm_lightning.data.image_set import random_order
 from warm_lightning.errors import UserError, check
 from warm_lightning.images import quantise
+from warm_lightning.paths import path_argument
 from warm_lightning.records import provenance, text_table, to_json, write_file
 from warm_lightning.rng import key
 from warm_lightning.spectral import frequencies, idct
@@ -144,8 +145,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m experiments.studies.jpeg_spectrum", description=__doc__.split("\n")[0]
     )
-    parser.add_argument("--out", required=True, type=Path, help="JSON file to write")
-    parser.add_argument("--data", help="folder or zip of RGB images to compress, too")
+    parser.add_argument("--out", required=True, type=path_argument, help="JSON file to write")
+    parser.add_argument("--data", type=path_argument, help="folder or zip of RGB images to compress, too")
     parser.add_argument("--num_images", type=int, default=3000)
     parser.add_argument("--size", type=int, default=32, help="pixels per side of the Gaussian fields")
     parser.add_argument("--seed", type=int, default=0)

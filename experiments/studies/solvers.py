@@ -29,6 +29,7 @@ from warm_lightning.errors import UserError, check
 from warm_lightning.images import quantise
 from warm_lightning.metrics import BATCH_SIZE, DigitsFeatures, Evaluation, Extraction, Pixels, measure_reference
 from warm_lightning.model import DiffusionModel
+from warm_lightning.paths import path_argument
 from warm_lightning.processes import ConstantBNR, Warm
 from warm_lightning.records import check_out, machine, markdown_table, to_json, write_file
 from warm_lightning.samplers import Euler, Heun, Multistep, PowerGrid, Sampler, StepRule
@@ -335,10 +336,12 @@ def check_files(out: Path, plot: Path | None) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m experiments.studies.solvers", description=__doc__.split("\n")[0])
-    parser.add_argument("--data", help="folder or zip of images, CIFAR-10's for instance")
+    parser.add_argument("--data", type=path_argument, help="folder or zip of images, CIFAR-10's for instance")
     parser.add_argument("--checkpoints", nargs="+", default=[], metavar="LABEL=PATH", help="models trained on digits")
-    parser.add_argument("--out", required=True, type=Path, help="JSON file to write, with tables beside it in .md")
-    parser.add_argument("--plot", type=Path, help="PNG file to draw what --data gives in")
+    parser.add_argument(
+        "--out", required=True, type=path_argument, help="JSON file to write, with tables beside it in .md"
+    )
+    parser.add_argument("--plot", type=path_argument, help="PNG file to draw what --data gives in")
     options = parser.parse_args(arguments)
     try:
         check(bool(options.data or options.checkpoints), "nothing to do: give --data, --checkpoints, or both")

@@ -110,11 +110,7 @@ class Checkpoints(Checkpoint, Expected):
         if module.nonfinite_steps:  # the checkpoint of before is worth more
             return
         for name in names:
-            # Lightning writes elsewhere and moves, which between file systems is not done at once.
-            unfinished = folder / f".{name}.unfinished"
-            trainer.save_checkpoint(unfinished, weights_only=False)
-            if trainer.is_global_zero:
-                unfinished.replace(folder / name)
+            trainer.save_checkpoint(folder / name, weights_only=False)
             if name == LAST:
                 self.saved = (module.images_seen, time.monotonic())
 

@@ -79,7 +79,7 @@ class Rounds:
         if not self.path.exists():
             return {}
         try:
-            stored = json.loads(self.path.read_text())
+            stored = json.loads(self.path.read_text(encoding="utf-8"))
             entries = stored.items()
             return {key: {name: dict(entry[name]) for name in ("conditions", "rounds")} for key, entry in entries}
         except (OSError, ValueError, KeyError, TypeError, AttributeError):

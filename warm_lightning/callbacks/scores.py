@@ -34,6 +34,7 @@ from warm_lightning.metrics import (
     summarise_rounds,
 )
 from warm_lightning.module import DiffusionModule, SeedPlan
+from warm_lightning.paths import PathText
 from warm_lightning.records import provenance, to_json, write_file
 from warm_lightning.strategies import check_unsharded
 from warm_lightning.types import Weights
@@ -82,7 +83,7 @@ class ScoreSamples(Expected):
         every_num_images: int = 10_000,
         weights: Weights = "ema",
         batch_size: int = 256,
-        reference_stats: list[str | None] | str | None = None,
+        reference_stats: list[PathText | None] | PathText | None = None,
         companions: bool = True,
         max_neighbours: int = 10_000,
     ) -> None:

@@ -2,12 +2,14 @@
 
 import importlib
 import inspect
+from collections.abc import Callable
 
 from jsonargparse import ArgumentParser
 
 from warm_lightning.config import split_settings
 from warm_lightning.errors import user_errors
 from warm_lightning.migrations import accept_old_names, current_option
+from warm_lightning.paths import expand_in_parsers
 
 SETTINGS = "settings"
 """The name of a parameter that gets the options of `warm fit` for model and data."""
@@ -20,25 +22,41 @@ def run_command(command: str, arguments: list[str]) -> int:
     as in `warm dataset SRC DST`, or options where the function takes them by keyword only, as in `warm generate
     --ckpt_path C`. A function with the parameter `settings` takes the options --config, --model.… and --data.… too.
     """
-    name = command.replace("-", "_")
-    function = getattr(importlib.import_module(f"warm_lightning.commands.{name}"), name)
+    function = command_function(command)
     signature = inspect.signature(function)
     given: dict[str, list[str]] = {}
-    epilog = None
     if SETTINGS in signature.parameters:
         given[SETTINGS], arguments = split_settings(arguments)
-        epilog = "Which model and data: --config FILE (any number of them), --model.… and --data.…, as of `warm fit`."
-    accept_old_names()
     arguments = with_values([current_option(word) for word in arguments], signature)
-    described = inspect.getdoc(function) or ""
-    parser = ArgumentParser(
-        prog=f"warm {command}", exit_on_error=False, description=described.partition("\nArgs:")[0], epilog=epilog
-    )
-    parser.add_function_arguments(function, as_group=False, as_positional=True, skip={SETTINGS}, sub_configs=True)
     with user_errors():
+        parser = command_parser(command)
         parsed = parser.parse_args(arguments)
         function(**given, **parser.instantiate(parsed))
     return 0
+
+
+def command_function(command: str) -> Callable[..., None]:
+    """The function of a command."""
+    name = command.replace("-", "_")
+    function: Callable[..., None] = getattr(importlib.import_module(f"warm_lightning.commands.{name}"), name)
+    return function
+
+
+def command_parser(command: str) -> ArgumentParser:
+    """The parser of a command's arguments, except for those of `settings`."""
+    accept_old_names()
+    expand_in_parsers()
+    function = command_function(command)
+    described = inspect.getdoc(function) or ""
+    epilog = "Which model and data: --config FILE (any number of them), --model.… and --data.…, as of `warm fit`."
+    parser = ArgumentParser(
+        prog=f"warm {command}",
+        exit_on_error=False,
+        description=described.partition("\nArgs:")[0],
+        epilog=epilog if SETTINGS in inspect.signature(function).parameters else None,
+    )
+    parser.add_function_arguments(function, as_group=False, as_positional=True, skip={SETTINGS}, sub_configs=True)
+    return parser
 
 
 def with_values(arguments: list[str], signature: inspect.Signature) -> list[str]:

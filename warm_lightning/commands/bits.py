@@ -11,6 +11,7 @@ from warm_lightning.config import trained_from_options
 from warm_lightning.errors import check
 from warm_lightning.images import dequantise
 from warm_lightning.model import check_data
+from warm_lightning.paths import PathText
 from warm_lightning.records import provenance, to_json, writable_folder, write_file
 from warm_lightning.rng import SeedStreams, key
 from warm_lightning.spectral import dct, full_precision
@@ -20,8 +21,8 @@ from warm_lightning.types import Split, Weights
 def bits(
     settings: list[str],
     *,
-    ckpt_path: str,
-    outdir: str,
+    ckpt_path: PathText,
+    outdir: PathText,
     split: Split = "held_out",
     num_images: int = 256,
     seed: int = 0,

@@ -26,17 +26,18 @@ from warm_lightning.metrics import (
 from warm_lightning.metrics.features import identity
 from warm_lightning.metrics.paired import BLOCKS, MEANING, Difference, paired_frechet, paired_rounds, too_few
 from warm_lightning.metrics.reference_file import SUFFIX
+from warm_lightning.paths import PathText
 from warm_lightning.records import check_out, provenance, text_table, to_json, write_file
 
 
 def compare(
-    a: str,
-    b: str,
-    reference: str | None = None,
+    a: PathText,
+    b: PathText,
+    reference: PathText | None = None,
     extractor: FeatureExtractor = default(InceptionFeatures),
     device: str = "auto",
     batch_size: int = BATCH_SIZE,
-    out: str | None = None,
+    out: PathText | None = None,
 ) -> None:
     """Compare two models, with 95 % confidence intervals over paired seeds.
 
@@ -176,7 +177,7 @@ def read_scores(path: Path) -> dict[str, Any]:
     """
     check(path.is_file(), f"{path}: no such file: give the scores.json of a run")
     try:
-        scores = json.loads(path.read_text())
+        scores = json.loads(path.read_text(encoding="utf-8"))
         scores["protocol"]["seeds"]
         comparable(scores["protocol"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -19,18 +19,19 @@ from torch.utils.data import Dataset
 from warm_lightning.data.decode import CropResize
 from warm_lightning.data.image_set import ImageFiles, image_files
 from warm_lightning.data.listing import DATASET_JSON, Listing, image_name, list_images, write_labels
-from warm_lightning.data.sources import expand, open_reader
+from warm_lightning.data.sources import open_reader
 from warm_lightning.data.stream import Loader
 from warm_lightning.distributed import progress
 from warm_lightning.errors import UserError, check, error_text
+from warm_lightning.paths import PathText, expand
 from warm_lightning.records import writable_folder
 
 MAX_RESOLUTION = 4096  # an RGB image of this size takes 50 MB
 
 
 def dataset(
-    src: str,
-    dst: str,
+    src: PathText,
+    dst: PathText,
     resolution: int | None = None,
     crop: Literal["none", "center", "stretch"] = "none",
     split: Literal["train", "held_out", "all"] = "train",
@@ -79,7 +80,7 @@ def check_target(src: str, dst: str, overwrite: bool) -> Path:
     """
     check(Path(dst).suffix == ".zip", f"{dst}: the name of the data set must end in .zip")
     try:
-        target = Path(dst).expanduser()
+        target = expand(dst)
         same = os.path.realpath(target) == os.path.realpath(expand(src))
         check(not same, f"{dst} is the source itself: choose another name")
         if target.exists():

@@ -13,9 +13,10 @@ from warm_lightning.data import ImageSet
 from warm_lightning.data.image_set import image_files
 from warm_lightning.data.listing import SUFFIXES
 from warm_lightning.data.readers import FolderReader, LMDBReader, Reader
-from warm_lightning.data.sources import Source, expand
+from warm_lightning.data.sources import Source
 from warm_lightning.errors import UserError, check, error_text
 from warm_lightning.images import dequantise
+from warm_lightning.paths import expand
 from warm_lightning.types import Split
 
 ARRAYS = (".npy", ".npz")

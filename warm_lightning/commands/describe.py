@@ -10,12 +10,13 @@ from warm_lightning.analysis.figures import check_matplotlib
 from warm_lightning.config import module_from_options
 from warm_lightning.data import ImageDataModule
 from warm_lightning.module import DiffusionModule
+from warm_lightning.paths import PathText
 from warm_lightning.records import provenance, text_table, to_json, writable_folder, write_file
 
 PARTS = ("process", "parameterization", "preconditioning", "clock_law", "loss", "target", "sampler")
 
 
-def describe(settings: list[str], *, outdir: str | None = None) -> None:
+def describe(settings: list[str], *, outdir: PathText | None = None) -> None:
     """Describe a configuration: network, training recipe, cost of sampling, and path through the blur-noise plane.
 
     With --outdir it writes paths.png and describe.json: `network` (its class), `parameters`, `parameters_millions`,

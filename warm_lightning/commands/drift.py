@@ -27,6 +27,7 @@ from warm_lightning.data.image_set import dequantised_batches
 from warm_lightning.errors import check
 from warm_lightning.images import dequantise
 from warm_lightning.model import TrainedModel, check_data
+from warm_lightning.paths import PathText
 from warm_lightning.records import provenance, text_table, to_json, writable_folder, write_file
 from warm_lightning.rng import SeedStreams, key
 from warm_lightning.spectral import dct, full_precision
@@ -36,8 +37,8 @@ from warm_lightning.types import Split, Weights
 def drift(
     settings: list[str],
     *,
-    ckpt_path: str,
-    outdir: str,
+    ckpt_path: PathText,
+    outdir: PathText,
     num_images: int = 256,
     batch_size: int = 64,
     seed: int = 0,

@@ -6,20 +6,22 @@ from pathlib import Path
 import torch
 
 from warm_lightning.checkpoints import SECTION, read_checkpoint
+from warm_lightning.commands.image_records import GENERATED, add_to_record, check_unmixed, model_settings
 from warm_lightning.commands.shared import Devices, Precision, load, parse_labels
 from warm_lightning.errors import check
 from warm_lightning.images import grid as make_picture
 from warm_lightning.images import quantise, read_png, write_png
-from warm_lightning.records import writable_folder
+from warm_lightning.paths import PathText
+from warm_lightning.records import provenance, writable_folder
 from warm_lightning.rng import parse_seeds
 from warm_lightning.types import Weights
 
 
 def generate(
     *,
-    ckpt_path: str,
+    ckpt_path: PathText,
     seeds: str,
-    outdir: str,
+    outdir: PathText,
     steps: int | None = None,
     rho: float | None = None,
     eta: float | None = None,
@@ -28,13 +30,16 @@ def generate(
     guidance: float | None = None,
     weights: Weights = "ema",
     batch_size: int = 64,
-    grid: str | None = None,
+    grid: PathText | None = None,
     override: list[str] | None = None,
     devices: int | str = 1,
     accelerator: str = "auto",
     precision: Precision = "32-true",
 ) -> None:
     """Sample images of given seeds; each image is a pure function of weights, seed, class and sampler.
+
+    Writes PNG files, and generated.json, which lists them with their settings. A folder takes images of one setting
+    only; more seeds can be added by further calls, and an interrupted call can be repeated.
 
     Args:
         ckpt_path: checkpoint that `warm fit` wrote, or folder that `warm export` did.
@@ -66,18 +71,29 @@ def generate(
     check(batch_size > 0, f"batch_size is {batch_size}: it must be at least 1")
     if bnr is not None:
         check_bnr(ckpt_path)
-    model = load(ckpt_path, weights, chosen, override).model(weights)
+    trained_model = load(ckpt_path, weights, chosen, override)
+    model = trained_model.model(weights)
     classes = parse_labels(labels, len(numbers), model.network.label_dim)
     folder = writable_folder(outdir)
     if grid:
+        among = Path(grid).resolve().is_relative_to(folder.resolve())
+        check(not among, f"--grid {grid} is in --outdir, where it would count as an image: name a file elsewhere")
         writable_folder(Path(grid).parent)
 
     all_devices = Devices(accelerator, devices, precision)
     all_devices.move(model)
+    files = {f"{seed:06d}.png": classes[k] if classes else None for k, seed in enumerate(numbers)}
+    settings = model_settings(trained_model, weights, precision) | {
+        "labels": "one for each image" if labels and "," in labels else labels
+    }
+    check_unmixed(folder / GENERATED, settings, files)
+    all_devices.wait()
     for batch in all_devices.batches(len(numbers), batch_size, "Sampling"):
         images = model.sample(
             model.sampler, [numbers[k] for k in batch], [classes[k] for k in batch] if classes else None
         )
+        if batch[0] == 0:
+            add_to_record(folder / GENERATED, settings, files, provenance(model.device))
         for k, image in zip(batch, quantise(images), strict=True):
             write_png(folder / f"{numbers[k]:06d}.png", image)
     if all_devices.first:

@@ -20,6 +20,7 @@ from warm_lightning.errors import UserError, check
 from warm_lightning.images import dequantise
 from warm_lightning.model import check_data
 from warm_lightning.networks.base import Network
+from warm_lightning.paths import PathText
 from warm_lightning.records import provenance, text_table, to_json, writable_folder, write_file
 from warm_lightning.rng import parse_seeds
 from warm_lightning.spectral import power_spectrum
@@ -28,9 +29,9 @@ from warm_lightning.spectral import power_spectrum
 def oracle(
     settings: list[str],
     *,
-    outdir: str,
+    outdir: PathText,
     kind: Literal["gaussian", "dataset"] = "gaussian",
-    spectrum: str | None = None,
+    spectrum: PathText | None = None,
     seeds: str = "0-63",
     limit: int = 1000,
     ode_steps: int = 1024,

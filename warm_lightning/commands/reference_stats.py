@@ -14,14 +14,15 @@ from warm_lightning.metrics import (
 )
 from warm_lightning.metrics.reference import LARGE
 from warm_lightning.metrics.reference_file import SUFFIX, to_bytes
+from warm_lightning.paths import PathText
 from warm_lightning.records import check_out, write_file
 
 
 def reference_stats(
-    source: str,
-    out: str,
+    source: PathText,
+    out: PathText,
     extractor: FeatureExtractor | None = None,
-    held_out: str | None = None,
+    held_out: PathText | None = None,
     memorisation: bool = False,
     device: str = "auto",
     batch_size: int = BATCH_SIZE,

@@ -11,33 +11,31 @@ import torch
 from torch import Tensor
 
 from warm_lightning.commands.degraded_images import InputImages, open_input_images, pair
+from warm_lightning.commands.image_records import RESTORED, add_to_record, check_unmixed, model_settings
 from warm_lightning.commands.shared import Devices, Precision, load, parse_labels
 from warm_lightning.data.listing import SUFFIXES
-from warm_lightning.data.sources import expand
 from warm_lightning.errors import check
 from warm_lightning.images import grid as image_grid
 from warm_lightning.images import quantise, read_png, write_png
 from warm_lightning.metrics.fidelity import describe, fidelity
-from warm_lightning.model import TrainedModel
-from warm_lightning.records import check_out, provenance, to_json, writable_folder, write_file
+from warm_lightning.paths import PathText, expand
+from warm_lightning.records import check_out, provenance, writable_folder
 from warm_lightning.restoration import Start, find_start, observe
 from warm_lightning.rng import SeedStreams, key, parse_seeds
 from warm_lightning.types import Split, Weights
 
-RECORD = "restored.json"
-
 
 def restore(
-    images: str,
+    images: PathText,
     *,
     blur: float,
     noise: float,
-    ckpt_path: str,
-    outdir: str,
+    ckpt_path: PathText,
+    outdir: PathText,
     mean: bool = False,
     add_noise: bool = False,
     degrade: bool = False,
-    clean: str | None = None,
+    clean: PathText | None = None,
     split: Split | None = None,
     seeds: str | None = None,
     steps: int | None = None,
@@ -48,7 +46,7 @@ def restore(
     weights: Weights = "ema",
     limit: int | None = None,
     batch_size: int = 64,
-    grid: str | None = None,
+    grid: PathText | None = None,
     override: list[str] | None = None,
     devices: int | str = 1,
     accelerator: str = "auto",
@@ -128,12 +126,25 @@ def restore(
 
     all_devices = Devices(accelerator, devices, precision)
     model = all_devices.move(model)
+    files = {f"{given.names[k]}.png": numbers[k] for k in range(count)}
+    settings = {
+        "source": str(Path(images).resolve()),
+        "degraded_here": degrade,
+        "mean": mean,
+        "labels": labels,
+        **protocol(task),
+        **model_settings(trained_model, weights, precision),
+    }
+    check_unmixed(folder / RESTORED, settings, files, alone=False)
+    all_devices.wait()
     if all_devices.first and task.split:
         print(f"images of the split {task.split}")
     for batch in all_devices.batches(count, batch_size, "Restoring"):
         batch_classes = [classes[k] for k in batch] if classes else None
         batch_seeds = [numbers[k] for k in batch]
         restored = model.restore(model.sampler, start, task.degraded(batch), batch_seeds, batch_classes, mean)
+        if batch[0] == 0:
+            add_to_record(folder / RESTORED, settings, files, provenance(model.device))
         for k, image in zip(batch, quantise(restored), strict=True):
             write_png(folder / f"{given.names[k]}.png", image)
     if not all_devices.first:
@@ -141,10 +152,18 @@ def restore(
     estimates = 1 if mean else model.sampler.rule.evaluations(len(start.levels(model.sampler.grid)) - 1)
     nfe = model.nfe(estimates, bool(classes))
     scores = task.scores(folder, batch_size)
-    paths = {"images": images, "clean": clean, "split": task.split, "degraded_here": degrade, "ckpt_path": ckpt_path}
-    options = {"mean": mean, "nfe": nfe, "num_images": count, "seeds": seeds or f"0-{count - 1}", "labels": labels}
-    record = {**scores, "protocol": paths | options | protocol(task, trained_model, weights)}
-    write_file(folder / RECORD, to_json(record).encode())
+    others = {
+        "images": images,
+        "clean": clean,
+        "ckpt_path": ckpt_path,
+        "nfe": nfe,
+        "num_images": count,
+        "seeds": seeds or f"0-{count - 1}",
+        "measures": describe(model.network.resolution) if scores else None,
+        **provenance(model.device),
+        "torchmetrics_version": version("torchmetrics"),
+    }
+    add_to_record(folder / RESTORED, settings, files, others, scores)
     print(f"{count} images in {folder}, NFE {nfe}")
     if scores:
         print(scores_text(scores, blur, noise))
@@ -255,24 +274,20 @@ def check_output_paths(sources: Sequence[str], outdir: str, grid: str | None, na
             over = picture == path
         check(not among, f"--outdir {outdir} is where the images of {source} are: choose a folder apart from them")
         check(not over, f"--grid {grid} is where the images of {source} are: name a file apart from them")
-    results = {folder / f"{name}.png" for name in names} | {folder / RECORD}
+    results = {folder / f"{name}.png" for name in names} | {folder / RESTORED}
     over_result = picture is not None and not results.isdisjoint([picture, *picture.parents])
     check(not over_result, f"--grid {grid} is where a result goes: name another file")
 
 
-def protocol(task: Task, trained_model: TrainedModel, weights: Weights) -> dict[str, Any]:
-    """The record of the level, model and sampler of a restoration."""
-    level, model = task.start.level, trained_model.model(weights)
+def protocol(task: Task) -> dict[str, Any]:
+    """The record of the level of a restoration."""
+    level = task.start.level
     return {
+        "split": task.split,
         "blur": task.blur,
         "noise": task.noise,
         "level": {name: getattr(level, name).item() for name in ("alpha", "beta", "clock")},
         "noise_added": task.start.fill,
-        "guidance": model.guidance,
-        **trained_model.record(weights),
-        "measures": describe(model.network.resolution) if task.truth else None,
-        **provenance(model.device),
-        "torchmetrics_version": version("torchmetrics"),
     }
 
 

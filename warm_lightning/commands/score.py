@@ -17,18 +17,19 @@ from warm_lightning.metrics import (
     read_statistics,
 )
 from warm_lightning.metrics.reference_file import SUFFIX
+from warm_lightning.paths import PathText
 from warm_lightning.records import check_out, provenance, to_json, write_file
 
 
 def score(
-    images: str,
-    reference: str,
+    images: PathText,
+    reference: PathText,
     extractor: FeatureExtractor = default(InceptionFeatures),
     device: str = "auto",
     batch_size: int = BATCH_SIZE,
     companions: bool = True,
     max_neighbours: int = 10_000,
-    out: str | None = None,
+    out: PathText | None = None,
 ) -> None:
     """Score a folder or zip of images against another one, or against reference statistics.
 

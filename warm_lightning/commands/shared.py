@@ -9,9 +9,10 @@ import torch
 from torch.backends import mps
 from tqdm import tqdm
 
+from warm_lightning.commands.image_records import check_listed
 from warm_lightning.config import load_checkpoint
 from warm_lightning.data.image_set import ImageSet
-from warm_lightning.data.sources import read_split
+from warm_lightning.data.sources import Source
 from warm_lightning.distributed import strided_batches
 from warm_lightning.errors import UserError, check
 from warm_lightning.model import DiffusionModel, TrainedModel
@@ -180,9 +181,11 @@ def open_images(path: str) -> ImageSet:
     """The images of a folder or zip, its training images where it has splits, decoded as they are needed.
 
     Raises:
-        UserError: see `read_split`; the path is that of statistics.
+        UserError: see `Source`; the path is that of statistics, or `warm generate` has not made all of the images.
     """
     check(not path.endswith(".npz"), f"{path}: images are needed here, not statistics: give a folder or zip")
-    images = read_split(path, "train", cache=False)
+    source = Source.open(path)
+    check_listed(source.reader, path)
+    images = source.read("train", cache=False)
     assert images is not None
     return images

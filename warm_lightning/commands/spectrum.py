@@ -24,6 +24,7 @@ from warm_lightning.data import ImageSet
 from warm_lightning.data.image_set import random_order
 from warm_lightning.errors import UserError, check
 from warm_lightning.images import dequantise
+from warm_lightning.paths import PathText
 from warm_lightning.records import provenance, text_table, to_json, writable_folder, write_file
 
 BNRS = (0.0, 0.1, 0.3, 0.5, 0.65, 1.0, 2.0, 10.0)
@@ -34,8 +35,8 @@ SHOWN_IMAGES = 2  # in the figure of targets
 def spectrum(
     settings: list[str],
     *,
-    outdir: str,
-    images: str | None = None,
+    outdir: PathText,
+    images: PathText | None = None,
     tolerance: float = 0.03,
     fit_below: float = 2.0,
     limit: int | None = None,

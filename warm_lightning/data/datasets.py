@@ -1,7 +1,6 @@
 """The data sets: any folder or zip of images, scikit-learn's digits, FFHQ, LSUN Church and CIFAR-10."""
 
 from functools import cached_property
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -12,6 +11,7 @@ from warm_lightning.data.image_set import ImageSet, check_rgb
 from warm_lightning.data.listing import DATASET_JSON
 from warm_lightning.data.sources import Source, is_missing
 from warm_lightning.errors import UserError, check, error_text
+from warm_lightning.paths import PathText, expand
 from warm_lightning.rng import key
 
 
@@ -38,8 +38,8 @@ class ImageFolder(ImageDataModule):
 
     def __init__(
         self,
-        path: str,
-        held_out_path: str | None = None,
+        path: PathText,
+        held_out_path: PathText | None = None,
         resolution: int | None = None,
         cache: bool = True,
         **kwargs: Any,
@@ -120,7 +120,9 @@ class FFHQ(ImageFolder):
         **kwargs: the arguments of `ImageDataModule`.
     """
 
-    def __init__(self, path: str, held_out_path: str | None = None, cache: bool = True, **kwargs: Any) -> None:
+    def __init__(
+        self, path: PathText, held_out_path: PathText | None = None, cache: bool = True, **kwargs: Any
+    ) -> None:
         super().__init__(path, held_out_path, resolution=64, cache=cache, **kwargs)
 
     def check_path(self) -> None:
@@ -152,7 +154,9 @@ class LSUNChurch(ImageFolder):
 
     lmdb_resize: ClassVar[CropResize] = CropResize("center", 128)
 
-    def __init__(self, path: str, held_out_path: str | None = None, cache: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self, path: PathText, held_out_path: PathText | None = None, cache: bool = False, **kwargs: Any
+    ) -> None:
         super().__init__(path, held_out_path, resolution=128, cache=cache, **kwargs)
 
     def check_path(self) -> None:
@@ -183,9 +187,9 @@ class CIFAR10(ImageDataModule):
 
     def __init__(
         self,
-        path: str | None = None,
-        root: str = "data",
-        held_out_path: str | None = None,
+        path: PathText | None = None,
+        root: PathText = "data",
+        held_out_path: PathText | None = None,
         cache: bool = True,
         **kwargs: Any,
     ) -> None:
@@ -202,7 +206,7 @@ class CIFAR10(ImageDataModule):
         from torchvision import datasets
 
         try:
-            datasets.CIFAR10(Path(self.root).expanduser(), download=True)
+            datasets.CIFAR10(expand(self.root), download=True)
         except (OSError, RuntimeError) as error:
             raise UserError(
                 f"CIFAR-10 cannot be downloaded to {self.root} ({error_text(error)}): put "
@@ -222,7 +226,7 @@ class CIFAR10(ImageDataModule):
         from torchvision import datasets
 
         try:
-            data = datasets.CIFAR10(Path(self.root).expanduser(), train=split == "train")
+            data = datasets.CIFAR10(expand(self.root), train=split == "train")
         except (OSError, RuntimeError) as error:
             raise UserError(
                 f"CIFAR-10 is not in {self.root} ({error_text(error)}): call prepare_data() to download it, or "

@@ -354,7 +354,7 @@ def _list_keys(path: Path) -> list[str]:
     _import_lmdb()
     # With -P the program does not import the modules of its own folder.
     command = [sys.executable, "-P", str(LMDB_WALK), str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
     if done.returncode:
         message = done.stderr.strip().splitlines()[-1:] if done.returncode > 0 else []
         raise _damaged_lmdb(path, message[0] if message else "its pages do not fit together")

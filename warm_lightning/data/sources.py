@@ -17,7 +17,8 @@ from warm_lightning.data.readers import (
     cannot_read,
     is_cifar_folder,
 )
-from warm_lightning.errors import UserError, error_text
+from warm_lightning.errors import UserError
+from warm_lightning.paths import expand
 
 
 def open_reader(path: str | Path) -> Reader:
@@ -46,18 +47,6 @@ def open_reader(path: str | Path) -> Reader:
     if stat.S_ISREG(kind) and path.suffix == LMDB_FILE.suffix:
         return LMDBReader(path)
     raise UserError(f"{path} is neither a folder nor a zip: unpack it into a folder or pack it as a zip")
-
-
-def expand(path: str | Path) -> Path:
-    """Replace `~` in a path by the home directory.
-
-    Raises:
-        UserError: the path names a user who does not exist.
-    """
-    try:
-        return Path(path).expanduser()
-    except RuntimeError as error:
-        raise UserError(f"{path}: {error_text(error)} Give the whole path of a folder or zip of images") from error
 
 
 def source_name(path: str | Path) -> str:
@@ -126,8 +115,3 @@ class Source:
         resize = lmdb_resize if isinstance(self.reader, LMDBReader) else UNCHANGED
         read = read_images if cache else image_files
         return ImageSet(read(self.reader, listing.names, resolution, resize), listing.labels, listing.class_names)
-
-
-def read_split(path: str | Path, split: str, *, cache: bool = True) -> ImageSet | None:
-    """Open the source at a path and read one split; raises as `Source.open` and `Source.read` do."""
-    return Source.open(path).read(split, cache=cache)

@@ -33,12 +33,11 @@ def write_folder(folder: Path, tensors: Mapping[str, Tensor], document: Mapping[
     Raises:
         UserError: the folder is not empty, or cannot be written.
     """
-    with whole_file(folder) as unfinished:
+    with whole_file(folder, folder=True) as unfinished:
         check(
             not folder.exists() or (folder.is_dir() and not any(folder.iterdir())),
             f"{folder}: already exists and is not empty; give another folder",
         )
-        unfinished.mkdir()
         content = save({name: tensor.contiguous() for name, tensor in sorted(tensors.items())})
         config = {**document, "sha256": hashlib.sha256(content).hexdigest()}
         (unfinished / WEIGHTS).write_bytes(content)

@@ -16,6 +16,7 @@ from warm_lightning.distributed import progress
 from warm_lightning.errors import UserError, check
 from warm_lightning.images import dequantise
 from warm_lightning.metrics.features import FeatureExtractor
+from warm_lightning.paths import expand
 from warm_lightning.records import write_file
 
 VERSION = 1  # of the recipe below: another recipe is another score
@@ -55,7 +56,7 @@ class DigitsFeatures(FeatureExtractor):
 def cache_path() -> Path:
     """The classifier's file: in `warm_lightning/` under $WARM_CACHE, $XDG_CACHE_HOME or ~/.cache."""
     folder = os.environ.get("WARM_CACHE") or os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(folder).expanduser() / "warm_lightning" / f"digits-classifier-v{VERSION}.pt"
+    return expand(folder) / "warm_lightning" / f"digits-classifier-v{VERSION}.pt"
 
 
 def load_classifier() -> nn.Sequential:

@@ -5,7 +5,6 @@ import re
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -15,6 +14,7 @@ from warm_lightning.data.image_set import ImageSet
 from warm_lightning.distributed import gather, progress, rank_and_world_size
 from warm_lightning.errors import UserError, check
 from warm_lightning.images import dequantise
+from warm_lightning.paths import PathText, expand
 from warm_lightning.records import file_hash, tensors_hash
 from warm_lightning.spectral import full_precision
 
@@ -161,12 +161,12 @@ class TorchScriptFeatures(ModuleFeatures):
 
     def __init__(
         self,
-        path: str,
+        path: PathText,
         name: str | None = None,
         kwargs: dict[str, bool | int | float | str] | None = None,
         frechet_name: Literal["fd", "fid"] = "fd",
     ) -> None:
-        file = Path(path).expanduser()
+        file = expand(path)
         check(file.is_file(), f"{file}: no such file: set `path` to a TorchScript file")
         try:
             with warnings.catch_warnings():

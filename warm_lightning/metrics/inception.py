@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from warm_lightning.distributed import rank_and_world_size
 from warm_lightning.errors import UserError, check
 from warm_lightning.metrics.features import FeatureExtractor, Pixels
+from warm_lightning.paths import PathText, expand
 from warm_lightning.records import file_hash
 
 VARIABLE = "WARM_INCEPTION_WEIGHTS"
@@ -48,7 +49,7 @@ class InceptionFeatures(FeatureExtractor):
     frechet_name = "fid"
     splits = 10
 
-    def __init__(self, weights_path: str | None = None) -> None:
+    def __init__(self, weights_path: PathText | None = None) -> None:
         super().__init__()
         self.weights_path = weights_path
 
@@ -57,7 +58,7 @@ class InceptionFeatures(FeatureExtractor):
         """The file with the weights, which may be missing."""
         given = self.weights_path or os.environ.get(VARIABLE)
         if given:
-            return Path(given).expanduser()
+            return expand(given)
         return Path(torch.hub.get_dir()) / "checkpoints" / self._url.rpartition("/")[2]
 
     def prepare(self) -> None:

@@ -32,6 +32,7 @@ from warm_lightning.errors import UserError, check
 from warm_lightning.metrics.distances import Normal
 from warm_lightning.metrics.features import Extraction
 from warm_lightning.metrics.scores import DEFAULT, Reference, ScoreProtocol
+from warm_lightning.paths import expand
 from warm_lightning.records import file_hash, to_json
 
 FORMAT_VERSION = 2  # 1 had no shape of the images
@@ -87,7 +88,7 @@ def read_statistics(
     Raises:
         UserError: the file is not there, damaged, not as above, or of another extractor.
     """
-    path = Path(path).expanduser()
+    path = expand(path)
     check(
         path.is_file(), f"{path}: no such file: make it with `warm reference-stats`, or name an .npz with mu and sigma"
     )

@@ -1,0 +1,129 @@
+"""The lock of a run's folder: for fit, test and jobs of experiments, on one device or several."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from small import SMALL, command, environment, here, warm
+
+from experiments.runner import Processes
+from warm_lightning.cli import main
+from warm_lightning.errors import UserError
+from warm_lightning.paths import INHERITED, folder_lock
+from warm_lightning.trainer_cli import is_first_process
+
+LONG = ["fit", *SMALL, "--model.duration=1e9", "--checkpoints.every=64", "--ckpt_path=last"]
+
+
+@contextmanager
+def training(folder: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
+    """A training in another process, once it has written its first checkpoint, until it is killed."""
+    words = command(*LONG, f"--trainer.default_root_dir={folder}", *options)
+    process = subprocess.Popen(words, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    try:
+        while not (folder / "checkpoints" / "last.ckpt").exists():
+            assert process.poll() is None, process.communicate()[1]
+            time.sleep(0.1)
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one line with which a command is refused."""
+    capsys.readouterr()
+    assert main(arguments) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warm")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_a_second_run_in_a_folder_is_refused_until_the_first_is_killed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [*SMALL, f"--trainer.default_root_dir={tmp_path}"]
+    with training(tmp_path, "--data.num_workers=2") as process:
+        for second in (["fit", *options, "--ckpt_path=last"], ["fit", *options], ["test", *options]):
+            assert f"{tmp_path}: another process" in refusal(capsys, *second)
+        here("validate", *options, "--data.held_out=100")  # which writes no results
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        # At once, although the workers of the killed process may not have noticed yet.
+        here("fit", *options, "--model.duration=1", "--ckpt_path=last")
+    here("test", *options)
+
+
+def test_devices_of_one_run_do_not_refuse_each_other(tmp_path: Path) -> None:
+    devices = ["--trainer.devices=2", "--trainer.accelerator=cpu", "--trainer.strategy=ddp"]
+    folder = f"--trainer.default_root_dir={tmp_path}"
+    done = warm("fit", *SMALL, *devices, "--model.duration=64", folder, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    with folder_lock(tmp_path):
+        done = warm("fit", *SMALL, *devices, "--model.duration=96", "--ckpt_path=last", folder, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "another process" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("variables", "first"),
+    [
+        ({}, True),
+        ({"LOCAL_RANK": "1"}, False),  # Lightning's own children
+        ({"RANK": "2", "LOCAL_RANK": "0", "GROUP_RANK": "1"}, False),  # torchrun
+        ({"RANK": "0", "LOCAL_RANK": "0", "GROUP_RANK": "0"}, True),
+        ({"SLURM_PROCID": "3"}, False),
+        ({"SLURM_PROCID": "0"}, True),
+        ({"NODE_RANK": "1", "LOCAL_RANK": "0"}, False),
+    ],
+)
+def test_only_the_first_process_locks(
+    variables: dict[str, str], first: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert is_first_process() == first
+
+
+def test_jobs_of_experiments_hold_the_same_lock(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The runner's process may work in the folder that the runner has locked for it, and another may not."""
+    options = [*SMALL, f"--trainer.default_root_dir={tmp_path}", "--model.duration=64"]
+    assert Processes(1).call(["fit", *options], tmp_path) == 0, (tmp_path / "log.txt").read_text(encoding="utf-8")
+    with folder_lock(tmp_path):
+        assert "another process" in refusal(capsys, "test", *options)
+
+
+def test_a_lock_can_be_passed_on_and_is_never_doubled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with folder_lock(tmp_path) as lock:
+        with pytest.raises(UserError, match="another process"), folder_lock(tmp_path):
+            pass
+        monkeypatch.setenv(INHERITED, "0")  # of another file
+        with pytest.raises(UserError, match="another process"), folder_lock(tmp_path):
+            pass
+        child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=[lock])
+    with pytest.raises(UserError, match="another process"), folder_lock(tmp_path):
+        pass  # the child holds it
+    child.communicate(b"\n")
+    with folder_lock(tmp_path):
+        fork = os.fork()
+        if not fork:
+            time.sleep(60)
+            os._exit(0)
+    try:
+        with folder_lock(tmp_path):  # a fork that outlives the process does not hold it
+            pass
+    finally:
+        os.kill(fork, signal.SIGKILL)
+        os.waitpid(fork, 0)
+
+
+def test_a_folder_that_cannot_be_locked_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / ".lock").mkdir()
+    with pytest.raises(UserError, match="cannot be locked"), folder_lock(tmp_path):
+        pass
