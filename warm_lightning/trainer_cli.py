@@ -25,7 +25,16 @@ from warm_lightning.callbacks import (
     ScoreSamples,
     TrainingLog,
 )
-from warm_lightning.checkpoints import CHECKPOINTS, LAST, check_same_model, check_start, check_weights, read_checkpoint
+from warm_lightning.checkpoints import (
+    CHECKPOINTS,
+    LAST,
+    SECTION,
+    check_same_kernel,
+    check_same_model,
+    check_start,
+    check_weights,
+    read_checkpoint,
+)
 from warm_lightning.data.datamodule import ImageDataModule
 from warm_lightning.errors import check, user_errors
 from warm_lightning.migrations import accept_old_names, current_option
@@ -157,6 +166,9 @@ class WarmCLI(LightningCLI):
         if self.config.get("subcommand") and self.settings.ckpt_path:
             checkpoint = read_checkpoint(self.settings.ckpt_path)
             check_same_model(checkpoint["state_dict"], self.model.state_dict())
+            check_same_kernel(
+                checkpoint[SECTION]["config"], self.model.config, f"--ckpt_path {self.settings.ckpt_path}"
+            )
             test = self.config["subcommand"] == "test"
             weights = self.settings.scores.weights if test else "ema"
             check_weights(self.settings.ckpt_path, checkpoint, weights, choice=test)
