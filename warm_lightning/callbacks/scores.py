@@ -158,6 +158,7 @@ class ScoreSamples(Callback):
             protocol=self.protocol,
             normal=normal,
             companions=self.companions,
+            samples=self.num_images,
         )
 
     def update(self, images: Tensor) -> None:
