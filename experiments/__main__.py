@@ -52,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
     run_parser.add_argument("--cells", type=int, help="only the first so many cells")
     run_parser.add_argument("--plan", action="store_true", help="only say what would run, and what it would cost")
     run_parser.add_argument("--anyway", action="store_true", help="start even what takes this machine weeks")
-    run_parser.add_argument("--tflops", type=float, help="TFLOP/s that one device sustains, for the plan")
+    run_parser.add_argument("--tflops", type=float, help="TFLOP/s that one device sustains, for the cost")
     run_parser.add_argument(
         "--slurm", metavar="JSON", help='run on SLURM by submitit: its options, such as {"gpus_per_node": 8}'
     )

@@ -74,6 +74,14 @@ def network_shape(network: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
+ORACLE_MEANINGS = {
+    "frechet": "squared Fréchet distance to the data, lower is better",
+    "frechet_ode": "squared Fréchet distance to the exact ODE's samples, lower is better",
+    "nearest_mse": "mean square distance to the nearest image",
+    "rms_ode": "root mean square distance to the exact ODE's samples, lower is better",
+}
+
+
 @dataclass(frozen=True)
 class Oracle(Measure):
     """The distance from the data at which sampling with a perfect network ends: `warm oracle`.
@@ -101,7 +109,8 @@ class Oracle(Measure):
         content = load(folder / "oracle.json")
         shown = ["frechet", "frechet_ode"] if self.kind == "gaussian" else ["nearest_mse", "landed", "rms_ode"]
         values = {name: value for name, value in content.items() if isinstance(value, int | float) and name != "nfe"}
-        return Reading(values, [name for name in shown if name in values], {"nfe": content["nfe"]})
+        shown = [name for name in shown if name in values]
+        return Reading(values, shown, {"nfe": content["nfe"]}, meanings=ORACLE_MEANINGS)
 
 
 @dataclass(frozen=True)
@@ -143,6 +152,13 @@ class Spectrum(Measure):
         }
 
 
+DRIFT_MEANINGS = {
+    "drift": "rms over levels of ln(noise seen / noise of true images), lower is better",
+    "power_drift": "rms over levels of ln(power / expected power), lower is better",
+    "residual_drift": "rms over levels of ln(detail added / for true images), lower is better",
+}
+
+
 @dataclass(frozen=True)
 class Drift(Measure):
     """The distance between sampling trajectories and truly degraded images: `warm drift`.
@@ -155,7 +171,7 @@ class Drift(Measure):
 
     result_file = "drift.json"
 
-    def calls(self, cell: Cell, nfe: int) -> float:
+    def network_calls(self, cell: Cell, nfe: int) -> float:
         return 3.0 * min(self.num_images, cell.scale.images) * nfe
 
     def arguments(self, cell: Cell, folder: Path, checkpoint: Path) -> list[str]:
@@ -166,13 +182,14 @@ class Drift(Measure):
     def read(self, cell: Cell, folder: Path) -> Reading:
         content = load(folder / "drift.json")
         values = {f"{row['quantity']}_{row['band']}": row["rms"] for row in content["summary"]}
-        main = {name: content[name] for name in ("drift", "power_drift", "residual_drift") if finite(content[name])}
+        main = {name: content[name] for name in DRIFT_MEANINGS if finite(content[name])}
         names = ("num_images", "weights", "images_seen", "nfe", "device")
         protocol = {name: content["protocol"].get(name) for name in names}
         protocol["sample_seeds"] = content["protocol"]["seeds"]
         all_bands = {row["quantity"]: row["chance"] for row in content["summary"] if row["band"] == "all"}
         chance = {name: all_bands[name.removesuffix("drift").rstrip("_") or "noise"] for name in main}
-        return Reading(main | values, list(main), protocol, {f"chance alone ({cell.title})": chance})
+        references = {f"chance alone ({cell.title})": chance}
+        return Reading(main | values, list(main), protocol, references, meanings=DRIFT_MEANINGS)
 
     def pictures(self, cells: Sequence[tuple[Cell, Path]]) -> dict[str, Figure | bytes]:
         by_others: dict[str, list[tuple[str, dict[str, Any]]]] = {}  # a figure has a colour for each first label
@@ -202,7 +219,7 @@ class Bits(Measure):
 
     result_file = "bits.json"
 
-    def calls(self, cell: Cell, nfe: int) -> float:
+    def network_calls(self, cell: Cell, nfe: int) -> float:
         return 3.0 * 2 * self.steps * min(self.num_images, cell.scale.images)
 
     def arguments(self, cell: Cell, folder: Path, checkpoint: Path) -> list[str]:
@@ -217,4 +234,5 @@ class Bits(Measure):
         protocol |= {"sample_seeds": str(content["protocol"]["seed"])}
         protocol |= {name: content["protocol"][name] for name in ("weights", "images_seen", "device")}
         values = {name: content[name] for name in names if finite(content[name])}
-        return Reading(values, ["bpd", "standard_error", "excess_at_most"], protocol)
+        meanings = {"bpd": "bits per dimension, lower is better"}
+        return Reading(values, ["bpd", "standard_error", "excess_at_most"], protocol, meanings=meanings)

@@ -79,7 +79,7 @@ class Experiment:
         seeds: number of training seeds by budget; one for budgets that are not named.
         evaluated: a remark for the report on how the authors evaluated the published numbers, such as the best of three
             rounds.
-        paper: published numbers, as entries with data, a label for each axis that matters, and scores.
+        published: numbers of the paper, as entries with data, a label for each axis that matters, and scores.
         plot: of the scores, if any.
     """
 
@@ -95,7 +95,7 @@ class Experiment:
     for_data: dict[str, Settings] = field(default_factory=dict)
     seeds: dict[Budget, int] = field(default_factory=dict)
     evaluated: str = ""
-    paper: list[dict[str, Any]] = field(default_factory=list)
+    published: list[dict[str, Any]] = field(default_factory=list)
     plot: Plot | None = None
 
 
@@ -131,6 +131,8 @@ def parse(content: Mapping[str, Any], kind: type[Kind], source: Path) -> Kind:
     Raises:
         UserError: a name is misspelt or a value is wrong.
     """
+    renamed = kind is Experiment and "paper" in content
+    check(not renamed, f"{source}: the published numbers are under published now: rename the key paper")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(kind, "file", sub_configs=False)
     try:
@@ -140,7 +142,7 @@ def parse(content: Mapping[str, Any], kind: type[Kind], source: Path) -> Kind:
     except UserError as error:
         raise UserError(f"{source}: {error}") from error
     if isinstance(made, Experiment):  # the parser would turn the published "1.80" into 1.8
-        made = replace(made, paper=deepcopy(content.get("paper", [])))
+        made = replace(made, published=deepcopy(content.get("published", [])))
     return cast(Kind, made)
 
 
@@ -188,8 +190,8 @@ def expand(
     count = experiment.seeds.get(budget, 1) if seeds is None else seeds
     check(count >= 1, f"--seeds {count}: there must be at least 1")
     cells: dict[tuple[Any, ...], Cell] = {}
-    for paper, labels, point in combinations(experiment):
-        name = substitute(paper, data)
+    for paper_dataset, labels, point in combinations(experiment):
+        name = substitute(paper_dataset, data)
         described = data_set(name)
         budgets = described.budgets
         check(budget in budgets, f"--budget {budget}: {name} has {', '.join(budgets)}; choose one of them")
@@ -200,7 +202,7 @@ def expand(
                 data_set=described,
                 scale=budgets[budget],
                 budget=budget,
-                paper_data=(paper,),
+                paper_data=(paper_dataset,),
                 seed=seed,
                 point=point,
                 extra=tuple(extra),
@@ -208,7 +210,7 @@ def expand(
             key = (name, *labels.values(), seed)
             # A cell that already stands for another data set of the paper, such as digits for CIFAR-10 and FFHQ.
             same = cells.get(key)
-            cells[key] = replace(cell, paper_data=(*same.paper_data, paper)) if same else cell
+            cells[key] = replace(cell, paper_data=(*same.paper_data, paper_dataset)) if same else cell
     names = {cell.name for cell in cells.values()}
     check(len(names) == len(cells), f"{experiment.title}: cells share the names of folders: make their labels differ")
     check(bool(cells), f"{experiment.title}: no cells; give its axes values, or a data set that they are for")
@@ -220,15 +222,15 @@ def combinations(experiment: Experiment) -> Iterator[tuple[str, dict[str, str], 
     names = ("overlays", "set", "sample", "for_data")
     base = Point(**{name: getattr(experiment, name) for name in names})
     axes = [[(name, label, p) for label, p in axis.by_label().items()] for name, axis in experiment.axes.items()]
-    for paper, chosen in product(experiment.data, product(*axes)):
+    for paper_dataset, chosen in product(experiment.data, product(*axes)):
         sampled = {axis for _, _, point in chosen for axis in point.sampled}
         points = [
             replace(point, set={}, sample=point.set | point.sample) if name in sampled else point
             for name, _, point in chosen
         ]
         merged = merge([base, *points])
-        if not merged.only or paper in merged.only:
-            yield paper, {name: label for name, label, _ in chosen}, merged
+        if not merged.only or paper_dataset in merged.only:
+            yield paper_dataset, {name: label for name, label, _ in chosen}, merged
 
 
 def merge(points: Sequence[Point]) -> Point:
@@ -253,17 +255,17 @@ def merge(points: Sequence[Point]) -> Point:
     )
 
 
-def substitute(paper: str, data: str | None) -> str:
+def substitute(paper_dataset: str, data: str | None) -> str:
     """The data set that takes the place of a paper's one, with classes where both have them.
 
     Args:
-        paper: name of the paper's data set.
+        paper_dataset: name of the paper's data set.
         data: name of the data set to use instead; None for the paper's.
     """
     if data is None:
-        return paper
+        return paper_dataset
     conditional = data.removesuffix(CONDITIONAL) + CONDITIONAL
-    return conditional if paper.endswith(CONDITIONAL) and (DATA / f"{conditional}.yaml").is_file() else data
+    return conditional if paper_dataset.endswith(CONDITIONAL) and (DATA / f"{conditional}.yaml").is_file() else data
 
 
 def select(cells: Sequence[Cell], only: Sequence[str]) -> list[Cell]:

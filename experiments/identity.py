@@ -81,6 +81,7 @@ def measurement_identity(options: Sequence[str], arguments: Sequence[str], train
 
 def images_identity(options: Sequence[str]) -> str:
     """The images that options of `warm fit` name, as 10 hexadecimal digits."""
+    options = [option for option in options if option.startswith((CONFIG, "--data"))]  # others leave the images alone
     file = images_file(options)
     images = [data_and_trainer(resolved(options))["data"], fingerprint(file) if file else None]
     return short_hash(images)

@@ -34,6 +34,7 @@ class Reading:
             images_seen, device, precision, nonfinite_images.
         references: values to compare with, such as those of the data itself, by their label and the value's name.
         words: texts that tables show beside the values, by name.
+        meanings: what values are and which ones are better, by name, for the axes of plots.
     """
 
     values: dict[str, float]
@@ -41,6 +42,7 @@ class Reading:
     protocol: dict[str, Any] = field(default_factory=dict)
     references: dict[str, dict[str, float]] = field(default_factory=dict)
     words: dict[str, str] = field(default_factory=dict)
+    meanings: dict[str, str] = field(default_factory=dict)
 
 
 class Measure(ABC):
@@ -65,7 +67,7 @@ class Measure(ABC):
     def read(self, cell: Cell, folder: Path) -> Reading:
         """Read the values from a folder that the command has written."""
 
-    def calls(self, cell: Cell, nfe: int) -> float:
+    def network_calls(self, cell: Cell, nfe: int) -> float:
         """The number of network calls that the measure takes, for the plan; a backward pass counts as two.
 
         Args:
@@ -96,7 +98,7 @@ class Scores(Measure):
     def folder_name(self, cell: Cell) -> str:
         return f"scores-{cell.scale.rounds}x{cell.scale.images}"  # more samples do not replace those of fewer
 
-    def calls(self, cell: Cell, nfe: int) -> float:
+    def network_calls(self, cell: Cell, nfe: int) -> float:
         return float(cell.scale.images * cell.scale.rounds * nfe)
 
     def arguments(self, cell: Cell, folder: Path, checkpoint: Path) -> list[str]:
@@ -110,7 +112,7 @@ class Scores(Measure):
         protocol = content.pop("protocol")
         values = {name: value for name, value in content.items() if not name.endswith(COMPANIONS)}
         first = protocol["extractors"][0]
-        halves = " against ".join(f"{count:,}" for count in first.get("halves_images") or ["?"])
+        halves = " against ".join(f"{count:,}" for count in first.get("halves_images") or []) or "?"
         labels = {
             "_halves": f"halves of the data ({halves} images)",
             "_data": "all images of the data",
@@ -125,7 +127,14 @@ class Scores(Measure):
         chosen = {name: protocol[name] for name in names}
         chosen["sample_seeds"] = seeds if isinstance(seeds, str) else ", ".join(seeds)
         chosen["nonfinite_images"] = sum(protocol["nonfinite_images"])
-        return Reading(values, main_scores(values, cell.scale.score), chosen, references)
+        better = protocol.get("better", {})  # which earlier versions did not write
+        meanings = {name: f"{better[score]} is better" for name in values if (score := score_of(name)) in better}
+        return Reading(values, main_scores(values, cell.scale.score), chosen, references, meanings=meanings)
+
+
+def score_of(name: str) -> str:
+    """The name of a score, from that of its best value over rounds, if it is one."""
+    return re.sub("_(min|max)$", "", name)
 
 
 def main_scores(names: Iterable[str], pattern: str) -> list[str]:
@@ -159,7 +168,7 @@ class Samples(Measure):
 
     result_file = "grid.png"
 
-    def calls(self, cell: Cell, nfe: int) -> float:
+    def network_calls(self, cell: Cell, nfe: int) -> float:
         return float(len(parse_seeds(self.seeds)) * nfe)
 
     def arguments(self, cell: Cell, folder: Path, checkpoint: Path) -> list[str]:

@@ -39,7 +39,7 @@ class Cost:
     Attributes:
         flops: floating-point operations.
         images: number of images that are trained on.
-        calls: number of network calls in measuring.
+        network_calls: number of network calls in measuring.
         tflops: 10¹² operations per second that one device sustains.
         source: how `tflops` is known.
         gpu: whether the days are those of a GPU: if there is one, or if a CPU would take more than `MOST_CPU_DAYS`.
@@ -47,7 +47,7 @@ class Cost:
 
     flops: float
     images: float
-    calls: float
+    network_calls: float
     tflops: float
     source: str
     gpu: bool
@@ -61,7 +61,7 @@ class Cost:
         """The cost in words."""
         unit = "GPU" if self.gpu else "CPU"
         days = f"{self.days:.1f} {unit}-days" if self.days >= 1 else f"{24 * self.days:.2g} {unit}-hours"
-        work = f"{self.images:,.0f} images of training, {self.calls:,.0f} network calls in measuring"
+        work = f"{self.images:,.0f} images of training, {self.network_calls:,.0f} network calls in measuring"
         return f"expected: {days} at {self.tflops:g} TFLOP/s ({self.source}): {work}, {self.flops:.2g} FLOPs in all"
 
 
@@ -73,7 +73,7 @@ def estimate(to_train: Sequence[Cell], to_measure: Sequence[tuple[Cell, Measure]
         to_measure: cells with what is to be done with them.
         tflops: see `Cost`; None for the value that is known of a GPU or two CPU cores.
     """
-    flops = images = calls = 0.0
+    flops = images = network_calls = 0.0
     for cell in to_train:
         duration = module_with_small_network(without_seed(cell.training)).duration
         images += duration
@@ -81,18 +81,24 @@ def estimate(to_train: Sequence[Cell], to_measure: Sequence[tuple[Cell, Measure]
     for cell, measure in to_measure:
         if measure.needs_model:
             model = module_with_small_network(without_seed(cell.sampling)).model()
-            calls_of_measure = measure.calls(cell, model.nfe(model.sampler.nfe))
-            calls += calls_of_measure
-            flops += calls_of_measure * network_flops(cell)
+            calls = measure.network_calls(cell, model.nfe(model.sampler.nfe))
+            network_calls += calls
+            flops += calls * network_flops(cell)
     gpu = torch.cuda.is_available() or flops / (CPU_TFLOPS * 1e12) > MOST_CPU_DAYS * DAY
     known = (GPU_TFLOPS, "an assumption: no GPU was measured") if gpu else (CPU_TFLOPS, "measured on two cores")
     speed, source = (tflops, "as given") if tflops else known
-    return Cost(flops, images, calls, speed, source, gpu)
+    return Cost(flops, images, network_calls, speed, source, gpu)
 
 
-def check_affordable(cost: Cost, anyway: bool) -> None:
-    """Raise UserError where this machine has no GPU and would work for weeks, unless `anyway`."""
-    days = cost.flops / (CPU_TFLOPS * 1e12) / DAY
+def check_affordable(cost: Cost, tflops: float | None, anyway: bool) -> None:
+    """Raise UserError where this machine has no GPU and would work for weeks, unless `anyway`.
+
+    Args:
+        cost: of the work.
+        tflops: 10¹² operations per second that this machine sustains; None for those of two CPU cores.
+        anyway: whether the user wants to start in any case.
+    """
+    days = cost.flops / ((tflops or CPU_TFLOPS) * 1e12) / DAY
     check(
         anyway or torch.cuda.is_available() or days < MOST_CPU_DAYS,
         f"this would take about {days:,.0f} days without a GPU: choose --budget small, or --anyway",

@@ -7,26 +7,13 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from experiments.experiment import Plot
+from experiments.measures import score_of
 from experiments.results import Group
 from warm_lightning.analysis.figures import new_figure
 
 FAR = 3
 """A reference value this many times above or below all scores is not drawn."""
 LINE_STYLES = ("--", ":", "-.")
-MEANINGS = {
-    "frechet_ode": ", squared Fréchet distance to the exact ODE's samples",
-    "frechet": ", squared Fréchet distance to the data",
-    "fid": ", Fréchet inception distance, lower is better",
-    "fd": ", Fréchet distance, lower is better",
-    "is": ", inception-style score, higher is better",
-    "drift": ", rms over levels of ln(noise seen / noise of true images)",
-    "power_drift": ", rms over levels of ln(power / expected power)",
-    "residual_drift": ", rms over levels of ln(detail added / for true images)",
-    "bpd": ", bits per dimension, lower is better",
-    "nearest_mse": ", mean square distance to the nearest image",
-    "rms_ode": ", root mean square distance to the exact ODE's samples",
-}
-"""The meaning of a value by the beginning of its name."""
 
 
 def score_figure(groups: Sequence[Group], plot: Plot, name: str) -> Figure:
@@ -117,8 +104,8 @@ def score_label(groups: Sequence[Group], name: str) -> str:
         bars = f"\nmean and standard deviation of {trainings} trainings"
     elif error_bars(groups, name):
         bars = "\nwith its standard error over images"
-    meaning = next((meaning for beginning, meaning in MEANINGS.items() if name.startswith(beginning)), "")
-    return f"{name}{meaning}{bars}"
+    meaning = next((known for group in groups if (known := group.first.meanings.get(name))), "")
+    return ", ".join(filter(None, (name, meaning))) + bars
 
 
 def error_bars(groups: Sequence[Group], name: str) -> list[float] | None:
@@ -131,10 +118,10 @@ def error_bars(groups: Sequence[Group], name: str) -> list[float] | None:
 
 def references(groups: Sequence[Group], name: str) -> Iterator[tuple[str, float, str]]:
     """The values that a score is compared with: label, value and line style of each."""
-    base = name.removesuffix("_min")
+    score = score_of(name)
     for (label, values), style in zip(groups[0].first.references.items(), LINE_STYLES, strict=False):
-        if base in values:
-            yield label, values[base], style
+        if score in values:
+            yield label, values[score], style
 
 
 def near_references(groups: Sequence[Group], name: str) -> Iterator[tuple[str, float, str]]:

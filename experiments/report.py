@@ -26,7 +26,12 @@ Table = tuple[list[str], list[list[str]]]
 
 
 def write(
-    experiment: Experiment, results: Sequence[Result], failures: Sequence[str], protocol: Mapping[str, Any], out: Path
+    experiment: Experiment,
+    results: Sequence[Result],
+    failures: Sequence[str],
+    invocations: Sequence[str],
+    expected: int,
+    out: Path,
 ) -> str:
     """Write report.md, its pictures and report.html into a folder.
 
@@ -34,13 +39,14 @@ def write(
         experiment: whose report it is.
         results: of all cells that are done.
         failures: reasons why others are not.
-        protocol: "calls", lines on the calls of the runner, and "of", the number of measurements of the experiment.
+        invocations: a line on each invocation of the runner.
+        expected: the number of measurements of the experiment.
         out: the folder.
 
     Returns:
         The Markdown.
     """
-    text, pictures = compose(experiment, results, failures, protocol)
+    text, pictures = compose(experiment, results, failures, invocations, expected)
     for name, picture in pictures.items():
         if isinstance(picture, bytes):
             write_file(out / name, picture)
@@ -52,17 +58,19 @@ def write(
 
 
 def compose(
-    experiment: Experiment, results: Sequence[Result], failures: Sequence[str], protocol: Mapping[str, Any]
+    experiment: Experiment,
+    results: Sequence[Result],
+    failures: Sequence[str],
+    invocations: Sequence[str],
+    expected: int,
 ) -> tuple[str, Pictures]:
     """The report in Markdown, and its pictures by the names of their files; see `write`."""
     pictures: Pictures = {}
     parts = [f"# {experiment.title}", f"*{experiment.source}.* {experiment.about}".strip()]
     if failures:
         parts += ["**Not complete:**", bullets(failures)]
-    if len(results) < protocol["of"]:
-        parts.append(
-            f"**{len(results)} of {protocol['of']} measurements are done; the others are not in this report.**"
-        )
+    if len(results) < expected:
+        parts.append(f"**{len(results)} of {expected} measurements are done; the others are not in this report.**")
     parts += [
         f"**{count:,} images of {result.cell.title} ({result.cell.data}, seed {result.cell.seed}) have NaN or infinite "
         "pixels.**"
@@ -76,10 +84,10 @@ def compose(
             section_parts, section_pictures = section(experiment, measure, groups)
             parts += section_parts
             pictures |= section_pictures
-    if experiment.paper and experiment.plot and experiment.plot.lines:
+    if experiment.published and experiment.plot and experiment.plot.lines:
         parts += ["## Published numbers", markdown_table(*published_table(experiment))]
     parts += ["## What differs from the paper's setting", bullets(differences(experiment, results))]
-    parts += ["## How it was made", bullets(provenance_lines(results, protocol))]
+    parts += ["## How it was made", bullets(provenance_lines(results, invocations))]
     return "\n\n".join(parts) + "\n", pictures
 
 
@@ -168,14 +176,15 @@ def comparison(groups: Sequence[Group], name: str) -> list[str]:
 
 def published_table(experiment: Experiment) -> Table:
     """A table of all the paper's numbers."""
-    header = list(dict.fromkeys(name for entry in experiment.paper for name in entry))
-    return [f"paper: {name}" for name in header], [[str(e.get(name, "–")) for name in header] for e in experiment.paper]
+    header = list(dict.fromkeys(name for entry in experiment.published for name in entry))
+    rows = [[str(entry.get(name, "–")) for name in header] for entry in experiment.published]
+    return [f"paper: {name}" for name in header], rows
 
 
 def published_numbers(experiment: Experiment, cell: Cell) -> dict[str, str]:
     """The paper's numbers for a cell, by a name that says that they are the paper's."""
     numbers = {}
-    for entry in experiment.paper:
+    for entry in experiment.published:
         labels = {axis: str(label) for axis, label in entry.items() if axis in experiment.axes}
         if entry["data"] in cell.paper_data and labels.items() <= cell.labels.items():
             for name, value in entry.items():
@@ -207,7 +216,7 @@ def differences(experiment: Experiment, results: Sequence[Result]) -> list[str]:
     """Lines on how data, models and budgets differ from the paper's."""
     cells = {result.cell.name: result.cell for result in results}
     needs_model = any(result.measure.needs_model for result in results)
-    published = bool(experiment.paper)
+    published = bool(experiment.published)
     lines = [line for cell in cells.values() for line in data_differences(cell, needs_model, published)]
     lines += setting_differences(list(cells.values()), published)
     for data in dict.fromkeys(result.cell.data for result in results):
@@ -223,9 +232,9 @@ def differences(experiment: Experiment, results: Sequence[Result]) -> list[str]:
 
 def data_differences(cell: Cell, needs_model: bool, published: bool) -> Iterator[str]:
     """Lines on how the data set and budget of a cell differ from the paper's."""
-    for paper in cell.paper_data:
-        if cell.data != paper:
-            yield f"The data are {cell.data_set.title}; the paper's are {data_set(paper).title}."
+    for paper_dataset in cell.paper_data:
+        if cell.data != paper_dataset:
+            yield f"The data are {cell.data_set.title}; the paper's are {data_set(paper_dataset).title}."
         elif cell.budget != "paper" and published:
             yield f"The budget is “{cell.budget}”, not the paper's."
         if cell.scale.differs and needs_model:
@@ -272,8 +281,8 @@ def image_counts(results: Sequence[Result]) -> Iterator[str]:
     yield f"On {results[0].cell.data_set.title}: {', '.join(parts)}."
 
 
-def provenance_lines(results: Sequence[Result], protocol: Mapping[str, Any]) -> list[str]:
-    """Lines on calls, machines, commits, seeds and time."""
+def provenance_lines(results: Sequence[Result], invocations: Sequence[str]) -> list[str]:
+    """Lines on invocations, machines, commits, seeds and time."""
 
     def known(*names: str) -> str:
         return ", ".join(sorted({str(r.provenance[name]) for r in results for name in names if r.provenance.get(name)}))
@@ -284,7 +293,7 @@ def provenance_lines(results: Sequence[Result], protocol: Mapping[str, Any]) -> 
     trainings = {r.cell.training_name: r.seconds[0] for r in results}
     seconds = sum(trainings.values()) + sum(r.seconds[1] for r in results)
     lines = [
-        *protocol["calls"],
+        *invocations,
         f"machine: {known('machine', 'training_machine')}",
         f"commit: {known('git_commit', 'training_git_commit')} ({'; '.join(versions)})",
         f"training seeds: {', '.join(sorted({str(r.cell.seed) for r in results}))}",

@@ -182,9 +182,11 @@ def shown_names(groups: Sequence[Group]) -> list[str]:
     return list(dict.fromkeys(name for group in groups for name in group.first.shown))
 
 
-# ---------------------------------------------------------------------- calls of the runner
+# ---------------------------------------------------------------------- invocations of the runner
 
-CALLS_FILE = "calls.json"
+INVOCATIONS = "invocations.json"
+INVOCATIONS_BEFORE = "calls.json"
+"""The name of the file in folders of earlier versions."""
 
 
 def duration(seconds: float) -> str:
@@ -193,8 +195,8 @@ def duration(seconds: float) -> str:
 
 
 @dataclass(frozen=True)
-class Calls:
-    """The calls of the runner that have worked in a folder of results, noted in a file there.
+class Invocations:
+    """The invocations of the runner that have worked in a folder of results, noted in a file there.
 
     Attributes:
         folder: with the results.
@@ -203,41 +205,41 @@ class Calls:
     folder: Path
 
     def read(self) -> list[dict[str, Any]]:
-        """Read all calls that were noted, the first one first."""
-        path = self.folder / CALLS_FILE
-        return list(json.loads(path.read_text())) if path.exists() else []
+        """Read all invocations that were noted, the first one first."""
+        paths = (self.folder / INVOCATIONS, self.folder / INVOCATIONS_BEFORE)
+        return next((list(json.loads(path.read_text())) for path in paths if path.exists()), [])
 
     @contextmanager
     def noted(self, command: str, has_work: bool) -> Iterator[None]:
-        """Note a call when it begins and when it ends; one that is killed keeps the note of its beginning.
+        """Note an invocation when it begins and when it ends; one that is killed keeps the note of its beginning.
 
         Args:
-            command: of the call.
-            has_work: whether there is anything to run; a call that finds all done is not noted.
+            command: as the user typed it.
+            has_work: whether there is anything to run; one that finds all done is not noted.
         """
         if not has_work:
             yield
             return
         earlier = self.read()
-        call: dict[str, Any] = {"command": command, "began": datetime.now().strftime("%Y-%m-%d %H:%M")}
-        call |= {"seconds": None, "ended": False}
-        self.write([*earlier, call])
+        invocation: dict[str, Any] = {"command": command, "began": datetime.now().strftime("%Y-%m-%d %H:%M")}
+        invocation |= {"seconds": None, "ended": False}
+        self.write([*earlier, invocation])
         began = perf_counter()
         try:
             yield
-            call["ended"] = True
+            invocation["ended"] = True
         finally:
-            self.write([*earlier, {**call, "seconds": round(perf_counter() - began, 1)}])
+            self.write([*earlier, {**invocation, "seconds": round(perf_counter() - began, 1)}])
 
-    def write(self, calls: list[dict[str, Any]]) -> None:
+    def write(self, invocations: list[dict[str, Any]]) -> None:
         """Write the file anew."""
-        write_file(self.folder / CALLS_FILE, json.dumps(calls, indent=1).encode())
+        write_file(self.folder / INVOCATIONS, json.dumps(invocations, indent=1).encode())
 
     def lines(self) -> list[str]:
-        """The calls in words, for reports."""
+        """The invocations in words, for reports."""
         lines = []
-        for call in self.read():
-            time = "" if call["seconds"] is None else f" after {duration(call['seconds'])}"
-            end = f"ended{time}" if call["ended"] else f"stopped{time}" if time else "killed"
-            lines.append(f"`{call['command']}` of {call['began']}: {end}")
+        for invocation in self.read():
+            time = "" if invocation["seconds"] is None else f" after {duration(invocation['seconds'])}"
+            end = f"ended{time}" if invocation["ended"] else f"stopped{time}" if time else "killed"
+            lines.append(f"`{invocation['command']}` of {invocation['began']}: {end}")
         return lines

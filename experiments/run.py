@@ -16,8 +16,8 @@ from experiments.identity import NO_PROGRESS_BAR, PAPERS
 from experiments.measures import Measure, Scores
 from experiments.plan import Cost, check_affordable, estimate, prepare
 from experiments.report import write
-from experiments.results import Calls, Result, collect, rows_of, save_rows
-from experiments.runner import Executor, Job, Processes, Slurm, ThisProcess, run_all, run_conditions
+from experiments.results import Invocations, Result, collect, rows_of, save_rows
+from experiments.runner import Executor, Job, LocalProcesses, Slurm, ThisProcess, run_all, run_conditions
 from warm_lightning.errors import UserError, check
 from warm_lightning.records import writable_folder
 
@@ -25,8 +25,8 @@ LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"
 
 
 @dataclass(frozen=True)
-class Work:
-    """One measure of one cell, with its jobs.
+class Measurement:
+    """One measure on one cell, with the job that measures and the job that trains its model.
 
     Attributes:
         cell: which cell is measured.
@@ -60,33 +60,32 @@ def run(options: argparse.Namespace, command: str) -> tuple[int, str]:
     cells, chosen = cells_of(experiment, options)
     out = Path(options.out).resolve()
     folder = out / slug(path.stem, options.data or "paper-data", options.budget)
-    work = work_of(experiment, chosen, out, folder)
-    pending = missing(work)
-    to_train = {one.training: one.cell for one in pending if one.training and not one.training.done()}
-    cost = estimate(list(to_train.values()), [(one.cell, one.measure) for one in pending], options.tflops)
-    print(plan_text(experiment, work, pending, cost), flush=True)
+    measurements = measurements_of(experiment, chosen, out, folder)
+    pending = missing(measurements)
+    cost = estimate(list(to_train(pending).values()), [(m.cell, m.measure) for m in pending], options.tflops)
+    print(plan_text(experiment, measurements, pending, cost), flush=True)
     if options.plan:
         return 0, "\n".join(f"{job.name}: warm {' '.join(job.arguments)}" for job in jobs_of(pending))
-    check_affordable(cost, options.anyway or isinstance(executor, Slurm))
+    check_affordable(cost, options.tflops, options.anyway or isinstance(executor, Slurm))
     check(
         not isinstance(executor, Slurm) or not cost.gpu or executor.wants_gpus() or options.anyway,
         '--slurm: this needs GPUs and does not ask for any: add "gpus_per_node": 8, or --anyway where jobs get them',
     )
-    with_data = [one.cell for one in pending if not isinstance(one.measure, Description)]
-    prepare(with_data, [one.cell for one in pending if isinstance(one.measure, Scores)])
+    with_data = [m.cell for m in pending if not isinstance(m.measure, Description)]
+    prepare(with_data, [m.cell for m in pending if isinstance(m.measure, Scores)])
     writable_folder(folder)
-    calls = Calls(folder)
+    invocations = Invocations(folder)
     at_a_time = options.jobs or (max(1, len(jobs_of(pending))) if isinstance(executor, Slurm) else 1)
     try:
-        with FileLock(out / ".lock", timeout=0), calls.noted(command, bool(pending)):
+        with FileLock(out / ".lock", timeout=0), invocations.noted(command, bool(pending)):
             failures = run_all(jobs_of(pending), executor, at_a_time, run_conditions(executor), path.stem)
     except Timeout as error:
         raise UserError(f"{out}: another run works in this folder: wait for it, or choose another --out") from error
-    all_work = work_of(experiment, cells, out, folder)
-    results, reasons = gather(all_work, work, failures)
+    all_measurements = measurements_of(experiment, cells, out, folder)
+    results, reasons = gather(all_measurements, measurements, failures)
     check(bool(results), f"nothing was measured: {'; '.join(reasons)}")
     save_rows(rows_of(path.stem, results), folder / "results.csv")
-    text = write(experiment, results, reasons, {"calls": calls.lines(), "of": len(all_work)}, folder)
+    text = write(experiment, results, reasons, invocations.lines(), len(all_measurements), folder)
     return int(bool(reasons)), f"{text}\nwritten to {folder}: report.html, report.md, results.csv"
 
 
@@ -113,7 +112,7 @@ def choose_executor(options: argparse.Namespace) -> Executor:
             raise UserError(f"--slurm {options.slurm}: write submitit's options as JSON ({error})") from error
         check(isinstance(given, dict), f'--slurm {options.slurm}: write {{"slurm_partition": "gpu", …}}')
         return Slurm(given)
-    return ThisProcess() if options.in_process else Processes.sharing(options.jobs or 1)
+    return ThisProcess() if options.in_process else LocalProcesses.sharing(options.jobs or 1)
 
 
 def cells_of(experiment: Experiment, options: argparse.Namespace) -> tuple[list[Cell], list[Cell]]:
@@ -131,11 +130,11 @@ def cells_of(experiment: Experiment, options: argparse.Namespace) -> tuple[list[
     return cells, chosen[: options.cells]
 
 
-# ---------------------------------------------------------------------- work
+# ---------------------------------------------------------------------- measurements
 
 
-def work_of(experiment: Experiment, cells: Sequence[Cell], out: Path, folder: Path) -> list[Work]:
-    """All work on some cells; cells whose weights are the same have the same job of training.
+def measurements_of(experiment: Experiment, cells: Sequence[Cell], out: Path, folder: Path) -> list[Measurement]:
+    """All measurements of some cells; cells whose weights are the same have the same job of training.
 
     Args:
         experiment: which experiment.
@@ -143,7 +142,7 @@ def work_of(experiment: Experiment, cells: Sequence[Cell], out: Path, folder: Pa
         out: folder of all experiments, with their trainings.
         folder: folder of this experiment's results.
     """
-    work = []
+    measurements = []
     trainings: dict[str, Job] = {}
     for cell in cells:
         training = None
@@ -163,8 +162,8 @@ def work_of(experiment: Experiment, cells: Sequence[Cell], out: Path, folder: Pa
                 identity=partial(cell.measurement_identity, arguments, measure.needs_model),
                 images=cell.images_file,
             )
-            work.append(Work(cell, measure, job, needed))
-    return work
+            measurements.append(Measurement(cell, measure, job, needed))
+    return measurements
 
 
 def training_job(cell: Cell, out: Path) -> Job:
@@ -186,53 +185,59 @@ def training_job(cell: Cell, out: Path) -> Job:
     )
 
 
-def missing(work: Sequence[Work]) -> list[Work]:
+def to_train(measurements: Sequence[Measurement]) -> dict[Job, Cell]:
+    """The trainings that some measurements need and that are not done, each with a cell of its model."""
+    return {m.training: m.cell for m in measurements if m.training and not m.training.done()}
+
+
+def missing(measurements: Sequence[Measurement]) -> list[Measurement]:
     """The measurements that are not done, and the finished ones of a model that must be trained again."""
-    again = {one.training for one in work if one.training and not one.training.done() and not one.job.done()}
-    return [one for one in work if one.training in again or not one.job.done()]
+    again = to_train([m for m in measurements if not m.job.done()])
+    return [m for m in measurements if m.training in again or not m.job.done()]
 
 
-def jobs_of(work: Sequence[Work]) -> dict[Job, Job | None]:
-    """The jobs of some work, each with the job that it needs."""
-    trainings: dict[Job, Job | None] = {one.training: None for one in work if one.training}
-    return trainings | {one.job: one.training for one in work}
+def jobs_of(measurements: Sequence[Measurement]) -> dict[Job, Job | None]:
+    """The jobs of some measurements, each with the job that it needs."""
+    trainings: dict[Job, Job | None] = {m.training: None for m in measurements if m.training}
+    return trainings | {m.job: m.training for m in measurements}
 
 
-def plan_text(experiment: Experiment, work: Sequence[Work], pending: Sequence[Work], cost: Cost) -> str:
+def plan_text(
+    experiment: Experiment, measurements: Sequence[Measurement], pending: Sequence[Measurement], cost: Cost
+) -> str:
     """The numbers of cells and jobs, and the expected cost, in words."""
-    trainings = {one.training for one in work if one.training}
-    to_train = {one.training for one in pending if one.training and not one.training.done()}
-    cells = {one.cell.name: one.cell for one in work}
+    trainings = {m.training for m in measurements if m.training}
+    cells = {m.cell.name: m.cell for m in measurements}
     data = ", ".join(dict.fromkeys(cell.data for cell in cells.values()))
     return "\n".join(
         [
             f"{experiment.title} ({experiment.source})",
-            f"  {len(cells)} cells on {data}, budget {work[0].cell.budget}: {len(trainings)} trainings, {len(work)} "
-            f"measurements; to do: {len(to_train)} trainings, {len(pending)} measurements",
+            f"  {len(cells)} cells on {data}, budget {measurements[0].cell.budget}: {len(trainings)} trainings, "
+            f"{len(measurements)} measurements; to do: {len(to_train(pending))} trainings, {len(pending)} measurements",
             f"  {cost.line()}",
         ]
     )
 
 
 def gather(
-    all_work: Sequence[Work], chosen: Sequence[Work], failures: Mapping[Job, str]
+    all_measurements: Sequence[Measurement], chosen: Sequence[Measurement], failures: Mapping[Job, str]
 ) -> tuple[list[Result], list[str]]:
-    """The results of all work that is done, and the reasons why work that was chosen is not.
+    """The results of all measurements that are done, and the reasons why chosen ones are not.
 
     Args:
-        all_work: of the experiment.
-        chosen: the work that this call was to do.
+        all_measurements: of the experiment.
+        chosen: those that this call was to do.
         failures: reasons by job, see `run_all`.
     """
     results, reasons = [], list(failures.values())
-    for one in all_work:
-        if one.job.done():
+    for measurement in all_measurements:
+        if measurement.job.done():
             try:
-                results.append(collect(one.cell, one.measure, one.job, one.training))
+                results.append(collect(measurement.cell, measurement.measure, measurement.job, measurement.training))
             except UserError as error:
-                reasons.append(f"{one.job.name}: {error}")
+                reasons.append(f"{measurement.job.name}: {error}")
     if not failures:
-        changed = [one.job.name for one in chosen if not one.job.done()]
+        changed = [m.job.name for m in chosen if not m.job.done()]
         reasons += [
             f"{name}: its checkpoint or its images changed while the experiment ran; run the same command again"
             for name in changed

@@ -39,7 +39,7 @@ import torch
 from tqdm import tqdm
 
 from experiments.identity import REPOSITORY, is_same_job, job_identity
-from experiments.processes import LOG, LoggedProcess, RestartableProcess, folder_lock
+from experiments.subprocesses import LOG, LoggedProcess, RestartableProcess, folder_lock
 from warm_lightning.cli import main as warm
 from warm_lightning.errors import UserError, check
 from warm_lightning.records import machine, write_file
@@ -51,7 +51,7 @@ class Executor(ABC):
     """A place where calls of `warm` run."""
 
     @abstractmethod
-    def call(self, arguments: list[str], folder: Path) -> int:
+    def run(self, arguments: list[str], folder: Path) -> int:
         """Run `warm` with its output in the log of a folder; returns the exit code when it has ended."""
 
     @abstractmethod
@@ -115,7 +115,7 @@ class Job:
         self.write_note(note)
         began = time.perf_counter()
         try:
-            code = executor.call(list(self.arguments), self.folder)
+            code = executor.run(list(self.arguments), self.folder)
         finally:
             note["seconds"] = round(note["seconds"] + time.perf_counter() - began, 1)
             self.write_note(note)
@@ -246,8 +246,8 @@ TIMEOUTS = 1000
 
 
 @dataclass(frozen=True)
-class Processes(Executor):
-    """Processes on this machine, which share its cores and GPUs.
+class LocalProcesses(Executor):
+    """Processes of the operating system on this machine, which share its cores and GPUs.
 
     Attributes:
         at_a_time: the number of processes at once.
@@ -258,7 +258,7 @@ class Processes(Executor):
     gpus: Queue[str] | None = None
 
     @classmethod
-    def sharing(cls, at_a_time: int) -> "Processes":
+    def sharing(cls, at_a_time: int) -> "LocalProcesses":
         """Processes that share the GPUs evenly, in shares of 1, 2, 4, … since other numbers do not divide a batch."""
         count = torch.cuda.device_count()
         if count < 2:
@@ -271,7 +271,7 @@ class Processes(Executor):
             gpus.put(",".join(share[: 1 << len(share).bit_length() - 1]))
         return cls(at_a_time, gpus)
 
-    def call(self, arguments: list[str], folder: Path) -> int:
+    def run(self, arguments: list[str], folder: Path) -> int:
         threads = max(1, (os.cpu_count() or 1) // self.at_a_time)
         environment = {"OMP_NUM_THREADS": str(threads)}
         if not self.gpus:
@@ -290,7 +290,7 @@ class Processes(Executor):
 class ThisProcess(Executor):
     """Calls inside this process, one after the other on one device, which saves the seconds that imports take."""
 
-    def call(self, arguments: list[str], folder: Path) -> int:
+    def run(self, arguments: list[str], folder: Path) -> int:
         # For more devices Lightning would start this program again, which is not `warm`.
         one_device = ["--trainer.devices=1"] if arguments[0] in TRAINER else []
         with (folder / LOG).open("a") as log, chdir(REPOSITORY), redirect_stdout(log), redirect_stderr(log):
@@ -327,7 +327,7 @@ class Slurm(Executor):
         for name in ("tasks_per_node", "slurm_ntasks_per_node", "nodes"):
             check(self.options.get(name, 1) == 1, f"--slurm: {name} must be 1, since a cell is one task on one machine")
 
-    def call(self, arguments: list[str], folder: Path) -> int:
+    def run(self, arguments: list[str], folder: Path) -> int:
         import submitit
 
         process = warm_process(arguments, folder, {}, restartable=arguments[0] == "fit")  # others would begin anew

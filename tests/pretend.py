@@ -22,7 +22,7 @@ GRID = {
     },
     "seeds": {"smoke": 2},
     "plot": {"x": "NFE", "lines": "BNR", "log": "xy"},
-    "paper": [{"data": "cifar10", "BNR": 0.5, "NFE": 3, "FID": 1234.5}],
+    "published": [{"data": "cifar10", "BNR": 0.5, "NFE": 3, "FID": 1234.5}],
 }
 
 
@@ -42,7 +42,7 @@ class Pretend(Executor):
     broken: int = 0
     model: str = "a model"
 
-    def call(self, arguments: list[str], folder: Path) -> int:
+    def run(self, arguments: list[str], folder: Path) -> int:
         self.calls.append(folder.parent.name if arguments[0] != "fit" else folder.name)
         (folder / "log.txt").write_text("warm: something is wrong\n")
         if any(part in str(folder) for part in self.wrong):

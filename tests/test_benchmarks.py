@@ -116,11 +116,28 @@ def test_counted_flops() -> None:
     assert flops == pytest.approx(3 * counted[0], rel=0.03)
 
 
-def test_bench(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "bench.json"
+def test_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    out, memory_of_each = tmp_path / "bench.json", bench.memory_of_each
+
+    def memory_of_one(networks: dict[str, dict], device: str) -> dict[str, int]:
+        """That of the first network for all, since each takes a process that imports everything."""
+        first = next(iter(networks))
+        return dict.fromkeys(networks, memory_of_each({first: networks[first]}, device)[first])
+
+    monkeypatch.setattr(bench, "memory_of_each", memory_of_one)
     assert bench.main(["--quick", "--device", "cpu", "--out", str(out)]) == 0
     found = json.loads(out.read_text())
-    others = {"machine", "matmul", "warm_over_hot", "sampling", "reading", "help_seconds", "notes", "seconds"}
+    others = {
+        "machine",
+        "matmul",
+        "warm_over_hot",
+        "updates",
+        "sampling",
+        "reading",
+        "help_seconds",
+        "notes",
+        "seconds",
+    }
     assert set(found) == {"training", *others}
     assert set(found["training"]) == {"cifar10_small", "32 channels, 2-2-2"}
     for name, training in found["training"].items():
@@ -135,6 +152,11 @@ def test_bench(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cost = found["warm_over_hot"]
     assert cost["quartiles"][0] <= cost["median"] <= cost["quartiles"][1]
     assert 0 < cost["flops"] < 0.1
+    updates = found["updates"]
+    assert len(updates["seconds"]) == 4
+    assert min(updates["seconds"].values()) > 0
+    assert updates["changed"]["average of warm fit"] == 0
+    assert 0 <= updates["changed"]["Adam of warm fit"] < 0.2  # of the order of a unit in the last place
     assert found["sampling"]["nfe"] == 35
     rates = {name: rate for rates in found["reading"].values() for name, rate in rates.items()}
     assert len(rates) == 5

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -27,9 +28,10 @@ README = REPOSITORY / "README.md"
 DOCS = REPOSITORY / "docs"
 CODE = [README, REPOSITORY / "CONTRIBUTING.md", *sorted((DOCS / "how-to").glob("*.md"))]
 TEXT = [README, REPOSITORY / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
-SETTINGS = [option for option in SMALL if not option.startswith(("--config", "--data"))]
+SETTINGS = [option for option in SMALL if not option.startswith(("--config", "--data", "--samples.seeds"))]
 NETWORK = [option for option in SETTINGS if option.startswith("--model.network")]
-SHORT = ["--data.batch_size=8", "--model.duration=8", "--trainer.limit_val_batches=0"]
+SHORT = ["--data.batch_size=8", "--model.duration=8", "--trainer.limit_val_batches=0", "--samples.seeds=0"]
+FEW = ["--scores.companions=false", "--scores.max_neighbours=50"]
 ELSEWHERE = ("cifar10", "ffhq64", "lsun")
 """Configurations of data that are not here: commands with them are parsed only, unless the page has made the data."""
 
@@ -115,7 +117,7 @@ class Reader:
         assert arguments[:2] == ["-m", "experiments"]
         if arguments[2] == "run":  # what shows that everything runs is run, and the others are planned
             arguments += ["--in_process"] if option(arguments, "--budget") == "smoke" else ["--plan"]
-        assert experiments_program.main(arguments[2:]) == 0
+        assert experiments_code(*arguments[2:]) == 0
 
     def warm(self, arguments: list[str]) -> None:
         command, *arguments = arguments
@@ -154,6 +156,12 @@ class Reader:
             assert Path(path).is_file() or any(Path(path).iterdir()), path
 
 
+@cache
+def experiments_code(*arguments: str) -> int:
+    """The exit code of `python -m experiments`, which is run once for several pages that name the same command."""
+    return experiments_program.main(list(arguments))
+
+
 def write_named(code: str) -> bool:
     """Write a block whose first line is a comment with the name of a file; whether it was one."""
     found = re.match(r"# ([\w./]+\.(?:py|yaml))\n", code)
@@ -178,9 +186,11 @@ def small(command: str, arguments: list[str]) -> list[str]:
     if command == "fit":
         return [*settings, *SHORT]
     if command == "test":
-        return settings
+        return [*settings, *FEW]
+    if command == "reference-stats":
+        return ["--max_neighbours=50"]
     if command in ("drift", "bits"):
-        return [*NETWORK, "--num_images=8"]
+        return [*NETWORK, "--num_images=8", "--steps=4" if command == "bits" else "--model.sampler.grid.steps=4"]
     return []
 
 

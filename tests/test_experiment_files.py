@@ -1,8 +1,13 @@
 """Every file of experiments/: its names and settings are real, and its first cell runs."""
 
+import shutil
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+from jsonargparse import ArgumentParser
 from small import REPOSITORY
 
 from experiments.__main__ import main
@@ -10,7 +15,10 @@ from experiments.analyses import network_shape
 from experiments.cells import Cell
 from experiments.experiment import Experiment, data_set, expand, read
 from experiments.identity import resolved
+from experiments.runner import NOTE, ThisProcess
+from experiments.subprocesses import LOCK
 from warm_lightning import load_config
+from warm_lightning.config import resolve, split_settings
 
 FILES = sorted((REPOSITORY / "experiments" / "papers").glob("*.yaml"))
 DATA_SETS = sorted((REPOSITORY / "experiments" / "data").glob("*.yaml"))
@@ -21,6 +29,12 @@ WANTED = {
     *(f"Table {n}" for n in (1, 2, 3, 4, 5, 6, 7)),
     *(f"Fig. {n}" for n in (3, 5, 6, 8, 9, 10, 11)),
 }
+
+
+@cache
+def experiment_of(path: Path) -> Experiment:
+    """The experiment of a file, which takes as long to read as to test."""
+    return read(path, Experiment)
 
 
 def settings(cell: Cell) -> tuple[list[str], dict[str, str]]:
@@ -38,7 +52,7 @@ SCALED = [(path, "digits") for path in FILES if "for_data" in path.read_text()]
 def test_every_cell_is_a_configuration(path: Path, data: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """A misspelt setting, an overlay that is not there, or a value that a class refuses."""
     monkeypatch.chdir(REPOSITORY)
-    for cell in expand(read(path, Experiment), data, "paper", seeds=1):
+    for cell in expand(experiment_of(path), data, "paper", seeds=1):
         files, named = settings(cell)
         if (*files, *named) not in SEEN:  # what differs in a number only is no other configuration
             SEEN.add((*files, *named))
@@ -50,9 +64,9 @@ def test_every_cell_is_a_configuration(path: Path, data: str | None, monkeypatch
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_published_numbers_belong_to_cells(path: Path) -> None:
     """A label that is misspelt would leave a paper's number out of the report."""
-    experiment = read(path, Experiment)
+    experiment = experiment_of(path)
     cells = expand(experiment, None, "paper", seeds=1)
-    for entry in experiment.paper:
+    for entry in experiment.published:
         labels = {axis: str(label) for axis, label in entry.items() if axis in experiment.axes}
         assert labels
         assert entry["data"] in experiment.data
@@ -60,7 +74,7 @@ def test_published_numbers_belong_to_cells(path: Path) -> None:
 
 
 def test_every_table_and_figure_has_a_file() -> None:
-    sources = [read(path, Experiment).source for path in FILES]
+    sources = [experiment_of(path).source for path in FILES]
     for wanted in WANTED:
         assert any(source.startswith(f"Warm Diffusion, {wanted}") for source in sources), wanted
     for other in (
@@ -71,17 +85,17 @@ def test_every_table_and_figure_has_a_file() -> None:
 
 
 def test_networks_are_of_the_shape_that_table_6_says() -> None:
-    table6 = read(REPOSITORY / "experiments" / "papers" / "table6_counts.yaml", Experiment)
+    table6 = experiment_of(REPOSITORY / "experiments" / "papers" / "table6_counts.yaml")
     for cell in expand(table6, None, "paper", seeds=1):
-        (theirs,) = [e for e in table6.paper if (e["data"], e["system"]) == (cell.data, cell.labels["system"])]
+        (theirs,) = [e for e in table6.published if (e["data"], e["system"]) == (cell.data, cell.labels["system"])]
         ours = network_shape(resolved(cell.training)["model"]["network"]["init_args"])
         assert ours == {name: str(theirs[name]) for name in ours}
 
 
 def test_systems_on_lsun_church_train_as_table_6_says() -> None:
     papers = REPOSITORY / "experiments" / "papers"
-    published = {e["system"]: e for e in read(papers / "table6_counts.yaml", Experiment).paper if "lsun" in e["data"]}
-    for cell in expand(read(papers / "table2_lsun.yaml", Experiment), None, "paper", seeds=1):
+    published = {e["system"]: e for e in experiment_of(papers / "table6_counts.yaml").published if "lsun" in e["data"]}
+    for cell in expand(experiment_of(papers / "table2_lsun.yaml"), None, "paper", seeds=1):
         of = published["Warm" if cell.labels["system"] == "Warm" else "Baseline"]
         model = resolved(cell.training)["model"]
         assert (model["duration"], model["ema_half_life"]) == (of["Mimg"] * 1e6, of["EMA (Mimg)"] * 1e6)
@@ -96,18 +110,79 @@ def test_every_data_set_has_the_papers_budget(path: Path) -> None:
     assert "paper" in found.budgets
 
 
+KINDS = {
+    path: {(type(m), str(vars(m).get("kind", vars(m).get("of")))) for m in experiment_of(path).measures}
+    for path in FILES
+}
+MEASURED = [path for k, path in enumerate(FILES) if KINDS[path] - set().union(*(KINDS[before] for before in FILES[:k]))]
+"""Files whose first cell is measured, so that each kind of measure is. Of others, only the commands are checked."""
+
+
+@dataclass(frozen=True)
+class Copying(ThisProcess):
+    """An executor that checks the options of a command, and copies what an earlier one of its kind has written.
+
+    Attributes:
+        written: folders of commands that were run, by their kind.
+    """
+
+    written: dict[str, Path] = field(default_factory=dict)
+
+    def run(self, arguments: list[str], folder: Path) -> int:
+        kind = kind_of(arguments)
+        if kind not in self.written:
+            return self.run_in_any_case(arguments, folder)
+        check_options(*arguments)
+        shutil.copytree(self.written[kind], folder, ignore=shutil.ignore_patterns(NOTE, LOCK), dirs_exist_ok=True)
+        return 0
+
+    def run_in_any_case(self, arguments: list[str], folder: Path) -> int:
+        self.written[kind_of(arguments)] = folder
+        return super().run(arguments, folder)
+
+
+def kind_of(arguments: list[str]) -> str:
+    """The command of `warm`, with the kind of the oracle."""
+    return " ".join([arguments[0], *(option for option in arguments if option.startswith("--kind="))])
+
+
+def check_options(command: str, *options: str) -> None:
+    """Every name and type of the options of a command is checked, and nothing is made."""
+    settings, others = split_settings(list(options))
+    if command in ("fit", "test"):
+        settings, others = [option for option in options if not option.startswith("--ckpt_path=")], []
+    else:
+        function = getattr(import_module(f"warm_lightning.commands.{command}"), command)
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_function_arguments(function, as_group=False, as_positional=True, skip={"settings"})
+        parser.parse_args(others)
+    if settings:
+        resolve(settings)
+
+
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One folder for all experiments, which share trainings."""
     return tmp_path_factory.mktemp("experiments")
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_first_cell_runs(path: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture(scope="module")
+def copying() -> Copying:
+    """One executor for all experiments."""
+    return Copying()
+
+
+@pytest.mark.parametrize("path", sorted(FILES, key=lambda path: path not in MEASURED), ids=lambda path: path.stem)
+def test_first_cell_runs(
+    path: Path, out: Path, copying: Copying, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if path in MEASURED:
+        monkeypatch.setattr(Copying, "run", Copying.run_in_any_case)
+    monkeypatch.setattr("experiments.run.ThisProcess", lambda: copying)
     arguments = ["run", str(path), "--data=digits", "--budget=smoke", "--cells=1", "--in_process", f"--out={out}"]
     assert main(arguments) == 0, capsys.readouterr().err
     folder = out / f"{path.stem}-digits-smoke"
     report = (folder / "report.md").read_text()
-    assert read(path, Experiment).title in report
+    assert experiment_of(path).title in report
     assert (folder / "report.html").stat().st_size > 5_000
     assert (folder / "results.csv").is_file()

@@ -7,9 +7,10 @@ import pytest
 from pretend import GRID, Pretend, report, rows, start
 
 from experiments.experiment import Experiment, expand, parse
-from experiments.measures import main_scores
-from experiments.results import read_rows, save_rows
-from warm_lightning.records import markdown_table
+from experiments.measures import Scores, main_scores
+from experiments.plots import score_label
+from experiments.results import Group, Result, read_rows, save_rows
+from warm_lightning.records import markdown_table, text_table
 
 
 def test_trainings_are_shared_and_done_work_is_kept(tmp_path: Path, pretend: Pretend) -> None:
@@ -148,7 +149,7 @@ def test_published_numbers_stay_apart(tmp_path: Path, pretend: Pretend) -> None:
     assert lines[at - 2] == "| paper: data | paper: BNR | paper: NFE | paper: FID |"
     axes = {"BNR": GRID["axes"]["BNR"]}
     flat = {**GRID, "axes": axes, "sample": {"model.sampler.grid.steps": 2}, "plot": {"x": "BNR"}}
-    flat["paper"] = [{"data": "cifar10", "BNR": 0.5, "FID": 1234.5}]
+    flat["published"] = [{"data": "cifar10", "BNR": 0.5, "FID": 1234.5}]
     assert start(tmp_path, flat) == 0
     lines = (folder / "report.md").read_text().splitlines()
     at = next(i for i, line in enumerate(lines) if "1234.5" in line)
@@ -169,7 +170,7 @@ def test_values_for_sampling_only_share_a_training() -> None:
             "BNR": GRID["axes"]["BNR"],
         },
         "plot": None,
-        "paper": [],
+        "published": [],
     }
     cells = expand(parse(content, Experiment, Path("x")), "digits", "small")
     names = {(cell.labels["training"], cell.labels["BNR"]): cell.training_name for cell in cells}
@@ -190,7 +191,7 @@ def test_settings_that_all_cells_have_are_reported_once(tmp_path: Path, pretend:
         "axes": {"system": {"points": {"a": {**point, "quick": {}}, "b": point}}},
         "for_data": {"digits": {"model.lr": 1e-3}},
         "plot": None,
-        "paper": [],
+        "published": [],
     }
     assert start(tmp_path, content) == 0
     text = report(tmp_path).partition("## What differs")[2]
@@ -216,16 +217,34 @@ def test_scores_of_several_rounds_are_the_best() -> None:
     assert main_scores(["fd1k_digits_min", "fd1k_pixel"], "fd*_digits") == ["fd1k_digits_min"]
 
 
-def test_a_table_is_markdown_padded_or_not() -> None:
-    header, rows = ["system", "FID"], [["warm", 1.85], ["hot diffusion", 10]]
+def test_plots_say_which_values_of_a_score_are_better(tmp_path: Path) -> None:
+    """As the file of scores says, which a class of a user's own is in; a file of an earlier version says nothing."""
+    (cell, *_) = expand(parse(GRID, Experiment, Path("x")), "digits", "smoke")
+    names = ("nfe", "weights", "images_seen", "num_images", "device", "precision")
+    protocol = dict.fromkeys(names, 1) | {"seeds": ["0-15", "16-31"], "nonfinite_images": [0, 0], "extractors": [{}]}
+    better = {"fd16_digits": "lower", "variety16_digits": "higher", "copies16_digits": "near 1"}
+    values = {"fd16_digits_min": 1.0, "variety16_digits_max": 2.0, "copies16_digits": 3.0}
+
+    def labels(protocol: dict) -> list[str]:
+        (tmp_path / "scores.json").write_text(json.dumps({**values, "protocol": protocol}))
+        result = Result(cell, Scores(), tmp_path, Scores().read(cell, tmp_path), (0.0, 0.0), {})
+        return [score_label([Group((result,))], name) for name in values]
+
+    assert labels(protocol) == list(values)
+    assert labels(protocol | {"better": better}) == [
+        "fd16_digits_min, lower is better",
+        "variety16_digits_max, higher is better",
+        "copies16_digits, near 1 is better",
+    ]
+
+
+def test_tables_are_markdown_in_files_and_aligned_at_a_terminal() -> None:
+    header, rows = ["system", "FID"], [["warm", "1.85"], ["hot diffusion", "10"]]
     plain = ["| system | FID |", "| --- | ---: |", "| warm | 1.85 |", "| hot diffusion | 10 |"]
     assert markdown_table(header, rows).splitlines() == plain
-    padded = markdown_table(header, rows, padded=True)
-    assert padded.splitlines()[2:] == ["| warm          | 1.85 |", "| hot diffusion |   10 |"]
-    cells = [[cell.strip() for cell in line.split("|")] for line in padded.splitlines()]
-    assert cells == [[cell.strip() for cell in line.split("|")] for line in plain]
+    assert text_table([header, *rows], "<>").splitlines()[1:] == ["warm            1.85", "hot diffusion     10"]
 
 
 def test_published_digits_are_kept() -> None:
-    experiment = parse({**GRID, "paper": [{"data": "cifar10", "BNR": 0, "FID": "1.80"}]}, Experiment, Path("x"))
-    assert experiment.paper[0]["FID"] == "1.80"
+    experiment = parse({**GRID, "published": [{"data": "cifar10", "BNR": 0, "FID": "1.80"}]}, Experiment, Path("x"))
+    assert experiment.published[0]["FID"] == "1.80"

@@ -8,19 +8,21 @@ from pathlib import Path
 
 import pytest
 import submitit
+import torch
 import yaml
 from pretend import GRID, Pretend
 
 from experiments.__main__ import main
-from experiments.processes import RestartableProcess, folder_lock
-from experiments.runner import Job, Processes, Slurm, run_all
+from experiments.plan import Cost, check_affordable
+from experiments.runner import Job, LocalProcesses, Slurm, run_all
+from experiments.subprocesses import RestartableProcess, folder_lock
 from warm_lightning.errors import UserError
 
 
 def test_killed_runs_are_not_taken_for_done(tmp_path: Path) -> None:
     class Killed(Pretend):
-        def call(self, arguments: list[str], folder: Path) -> int:
-            super().call(arguments, folder)
+        def run(self, arguments: list[str], folder: Path) -> int:
+            super().run(arguments, folder)
             raise KeyboardInterrupt
 
     job = Job("fit x", ("fit", "--a=1"), tmp_path / "x", "checkpoints/last.ckpt")
@@ -46,6 +48,7 @@ def test_killed_runs_are_not_taken_for_done(tmp_path: Path) -> None:
         ({"budget": "small"}, "budget"),
         ({"plot": {"x": "BNR", "colour": "red"}}, "colour"),
         ({"data": ["cifar11"]}, "cifar11.yaml"),
+        ({"paper": GRID["published"]}, "under published now"),
     ],
 )
 def test_wrong_files_are_errors_of_one_line(
@@ -110,13 +113,24 @@ def test_a_plan_says_what_it_would_cost(tmp_path: Path, capsys: pytest.CaptureFi
     assert not any(tmp_path.iterdir())
 
 
+def test_a_given_speed_decides_what_is_affordable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    cost = Cost(1e18, 0, 0, 60, "an assumption", gpu=True)
+    with pytest.raises(UserError, match="about 89 days without a GPU"):  # 1e18 / 0.13e12 / 86400
+        check_affordable(cost, None, anyway=False)
+    with pytest.raises(UserError, match="about 12 days"):
+        check_affordable(cost, 1, anyway=False)
+    check_affordable(cost, 2, anyway=False)
+    check_affordable(cost, None, anyway=True)
+
+
 def test_slurm_jobs_go_through_submitit(tmp_path: Path) -> None:
     """Exit codes and output come back; submitit's executor of local processes takes the place of a cluster."""
     executor = Slurm({"timeout_min": 1}, cluster="local")
     for arguments, code, output in ((["--version"], 0, "0."), (["nonsense"], 2, "no command")):
         folder = tmp_path / arguments[0].strip("-")
         folder.mkdir()
-        assert executor.call(arguments, folder) == code
+        assert executor.run(arguments, folder) == code
         assert output in (folder / "log.txt").read_text()
 
 
@@ -142,7 +156,7 @@ def test_slurm_jobs_are_restarted_if_they_are_trainings(tmp_path: Path, monkeypa
     monkeypatch.setattr(submitit, "AutoExecutor", Submitted)
     for command in ("fit", "test"):
         (tmp_path / command).mkdir()
-        assert Slurm(cluster="local").call([command, "--x=1"], tmp_path / command) == 0
+        assert Slurm(cluster="local").run([command, "--x=1"], tmp_path / command) == 0
     fit, test = given
     assert isinstance(fit, RestartableProcess)
     assert fit.command[-2:] == ("fit", "--x=1")
@@ -151,7 +165,7 @@ def test_slurm_jobs_are_restarted_if_they_are_trainings(tmp_path: Path, monkeypa
 
 def test_jobs_run_beside_each_other_and_after_what_they_need(tmp_path: Path) -> None:
     class Slow(Pretend):
-        def call(self, arguments: list[str], folder: Path) -> int:
+        def run(self, arguments: list[str], folder: Path) -> int:
             self.calls.append(f"begin {folder.name}")
             time.sleep(0.2)
             self.calls.append(f"end {folder.name}")
@@ -172,7 +186,7 @@ def test_a_process_that_outlived_its_runner_is_waited_for(tmp_path: Path) -> Non
         outlived = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], pass_fds=[lock])
     # This runner is gone, its process is not.
     with ThreadPoolExecutor(1) as pool:
-        call = pool.submit(Processes(1).call, ["--version"], tmp_path)
+        call = pool.submit(LocalProcesses(1).run, ["--version"], tmp_path)
         time.sleep(1)
         waited = not call.done()
         outlived.kill()
@@ -190,15 +204,15 @@ def test_gpus_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
         (4, ["0", "1", "2", "3"]),
         (6, ["0", "1", "2", "3", "0", "1"]),
     ):
-        shares = Processes.sharing(at_a_time).gpus
+        shares = LocalProcesses.sharing(at_a_time).gpus
         assert shares
         assert [shares.get() for _ in range(shares.qsize())] == expected
     monkeypatch.setattr("torch.cuda.device_count", lambda: 7)
-    shares = Processes.sharing(1).gpus
+    shares = LocalProcesses.sharing(1).gpus
     assert shares
     assert shares.get() == "0,1,2,3"  # seven do not divide a batch
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
-    assert Processes.sharing(2).gpus is None
+    assert LocalProcesses.sharing(2).gpus is None
 
 
 def test_a_broken_note_names_its_folder(tmp_path: Path) -> None:

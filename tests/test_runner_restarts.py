@@ -12,8 +12,8 @@ from experiments import experiment
 from experiments.cells import Cell
 from experiments.experiment import Experiment, data_set, expand, parse, read
 from experiments.identity import PAPERS, resolved
-from experiments.results import Calls
-from experiments.run import work_of
+from experiments.results import Invocations
+from experiments.run import measurements_of
 from experiments.runner import Job
 
 PICTURES = {**GRID, "measures": ["Scores", {"class_path": "Samples", "init_args": {"seeds": "0"}}]}
@@ -79,13 +79,13 @@ def test_removed_models_that_are_trained_again_are_measured_again_if_they_are_ot
 def test_a_checkpoint_that_changes_meanwhile_is_reported(
     tmp_path: Path, pretend: Pretend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def call(arguments: list[str], folder: Path) -> int:
+    def run(arguments: list[str], folder: Path) -> int:
         if "samples" in folder.name and "NFE-5-seed1" in str(folder):
             checkpoint = dict(a.removeprefix("--").split("=", 1) for a in arguments[1:])["ckpt_path"]
             Path(checkpoint).write_text("trained further meanwhile")
-        return Pretend.call(pretend, arguments, folder)
+        return Pretend.run(pretend, arguments, folder)
 
-    monkeypatch.setattr(pretend, "call", call)
+    monkeypatch.setattr(pretend, "run", run)
     assert start(tmp_path, PICTURES) == 1
     assert "changed while the experiment ran; run the same command again" in report(tmp_path)
 
@@ -157,7 +157,7 @@ def test_data_are_the_same_wherever_they_are_and_samples_are_of_float32(tmp_path
         return expand(table3, None, "paper", extra=(f"--data.path={path}", *extra))[0]
 
     def works(path: Path, *extra: str) -> list[Job]:
-        scores, _ = work_of(table3, [cell(path, *extra)], tmp_path, tmp_path / "results")
+        scores, _ = measurements_of(table3, [cell(path, *extra)], tmp_path, tmp_path / "results")
         assert scores.training
         return [scores.training, scores.job]
 
@@ -193,23 +193,25 @@ def test_configurations_are_resolved_by_many_threads(tmp_path: Path, monkeypatch
     assert Path.cwd() == tmp_path
 
 
-def test_calls_note_how_they_ended(tmp_path: Path) -> None:
-    calls = Calls(tmp_path)
-    with calls.noted("whole", True):
+def test_invocations_note_how_they_ended(tmp_path: Path) -> None:
+    invocations = Invocations(tmp_path)
+    with invocations.noted("whole", True):
         pass
-    with pytest.raises(KeyboardInterrupt), calls.noted("stopped", True):
+    with pytest.raises(KeyboardInterrupt), invocations.noted("stopped", True):
         raise KeyboardInterrupt
-    with calls.noted("idle", False):
+    with invocations.noted("idle", False):
         pass
-    interrupted = calls.noted("killed", True)
+    interrupted = invocations.noted("killed", True)
     interrupted.__enter__()
-    lines = calls.lines()
+    lines = invocations.lines()
     assert [line.split("`")[1] for line in lines] == [
         "whole",
         "stopped",
         "killed",
     ]
     assert [line.partition(": ")[2].partition(" ")[0] for line in lines] == ["ended", "stopped", "killed"]
+    (tmp_path / "invocations.json").rename(tmp_path / "calls.json")  # its name in earlier versions
+    assert invocations.lines() == lines
 
 
 def test_a_spectrum_is_of_the_file_that_is_there(tmp_path: Path) -> None:
@@ -220,8 +222,8 @@ def test_a_spectrum_is_of_the_file_that_is_there(tmp_path: Path) -> None:
         path.write_text(content)
         oracle = read(PAPERS / "oracle_rho.yaml", Experiment)
         (cell, *_) = expand(oracle, "cifar10", "paper", extra=[f"--data.path={path}"])
-        (work, *_) = work_of(oracle, [cell], tmp_path, tmp_path / "results")
-        spectra.add(next(a for a in work.job.noted_identity()["meaning"]["call"] if a.startswith("--spectrum=")))
+        (measurement, *_) = measurements_of(oracle, [cell], tmp_path, tmp_path / "results")
+        spectra.add(next(a for a in measurement.job.noted_identity()["meaning"]["call"] if a.startswith("--spectrum=")))
     assert len(spectra) == 2
     assert not any(str(tmp_path) in argument for argument in spectra)
 

@@ -181,6 +181,7 @@ def test_a_score_of_ones_own_is_one_class(double_ckpt, tmp_path, capsys) -> None
     assert [float(cell) for cell in row] == pytest.approx(expected, rel=1e-3)
     assert found["cmmd16_pixel_min"] == min(found["cmmd16_pixel_round1"], found["cmmd16_pixel_round2"])
     assert "cmmd: of 20 images at most." in output
+    assert protocol["better"] == {"fd16_pixel": "lower", "cmmd16_pixel": "lower"}
     assert protocol["extractors"][0]["score_classes"] == [{"class": "test_scored_runs.CMMD", "sigma": 4.0}]
     # By its definition, of the same images.
     model = load_checkpoint(str(double_ckpt), {"sampler.grid.steps": 2}).model("ema").double()

@@ -12,10 +12,11 @@ from small import SMALL, here
 from experiments.studies import solvers
 from warm_lightning import load_checkpoint
 from warm_lightning.checkpoints import SECTION
-from warm_lightning.data import Digits
-from warm_lightning.images import quantise
+from warm_lightning.data import Digits, ImageFolder
+from warm_lightning.images import dequantise, quantise
 from warm_lightning.metrics import Evaluation, Extraction, Pixels, measure_reference
 from warm_lightning.samplers import Heun, PowerGrid, Sampler
+from warm_lightning.spectral import power_spectrum
 
 
 def test_solvers_from_images_to_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,7 +28,7 @@ def test_solvers_from_images_to_tables(tmp_path: Path, monkeypatch: pytest.Monke
     assert solvers.main(["--data", data, "--out", str(out), "--plot", str(picture)]) == 0
     found = json.loads(out.read_text())
     assert len(found["rows"]) == 3 * 8 * 6
-    spectrum, _ = solvers.read_spectrum(data)
+    spectrum = power_spectrum(dequantise(ImageFolder(data).train_images().all()))
     rows = {(row["rho"], row["bnr"], row["solver"], row["nfe"]): row["frechet"] for row in found["rows"]}
     for bnr in (0, 0.5, 10):
         expected = solvers.distances(spectrum, bnr, Sampler(PowerGrid(5), Heun()))

@@ -121,22 +121,15 @@ def file_hash(path: Path) -> str:
 # ---------------------------------------------------------------------- tables
 
 
-def markdown_table(
-    header: Sequence[str], rows: Iterable[Sequence[object]], words: int = 1, padded: bool = False
-) -> str:
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]], words: int = 1) -> str:
     """A table in Markdown, for files; for a terminal see `text_table`.
 
     Args:
         header: names of the columns.
         rows: a text or number for each column.
         words: number of columns, from the left, that hold words; the others hold numbers and are aligned to the right.
-        padded: whether all lines are made equally long with spaces, as suits a terminal.
     """
     lines = [list(header), ["---"] * words + ["---:"] * (len(header) - words), *([str(c) for c in row] for row in rows)]
-    if padded:
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        sides = [str.ljust] * words + [str.rjust] * (len(header) - words)
-        lines = [[side(cell, w) for side, cell, w in zip(sides, line, widths, strict=True)] for line in lines]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

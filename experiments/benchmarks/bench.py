@@ -7,6 +7,7 @@ the peak are medians over rounds of the ratio of both times, so that a load that
 """
 
 import argparse
+import copy
 import logging
 import multiprocessing
 import statistics
@@ -24,11 +25,12 @@ from experiments.benchmarks import data_loading as reading
 from experiments.benchmarks.timing import Product, matmul_peak, peak_memory, ratio, ratios, rounds, seconds
 from experiments.benchmarks.training_step import TrainingStep
 from warm_lightning.errors import UserError
-from warm_lightning.records import machine, markdown_table, to_json, write_file
+from warm_lightning.records import machine, text_table, to_json, write_file
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 CONFIG = REPOSITORY / "configs" / "cifar10_small.yaml"
+DIGITS = REPOSITORY / "configs" / "digits.yaml"
 HOT = REPOSITORY / "configs" / "method" / "hot.yaml"
 SMALL, WIDE = "cifar10_small", "32 channels, 2-2-2"
 NETWORKS: dict[str, dict[str, Any]] = {
@@ -123,6 +125,46 @@ def measure_warm_over_hot(overrides: Mapping[str, Any], device: str, limit: floa
     return {"rounds": len(times["hot"]), "median": quartiles[1], "quartiles": quartiles[::2], "flops": flops}
 
 
+def measure_updates(overrides: Mapping[str, Any], device: str, limit: float) -> dict[str, Any]:
+    """The times of Adam and of the average of weights, each in the general way and in that of `warm fit`.
+
+    Beside them stand the shares of the weights that have other bits after as many updates in either way.
+    """
+    general, ours = TrainingStep([DIGITS], overrides, device), TrainingStep([DIGITS], overrides, device)
+    for step in (general, ours):
+        step.backward(step.module.network)
+    module, average = ours.module, copy.deepcopy(ours.module.ema_network)
+    adam = torch.optim.Adam(general.module.network.parameters(), module.lr, module.betas, module.eps)
+
+    @torch.no_grad()
+    def update_average() -> None:
+        share = 1 - module.ema.decay(10**6, ours.batch_size)
+        torch._foreach_lerp_(list(average.parameters()), list(module.network.parameters()), share)
+
+    calls: dict[str, Callable[[], Any]] = {
+        "Adam, fused=None": adam.step,
+        "Adam of warm fit": ours.optimizer.step,
+        "average, foreach": update_average,
+        "average of warm fit": lambda: module.ema.update(module.ema_network, module.network, 10**6, ours.batch_size),
+    }
+    times = rounds(calls, "Updates", limit)
+    return {
+        "network": DIGITS.stem,
+        "updates": len(times["average, foreach"]) + 1,
+        "seconds": {name: statistics.median(of_call) for name, of_call in times.items()},
+        "changed": {
+            "Adam of warm fit": share_of_other_bits(general.module.network, module.network),
+            "average of warm fit": share_of_other_bits(average, module.ema_network),
+        },
+    }
+
+
+def share_of_other_bits(network: torch.nn.Module, other: torch.nn.Module) -> float:
+    """The share of the weights of a network in which another one differs."""
+    pairs = zip(network.parameters(), other.parameters(), strict=True)
+    return torch.cat([(a != b).flatten() for a, b in pairs]).double().mean().item()
+
+
 def measure_sampling(overrides: Mapping[str, Any], device: str, limit: float) -> dict[str, Any]:
     """The images per second that averaged weights generate at the configuration's NFE, 35."""
     step = TrainingStep([CONFIG], overrides, device)
@@ -154,6 +196,7 @@ def measure(device: str, quick: bool) -> dict[str, Any]:
         "matmul": peak,
         "training": training,
         "warm_over_hot": measure_warm_over_hot(networks[WIDE], device, 1.5 * limit),
+        "updates": measure_updates(QUICK if quick else {}, device, limit / 4),
         "sampling": measure_sampling(networks[SMALL], device, limit / 4),
         "reading": reading.measure_reading(64 if quick else 512, seconds=0.05 if quick else 1.0),
         "help_seconds": help_seconds(),
@@ -186,7 +229,7 @@ def limits(results: Mapping[str, Any]) -> list[str]:
 
 def table(results: Mapping[str, Any]) -> str:
     """The results as text for a terminal."""
-    where, matmul, sampling = results["machine"], results["matmul"], results["sampling"]
+    where, matmul, sampling, updates = (results[name] for name in ("machine", "matmul", "sampling", "updates"))
     rows = []
     for name, speeds in results["training"].items():
         for mode in ("eager", "compiled"):
@@ -199,6 +242,11 @@ def table(results: Mapping[str, Any]) -> str:
         f"{speeds['peak_memory_bytes'] / 2**30:.2f} GiB, compiled in {speeds['compiled']['compile_seconds']:.0f} s"
         for name, speeds in results["training"].items()
     ]
+    steps = []
+    for name, duration in updates["seconds"].items():
+        changed = updates["changed"].get(name)
+        bits = "" if changed is None else f"{changed:.2%} of the weights after {updates['updates']} updates"
+        steps.append([name, f"{1000 * duration:.2f}", bits])
     others = [
         ["float32 matmul peak", f"{matmul['flops'] / 1e9:.1f} GFLOP/s at size {matmul['size']}"],
         [
@@ -210,9 +258,10 @@ def table(results: Mapping[str, Any]) -> str:
     parts = [
         f"{where.get('gpu', where['cpu'])}: {where['threads']} threads of {where['cores']} cores, "
         f"{where['cpu_capability']}, torch {where['torch_version']}",
-        markdown_table(["", "speed"], others, words=2, padded=True),
-        markdown_table(["training", "images/s", "GFLOP/s", "of peak", "s/step"], rows, padded=True),
+        text_table(others, "<<"),
+        text_table([["training", "images/s", "GFLOP/s", "of peak", "s/step"], *rows], "<>>>>"),
         "\n".join(networks),
+        text_table([[f"updates of {updates['network']}", "ms", "other bits than in the row above"], *steps], "<><"),
         f"one worker of the data loader\n{reading.table(results['reading'])}",
         *results["notes"],
     ]

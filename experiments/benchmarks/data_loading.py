@@ -22,7 +22,7 @@ from PIL import Image
 from warm_lightning.commands.dataset import dataset
 from warm_lightning.data import ImageFolder, ImageSet, LSUNChurch
 from warm_lightning.data.stream import InOrder, Loader
-from warm_lightning.records import markdown_table
+from warm_lightning.records import text_table
 
 BATCH = 64
 
@@ -112,7 +112,7 @@ def measure_reading(count: int = 512, seconds: float = 1.0) -> dict[str, dict[st
 def table(rates_by_size: Mapping[str, Mapping[str, float]]) -> str:
     """The rates as a table for a terminal."""
     rows = [[size, name, f"{rate:,.0f}"] for size, rates in rates_by_size.items() for name, rate in rates.items()]
-    return markdown_table(["size", "format", "images/s"], rows, words=2, padded=True)
+    return text_table([["size", "format", "images/s"], *rows], "<<>")
 
 
 if __name__ == "__main__":

@@ -92,7 +92,8 @@ def files_from_disk_to_loss() -> set[str]:
         options = ["--data=ImageFolder", f"--data.path={images}", "--data.cache=false", "--data.batch_size=8"]
         quick = [
             "--model.duration=8",
-            "--samples.every=0",
+            "--samples.seeds=0",
+            "--samples.trajectory=0",
             "--trainer.limit_val_batches=0",
             "--scores.extractors=[Pixels]",
         ]

@@ -28,7 +28,7 @@ from warm_lightning.data import ImageFolder, ImageSet
 from warm_lightning.data.image_set import random_order
 from warm_lightning.errors import UserError, check
 from warm_lightning.images import quantise
-from warm_lightning.records import markdown_table, provenance, to_json, write_file
+from warm_lightning.records import provenance, text_table, to_json, write_file
 from warm_lightning.rng import key
 from warm_lightning.spectral import frequencies, idct
 
@@ -136,7 +136,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         values = [chosen["c"], chosen["s"], *(row["bnr"] for row in same), chosen["bnr_measured"]]
         values += [chosen[f"kept_at_{n}"] for n in (1, 2, 3, 4)]
         lines.append([f"{chosen['source']}, {how}", *(f"{value:.4f}" for value in values)])
-    return markdown_table(header, lines, padded=True)
+    return text_table([header, *lines], "<" + ">" * (len(header) - 1))
 
 
 def main(arguments: list[str] | None = None) -> int:

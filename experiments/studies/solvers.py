@@ -24,8 +24,9 @@ from warm_lightning.analysis.figures import check_matplotlib, new_figure, save_f
 from warm_lightning.analysis.oracle_error import gaussian_error
 from warm_lightning.config import load_checkpoint
 from warm_lightning.data import Digits, ImageFolder
+from warm_lightning.data.image_set import dequantised_batches
 from warm_lightning.errors import UserError, check
-from warm_lightning.images import dequantise, quantise
+from warm_lightning.images import quantise
 from warm_lightning.metrics import BATCH_SIZE, DigitsFeatures, Evaluation, Extraction, Pixels, measure_reference
 from warm_lightning.model import DiffusionModel
 from warm_lightning.processes import ConstantBNR, Warm
@@ -89,13 +90,6 @@ def samplers(nfes: Sequence[int], rho: float = 7.0) -> list[tuple[str, Sampler]]
 
 
 # ---------------------------------------------------------------------- with a Gaussian oracle
-
-
-def read_spectrum(data: str) -> tuple[Tensor, str]:
-    """S, float64 [C, H, W], of the training images in a folder or zip, and a description of them in words."""
-    images = ImageFolder(data).train_images().as_tensor()
-    description = f"{Path(data).name}: {len(images)} training images {list(images.shape[1:])} in [-1, 1]"
-    return power_spectrum(dequantise(images)), description
 
 
 def oracle_errors(spectrum: Tensor) -> list[dict[str, Any]]:
@@ -309,10 +303,10 @@ def run(options: argparse.Namespace, command: list[str]) -> dict[str, Any]:
         "DPM-Solver++(2M), the latter exact; all with the exponential integral per frequency",
     }
     if options.data:
-        spectrum, description = read_spectrum(options.data)
-        results["rows"] = oracle_errors(spectrum)
+        images = ImageFolder(options.data).train_images()
+        results["rows"] = oracle_errors(power_spectrum(dequantised_batches(images, "Measuring the spectrum")))
         protocol |= {
-            "data": description,
+            "data": f"{Path(options.data).name}: {len(images)} training images {list(images.shape)} in [-1, 1]",
             "oracle": "Gaussian; β from 80 to 0.002, then 0; initial variance 80² at every frequency",
             "frechet": "squared, summed over channels and frequencies, to N(0, diag S)",
             "frechet_ode": "the same, to where the exact ODE takes the same start",

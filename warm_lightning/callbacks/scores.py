@@ -292,7 +292,8 @@ class ScoreSamples(Callback):
         rounds = [{name: value for name, value in values.items() if name != NONFINITE} for values in rounds]
         values = {**summarise_rounds(rounds, better), **self.companion_scores(count)}
         path, protocol = Path(trainer.default_root_dir) / RESULTS, self.describe(trainer, pl_module)
-        write_file(path, to_json({**values, "protocol": {**protocol, NONFINITE: nonfinite}}).encode())
+        protocol |= {"better": better, NONFINITE: nonfinite}
+        write_file(path, to_json({**values, "protocol": protocol}).encode())
         tables = [evaluation.table(values, count, self.num_rounds) for evaluation in self.evaluations]
         seeds = ", ".join(plan.label(r) for r in range(self.num_rounds))
         summary = f"{self.weights} weights after {pl_module.images_seen:,} images, NFE {protocol['nfe']}, seeds {seeds}"

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 from lightning import LightningDataModule, Trainer
@@ -134,6 +134,10 @@ class ImageDataModule(LightningDataModule, ABC):
         rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
         micro_batch = max(1, self.batch_size // world_size)
         return self._loader(InOrder(images), strided_batches(range(len(images)), micro_batch, rank, world_size))
+
+    def test_dataloader(self) -> Any:
+        """The loaders of seeds to sample, which the LightningModule makes; Lightning asks the data for them."""
+        return self._attached_trainer().lightning_module.test_dataloader()
 
     def _loader(self, dataset: Dataset[Batch], sampler: Iterable[range]) -> DataLoader:
         return Loader(

@@ -1,4 +1,4 @@
-"""Processes of jobs, each of which holds the lock of its folder and writes to the log there.
+"""Operating-system processes of jobs, each of which holds the lock of its folder and writes to the log there.
 
 This imports nothing that takes time, since the node of a cluster imports it before the process can start.
 """
