@@ -141,7 +141,7 @@ class Spectrum(Measure):
         below = content["protocol"]["fit_below"]
         values["fitted below λ of"] = math.inf if below is None else below
         shown = ["tolerance", "fitted below λ of", "bnr", "bnr_measured", "c_at_s1", "c", "s"]
-        return Reading(values, [name for name in shown if finite(values[name])])
+        return Reading(values, [name for name in shown if name in values and finite(values[name])])
 
     def pictures(self, cells: Sequence[tuple[Cell, Path]]) -> dict[str, Figure | bytes]:
         titles = ("Power by frequency", "Attenuation where signal meets noise", "What a model sees and is asked for")

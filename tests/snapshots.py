@@ -50,9 +50,9 @@ def torch_utils() -> Iterator[None]:
             del sys.modules[name]
 
 
-def tree(state: Mapping[str, Tensor], per_head: int | None = None) -> Persistent:
+def tree(state: Mapping[str, Tensor], per_head: int | None = None, **settings: float) -> Persistent:
     """The objects whose tensors have these names."""
-    root = Persistent("EDMPrecond", sigma_data=0.5)
+    root = Persistent("EDMPrecond", **{"sigma_data": 0.5, "sigma_min": 0, "sigma_max": float("inf")} | settings)
     for full, tensor in state.items():
         module, path, *name = root, full.split(".")[:-1], full.rpartition(".")[2]
         for part in path:

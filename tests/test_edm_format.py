@@ -5,9 +5,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from image_files import chw, encode, pixels, refused, store, store_edm
+from image_files import chw, encode, pixels, refused, store, store_edm, store_lmdb
 
+from warm_lightning.cli import main
 from warm_lightning.data import CIFAR10, FFHQ, ImageFolder
+from warm_lightning.data.sources import read_split
 
 
 @pytest.fixture(params=["folder", "zip"])
@@ -109,3 +111,81 @@ def test_files_that_are_not_edms(tmp_path, *, kind, content: Callable[[list], by
 def test_a_folder_called_as_the_file_is_refused(tmp_path, kind):
     path = store(tmp_path, {FIRST: encode(pixels()), "dataset.json/1.png": encode(pixels())}, kind)
     refused(ImageFolder(path), path, "dataset.json", "is a folder")
+
+
+# ---------------------------------------------------------------------- dataset.json below the root
+
+
+def edm(labels: list[int] | None, folder: str = "") -> dict[str, bytes]:
+    """The files of a data set in EDM's format in a folder; images of class 1 are in 00000, too."""
+    names = [f"00000/img{i:08d}.png" for i in range(len(labels or [0, 0]))]
+    pairs = None if labels is None else [list(pair) for pair in zip(names, labels, strict=True)]
+    files = {folder + name: encode(pixels(32)) for name in names}
+    return files | {f"{folder}dataset.json": json.dumps({"labels": pairs}).encode()}
+
+
+@pytest.mark.parametrize("folder", ["mydata/", "a/b/mydata/"])
+def test_an_outer_folder_keeps_the_classes(tmp_path, kind, folder):
+    files = edm([2, 0, 1], folder)
+    hidden = {"__MACOSX/mydata/dataset.json": b"", f"{folder}.cache/dataset.json": b"", "read.me": b""}
+    path = store(tmp_path, files | hidden, kind)
+    found = CIFAR10(path)
+    assert found.train_images().labels.tolist() == [2, 0, 1]
+    assert found.train_images().class_names == ("0", "1", "2")
+    assert found.held_out_images() is None
+    assert torch.equal(found.train_images().images, ImageFolder(path).train_images().images)
+    assert main(["dataset", path, str(tmp_path / "set.zip"), "--workers=0"]) == 0
+    assert read_split(tmp_path / "set.zip", "train").labels.tolist() == [2, 0, 1]
+    # As held-out images of another source, they have its classes.
+    (tmp_path / "train").mkdir()
+    data = ImageFolder(store(tmp_path / "train", edm([3, 1]), kind), held_out_path=path)
+    assert data.held_out_images().labels.tolist() == [2, 0, 1]
+    assert data.held_out_images().class_names == tuple("0123")
+
+
+@pytest.mark.parametrize("folder", ["", "mydata/"])
+def test_each_split_may_have_its_own_file(tmp_path, kind, folder):
+    path = store(tmp_path, edm([2, 0, 1], f"{folder}train/") | edm([1, 2], f"{folder}test/"), kind)
+    data = ImageFolder(path)
+    assert data.train_images().labels.tolist() == [2, 0, 1]
+    assert data.held_out_images().labels.tolist() == [1, 2]
+    assert data.held_out_images().class_names == ("0", "1", "2")
+
+
+IMAGE = encode(pixels(32))
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        (edm([0, 1], "a/") | {"b/1.png": IMAGE}, ["a/dataset.json", "is not above b/1.png"]),
+        (edm([0, 1], "train/") | {"test/cat/1.png": IMAGE}, ["train/dataset.json", "is not above test/cat/1.png"]),
+        (edm([0, 1], "00000/") | {"1.png": IMAGE}, ["00000/dataset.json", "is not above 1.png"]),
+        (edm([0, 1], "cats/") | edm([0, 1], "dogs/"), ["cats/dataset.json", "one of 2 files"]),
+        (edm([0, 1]) | {"00000/dataset.json": b"{}"}, ["dataset.json", "one of 2 files"]),
+        (edm([0, 1], "train/") | edm([0, 1], "test/") | {"dataset.json": b"{}"}, ["dataset.json", "one of 3 files"]),
+        (edm([0, 1], "train/") | edm([0, 2], "test/"), ["test", "class 2", "only 2"]),
+        (edm([0, 1], "train/") | edm(None, "test/"), ["test", "no classes"]),
+        (edm([0, 1], "mydata/") | {"mydata/more.png": IMAGE}, ["mydata/dataset.json", "no class for more.png"]),
+        ({"mydata/dataset.json": b'{"labels": [["mydata/1.png", 0]]}', "mydata/1.png": IMAGE}, ["no class for 1.png"]),
+        ({"mydata/Dataset.JSON": b"{}", "mydata/cat/1.png": IMAGE}, ["mydata/Dataset.JSON", "small letters"]),
+        ({"mydata/dataset.json/1.png": IMAGE}, ["mydata/dataset.json", "is a folder"]),
+    ],
+)
+def test_a_file_that_does_not_hold_for_all_images_is_refused(tmp_path, kind, files, words):
+    path = store(tmp_path, files, kind)
+    refused(ImageFolder(path), path, *words)
+
+
+def test_backslashes_between_folders_of_a_zip_are_refused(tmp_path):
+    path = store(tmp_path, {name.replace("/", "\\"): content for name, content in edm([0, 1], "my/").items()}, "zip")
+    refused(ImageFolder(path), path, "pack the zip with another program")
+
+
+def test_an_lmdb_has_no_such_file(tmp_path):
+    inside = store_lmdb(tmp_path / "inside", {"1": IMAGE, "dataset.json": b"{}"})
+    refused(ImageFolder(inside), inside, "has a key dataset.json")
+    beside = store_lmdb(tmp_path / "beside", {"1": IMAGE})
+    (tmp_path / "beside" / "dataset.json").write_bytes(b"{}")
+    for path in (beside, f"{beside}/data.mdb"):
+        refused(ImageFolder(path), f"{beside}/dataset.json", "beside an LMDB")

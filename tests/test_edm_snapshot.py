@@ -2,6 +2,7 @@
 
 import hashlib
 import inspect
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from warm_lightning.interop.edm_snapshot import architecture, read_snapshot
 from warm_lightning.module import DiffusionModule
 from warm_lightning.parameterizations import Denoiser
 from warm_lightning.processes import Hot
+from warm_lightning.samplers import EvenGrid, Sampler
 from warm_lightning.types import Level
 
 
@@ -107,6 +109,57 @@ def test_the_papers_configurations_can_start_from_published_weights(
     assert "preconditioning" not in model  # σ_d is 0.5, as EDM's
 
 
+def edm_samples(ckpt: Path, low: float, high: float, steps: int) -> torch.Tensor:
+    """EDM's deterministic sampler (Karras et al. 2022, Algorithm 1) between two noise levels, of seeds 0 to 3."""
+    model = load_checkpoint(ckpt).model()
+    i = torch.arange(steps, dtype=torch.float64) / (steps - 1)
+    sigmas = [*((high ** (1 / 7) + i * (low ** (1 / 7) - high ** (1 / 7))) ** 7).tolist(), 0.0]
+    latents = [torch.randn(model.image_shape, generator=torch.Generator().manual_seed(s)) for s in range(4)]
+    x = sigmas[0] * torch.stack(latents).double()
+
+    def slope(x: torch.Tensor, sigma: float) -> torch.Tensor:
+        level = torch.tensor([sigma], dtype=torch.float64)
+        return (x - model.outputs(x, Level(0 * level, level, level))[:, 0]) / sigma
+
+    with torch.no_grad():
+        for t, s in itertools.pairwise(sigmas):
+            d = slope(x, t)
+            ahead = x + (s - t) * d
+            x = ahead if s == 0 else x + (s - t) * (d + slope(ahead, s)) / 2
+    return x
+
+
+@pytest.mark.parametrize(
+    ("known", "low", "high"),
+    [
+        ({}, 0.002, 80),
+        ({"sigma_min": 0.05, "sigma_max": 20.0}, 0.05, 20),
+        ({"sigma_min": 1e-4, "sigma_max": 1e3}, 0.002, 80),
+    ],
+)
+def test_a_snapshot_is_sampled_within_its_noise_levels(
+    known: dict[str, float], low: float, high: float, reference_dir: Path, tmp_path: Path
+) -> None:
+    state = reference_state(reference_dir / "edm_ncsnpp_uncond.npz")
+    path = convert(write(tmp_path / "s.pkl", tree(state, **known)), tmp_path)
+    trained = load_checkpoint(path)
+    model = trained.model()
+    expected = edm_samples(path, low, high, 18)
+    for sampler in (model.sampler, Sampler()):  # its own, and one that is made in Python
+        # A float32 network in another order of rounding: as in reference/README.md.
+        torch.testing.assert_close(model.sample(sampler, range(4)), expected, rtol=0, atol=1e-4)
+    narrow = (low, high) != (0.002, 80)
+    assert ((expected - edm_samples(path, 0.002, 80, 18)).abs().max() > 0.01) == narrow
+    # What is exported knows it, too; and grids that cannot be narrowed are refused.
+    here("export", str(path), str(tmp_path / "exported"))
+    assert load_checkpoint(tmp_path / "exported").sampler.grid.clocks().tolist() == model.sampler.grid.clocks().tolist()
+    if narrow:
+        with pytest.raises(UserError, match=r"EvenGrid goes from 80 to 4 .* knows 0.05 to 20"):
+            model.sample(Sampler(EvenGrid(20, 80)), [0])
+        with pytest.raises(UserError, match="change beta_min or beta_max"):
+            load_checkpoint(path, {"sampler.grid.beta_max": 0.04})
+
+
 def vast(ema: Persistent) -> None:
     """Convolutions that claim a million channels, none of which are in the file: 36 TB if they were built."""
     conv = ema.state["_modules"]["model"].state["_modules"]["enc"].state["_modules"]["16x16_conv"]
@@ -165,7 +218,12 @@ def wrong_filter(ema: Persistent) -> None:
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [(wrong_filter, "8x8_down.conv0.resample_filter"), (lambda e: e.state.update(sigma_data=-1.0), "sigma_data")],
+    [
+        (wrong_filter, "8x8_down.conv0.resample_filter"),
+        (lambda e: e.state.update(sigma_data=-1.0), "sigma_data"),
+        (lambda e: e.state.update(sigma_min=9.0, sigma_max=3.0), "noise from 9 to 3"),
+        (lambda e: e.state.update(sigma_max=float("nan")), "noise from 0 to nan"),
+    ],
 )
 def test_settings_that_make_no_model_are_refused_with_the_files_name(
     change: Any, words: str, reference_dir: Path, tmp_path: Path

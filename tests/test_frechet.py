@@ -12,9 +12,12 @@ from scipy.linalg import sqrtm
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
+from warm_lightning.data import ImageSet
 from warm_lightning.distributed import gather, total
-from warm_lightning.metrics import Pixels
-from warm_lightning.metrics.distances import Normal, frechet_distance, moment_sums
+from warm_lightning.errors import UserError
+from warm_lightning.images import dequantise
+from warm_lightning.metrics import Evaluation, Extraction, Pixels, reference
+from warm_lightning.metrics.distances import Normal, ThinNormal, frechet_distance, frechet_memory, moment_sums
 from warm_lightning.metrics.reference import Summariser
 
 
@@ -81,6 +84,72 @@ def test_holds_without_full_rank(near):
     assert frechet_distance(normal(x), normal(y)) == pytest.approx(expected.item(), rel=1e-6)
 
 
+@pytest.mark.parametrize("count", [2, 60, 149, 150, 400])
+@pytest.mark.parametrize("other", [40, 300])
+def test_thin_form_is_the_full_form(count, other):
+    """Of fewer images than features, 150 here, against fewer and more."""
+    x, y = draw(count, 150) @ draw(150, 150, seed=1) + 3, 1.3 * draw(other, 150, seed=2) + 3.1
+    thin, full = ThinNormal.from_features(x), normal(x, 2 if count > 3 else 1)
+    torch.testing.assert_close(thin.mean, full.mean, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(thin.covariance, full.covariance, rtol=0, atol=1e-11 * full.covariance.abs().max())
+    # 1e-8 of d² is what the full form is good to without full rank; the traces are up to 20,000 times d².
+    for second in (normal(y), ThinNormal.from_features(y)):
+        expected = frechet_distance(full, normal(y))
+        assert frechet_distance(thin, second) == pytest.approx(expected, rel=1e-8)
+        assert frechet_distance(second, thin) == pytest.approx(expected, rel=1e-8)
+    assert frechet_distance(thin, thin) < 1e-10 * full.covariance.trace()
+
+
+@pytest.mark.parametrize(("limit", "thin"), [(400, [True, True, False]), (19, [False, False, False])])
+def test_features_are_summed_only_where_there_are_as_many_images(limit, thin, monkeypatch):
+    """Or more than are kept; images may come in any parts, and more after a score."""
+    sums = []
+    monkeypatch.setattr(reference, "moment_sums", lambda features: sums.append(len(features)) or moment_sums(features))
+    features = draw(60, 30)
+    summariser = Summariser([], Pixels(), features[:1], None, limit=limit)
+    for expected, end in zip(thin, (20, 29, 60), strict=True):
+        for part in features[summariser.seen : end].split(7):
+            summariser.update(part, None)
+        summary = summariser.compute()
+        assert isinstance(summary.normal, ThinNormal) == expected
+        assert (sums == []) == expected
+        torch.testing.assert_close(summary.normal.covariance, normal(features[:end]).covariance, rtol=0, atol=1e-13)
+        assert summary.count == end
+    assert sum(sums) == 60
+
+
+def test_scores_at_64_pixels_make_no_matrix_of_all_features(monkeypatch):
+    """Of 12,288 features one such matrix takes 1.2 GB, and several were made for each set."""
+    monkeypatch.setattr(reference, "moment_sums", lambda features: pytest.fail("sums of products"))
+    images = torch.randint(256, (100, 3, 64, 64), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    data, samples = images[:60], images[60:]
+    extraction = Extraction(Pixels())
+    found = reference.measure_reference(extraction, ImageSet.without_classes(data))
+    evaluation = Evaluation(extraction, found, (3, 64, 64))
+    evaluation.update(samples)
+    _, values = evaluation.compute()
+    x, y = (dequantise(part, torch.float64).flatten(1) for part in (data, samples))
+    a, b = ((f - f.mean(0)) / (len(f) - 1) ** 0.5 for f in (x, y))
+    truth = (x.mean(0) - y.mean(0)).square().sum() + a.square().sum() + b.square().sum()
+    truth -= 2 * torch.linalg.svdvals(a @ b.T).sum()
+    assert values["fd40_pixel"] == pytest.approx(truth.item(), rel=1e-6)  # features are float32
+    assert found.companions["halves"]["frechet"] > 0
+
+
+def test_what_does_not_fit_in_memory_is_refused_before_anything_is_computed(monkeypatch):
+    extraction = Extraction(Pixels())
+    images = ImageSet.without_classes(torch.zeros(1, 3, 64, 64, dtype=torch.uint8).expand(13_000, -1, -1, -1))
+    monkeypatch.setattr(extraction, "extract", lambda *arguments: pytest.fail("features are computed"))
+    monkeypatch.setattr(reference, "available_memory", lambda device: 8 * 10**9)
+    with pytest.raises(
+        UserError, match=r"Pixels: scores of 13,000 samples .* about \d+\.\d GB for 12,288 .* 8\.0 GB are free"
+    ):
+        reference.measure_reference(extraction, images)
+    # A matrix of all features is 1.2 GB, and a full form needs several; 500 images against 500 need none.
+    assert frechet_memory(12_288, [13_000, 13_000]) > 8 * 12_288**2 * 8
+    assert frechet_memory(12_288, [500, 500]) < 8 * 12_288**2 / 4
+
+
 def test_of_near_sets_without_full_rank_is_that_of_sixty_digits():
     # By definition, through the eigenvalues of Σa Σb, with so many digits that those which should be 0 do no harm.
     x = draw(5, 8)
@@ -114,6 +183,11 @@ def in_process(rank: int, folder: Path) -> None:
     assert [part.tolist() for part in gather(torch.arange(3 * rank).view(-1, 3))] == [[], [[0, 1, 2]]]
     summary = summariser.compute()
     torch.save((summary.normal.mean, summary.normal.covariance, summary.count, summary.features), folder / f"{rank}.pt")
+    summariser.reset()
+    summariser.update(features[rank:29:2], None)  # 15 and 14 of 30 features: thin, and in the order of one process
+    thin = summariser.compute().normal
+    assert isinstance(thin, ThinNormal)
+    assert torch.equal(thin.root, ThinNormal.from_features(features[:29]).root)
     dist.destroy_process_group()
 
 

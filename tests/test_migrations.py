@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from small import here
+from small import REPOSITORY, SMALL, here
 
 from warm_lightning import load_checkpoint, load_config
 from warm_lightning.checkpoints import read_checkpoint
+from warm_lightning.cli import main
 from warm_lightning.migrations import MODULES, current, current_option
+from warm_lightning.processes import GaussianKernel
 from warm_lightning.samplers import ClippedImage
 
 OLD = Path(__file__).parent / "data" / "format3"
@@ -31,7 +33,8 @@ def test_an_old_run_goes_on_to_the_same_weights_and_scores(tmp_path: Path) -> No
     (tmp_path / "checkpoints").mkdir()
     shutil.copy(OLD / "last.ckpt", tmp_path / "checkpoints" / "last.ckpt")
     options = [f"--config={OLD / 'old.yaml'}", f"--trainer.default_root_dir={tmp_path}", "--trainer.accelerator=cpu"]
-    options.append("--trainer.precision=64-true")
+    # Other transformations than mirrored images are EDM's since, and were not then.
+    options += ["--trainer.precision=64-true", "--model.augment.init_args.p=0"]
     here("fit", *options, "--ckpt_path=last", "--posthoc_ema.sigma_rel=[0.1]")
     checkpoint = read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")
     assert checkpoint["warm_lightning"]["images_seen"] == EXPECTED["resumed_to"]
@@ -67,6 +70,29 @@ def test_old_settings_are_understood_wherever_they_stand(tmp_path: Path) -> None
     old = ["--model.sampler.belief", "warm_lightning.samplers.loop.ClippedImage", "--extractor=Pixels", "a.belief.png"]
     new = ["--model.sampler.estimate_transform", "warm_lightning.samplers.sampler.ClippedImage", *old[2:]]
     assert [current_option(word) for word in old] == new
+
+
+def test_a_checkpoint_of_format_4_keeps_the_blur_that_it_was_trained_with(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Lee et al.'s blur was the Gaussian one then, and their code's, now the default, is far weaker."""
+    lee = [f"--config={REPOSITORY / 'configs' / 'method' / 'progressive_deblurring.yaml'}", "--model.duration=32"]
+    gaussian = ["--model.process.kernel=GaussianKernel", f"--trainer.default_root_dir={tmp_path}"]
+    here("fit", *SMALL, *lee, *gaussian)
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    old = torch.load(path, weights_only=True)
+    assert old["warm_lightning"]["config"]["process"]["init_args"].pop("kernel")
+    old["warm_lightning"]["format_version"] = 4
+    torch.save(old, path)
+    here("export", str(path), str(tmp_path / "exported"))
+    for source in (path, tmp_path / "exported"):
+        assert isinstance(load_checkpoint(source).model().process.kernel, GaussianKernel)
+    # A configuration without the setting means the new blur, and does not go with these weights.
+    for command in (["fit", "--ckpt_path=last"], ["test"]):
+        run = [command[0], *SMALL, *lee, *gaussian[1:], *command[1:]]
+        assert main(run) == 2
+        assert "add --model.process.kernel=GaussianKernel" in capsys.readouterr().err
+    here("fit", *SMALL, *lee, *gaussian, "--model.duration=64", "--ckpt_path=last")
 
 
 MOVED = {

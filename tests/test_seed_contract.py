@@ -182,7 +182,7 @@ def test_format_2_is_migrated(tmp_path: Path) -> None:
     assert old[SECTION].pop("learned") == {}
     old[SECTION]["format_version"] = 2
     torch.save(old, last(tmp_path))
-    assert (read_checkpoint(last(tmp_path))[SECTION]["format_version"], FORMAT_VERSION) == (4, 4)
+    assert (read_checkpoint(last(tmp_path))[SECTION]["format_version"], FORMAT_VERSION) == (5, 5)
     assert read_checkpoint(last(tmp_path))[SECTION]["learned"] == {}
     module = load_checkpoint(last(tmp_path))
     assert module.model().sample(module.model().sampler, [0]).isfinite().all()

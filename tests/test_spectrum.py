@@ -71,6 +71,21 @@ def test_known_law_is_found_within_its_standard_errors(measured: MeasuredSpectru
     assert with_s_1["c_at_s1"] == pytest.approx(TRUE_C * (chosen.log() * (1 - TRUE_S)).mean().exp().item(), rel=0.01)
 
 
+def test_a_law_explains_what_least_squares_leave(measured: MeasuredSpectrum) -> None:
+    """The share is R², as of NumPy's correlation; and all, some or nothing where the truth says so."""
+    rates, power = frequencies(measured.power), measured.mean_power
+    chosen = (rates > 0) & (rates < 2)
+    correlation = np.corrcoef(rates[chosen].log(), power[chosen].log())[0, 1]
+    assert fit_row(measured, 2.0)["explained"] == pytest.approx(correlation**2, rel=1e-9)
+    assert power_law.fit(law(0.3, 0.2), 2.0).explained.item() == pytest.approx(1, abs=1e-12)
+    assert power_law.fit(law(0.3, 0.2), 2.0, s=1.0).explained.item() < 0
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(32, 32, generator=generator, dtype=torch.float64).exp()
+    assert power_law.fit(noise, math.inf).explained.item() < 0.01  # 1023 coefficients: about 1/1023 by chance
+    half = law(1.0, 1.0) * noise ** law(1.0, 1.0)[1:, 1:].log().std().item()
+    assert power_law.fit(half, math.inf).explained.item() == pytest.approx(0.5, abs=0.1)
+
+
 def test_standard_errors_are_those_of_least_squares(measured: MeasuredSpectrum) -> None:
     """The intervals are known for independent coefficients of Gaussian images: var ln S = 2/N a channel."""
     rates = frequencies(measured.power)

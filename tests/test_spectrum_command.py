@@ -55,9 +55,12 @@ def test_command_on_digits(folders: Path, tmp_path: Path, capsys) -> None:
     assert {(row["below"], row["tolerance"]) for row in result["suggestions"]} == {
         (below, t) for below in (0.5, 1, 2, 5, None) for t in (0.01, 0.02, 0.03, 0.04, 0.05, 0.1, 0.2)
     }
-    assert result["bnr"] == pytest.approx(math.sqrt(-2 * math.log(0.96) / result["c_at_s1"]))
-    at_bnr = next(row for row in result["attenuation"] if row["bnr"] == result["bnr"])
-    assert at_bnr["formula"] == pytest.approx(0.96)
+    # The digits' spectrum is no power law, in none of the ranges: nothing is suggested by one.
+    assert result["explained"] == pytest.approx(0.02, abs=0.01)
+    for row in result["suggestions"]:
+        assert [row[name] for name in ("bnr", "bnr_se", "path_bnr", "path_exponent")] == [None] * 4
+    assert [result[name] for name in ("bnr", "path_bnr", "path_exponent")] == [None] * 3
+    assert {row["formula"] for row in result["attenuation"]} == {None}
     digits = dctn(Digits().train_images().as_tensor().numpy()[:, 0] / 127.5 - 1, norm="ortho", axes=(1, 2)).var(axis=0)
     assert result["spectrum"][1]["power"] == pytest.approx((digits[0, 1] + digits[1, 0] + digits[1, 1]) / 3)
     noisy = np.stack([np.asarray(Image.open(file)) for file in sorted((folders / "noisy").iterdir())])
@@ -71,9 +74,34 @@ def test_command_on_digits(folders: Path, tmp_path: Path, capsys) -> None:
     protocol = result["protocol"]
     assert (protocol["num_images"], protocol["images_count"], protocol["shape"]) == (1797, 300, [1, 8, 8])
     printed = capsys.readouterr().out
-    assert f"{result['bnr']:.3f} ±" in printed
-    assert "chosen tolerance of 4 %" in printed
+    assert "There is no power law below λ = 2: c/λ^0.08 explains 2% of the variance of ln S" in printed
+    assert "No BNR is recommended" in printed
+    assert "PowerLaw with" not in printed
     assert "cycles/pixel" in printed
+
+
+@pytest.mark.parametrize(("s", "ray"), [(1.2, True), (0.5, False)])
+def test_a_law_that_holds_is_recommended(s: float, ray: bool, tmp_path: Path, capsys) -> None:
+    """Normal fields of known law; a constant BNR only if s is about 1."""
+    for k, image in enumerate(quantise(jpeg_spectrum.fields(300, 16, seed=1, c=0.02, s=s))):
+        write_png(tmp_path / "fields" / f"{k:03d}.png", image)
+    data = ["--data=ImageFolder", f"--data.path={tmp_path / 'fields'}", "--data.xflip=false"]
+    here("spectrum", f"--config={DIGITS}", *data, f"--outdir={tmp_path}", "--tolerance=0.04")
+    result = json.loads((tmp_path / "spectrum.json").read_text())
+    printed = capsys.readouterr().out
+    assert "chosen tolerance of 4 %" in printed
+    assert abs(result["s"] - s) < 4 * result["s_se"]
+    assert result["path_exponent"] == pytest.approx(1 / result["s"])
+    assert f"PowerLaw with bnr {result['path_bnr']:.3f} and exponent {result['path_exponent']:.3f}" in printed
+    looked_at(tmp_path / "bnr.png")
+    if ray:
+        assert result["bnr"] == pytest.approx(math.sqrt(-2 * math.log(0.96) / result["c_at_s1"]))
+        at_bnr = next(row for row in result["attenuation"] if row["bnr"] == result["bnr"])
+        assert at_bnr["formula"] == pytest.approx(0.96)
+        assert f"{result['bnr']:.3f} ±" in printed
+    else:
+        assert result["bnr"] is None
+        assert "no BNR, since s = 1 does not hold, or PowerLaw" in printed
 
 
 def test_command_on_photographs(cifar10_zip: Path, tmp_path: Path) -> None:
@@ -89,6 +117,11 @@ def test_command_on_photographs(cifar10_zip: Path, tmp_path: Path) -> None:
     # Photographs: near 1/f², and about the variance of other sets of photographs.
     assert 0.8 < below_2["s"] < 1.4
     assert 0.1 < below_2["c_at_s1"] < 0.5
+    # Not exactly a power law, but near enough for a recommendation over all frequencies, and better below λ = 2.
+    assert 0.5 < result["explained_at_s1"] < result["explained"] < below_2["explained"]
+    assert below_2["explained_at_s1"] > 0.85
+    assert 0.5 < result["bnr"] < 2
+    assert 0.4 < result["path_exponent"] < 0.7
     looked_at(tmp_path / "targets.png")
 
 

@@ -3,8 +3,10 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
+from scipy.ndimage import convolve1d
 from small import DIGITS, REPOSITORY
 from torch import Tensor
 from truths import Prescribed, clocks, gains_at, noise, step_of
@@ -13,13 +15,16 @@ from warm_lightning import load_config
 from warm_lightning.errors import UserError
 from warm_lightning.parameterizations import Epsilon
 from warm_lightning.processes import (
+    BlurKernel,
     BlurRate,
     CosineSchedule,
+    GaussianKernel,
     LinearSchedule,
     LogRate,
     Process,
     ProgressiveDeblurring,
     QuarticRate,
+    SampledKernel,
     Schedule,
     VariancePreserving,
 )
@@ -140,30 +145,72 @@ RATES = [
 ]
 
 
-def kernel(size: int) -> Tensor:
+def gaussian(size: int) -> Tensor:
     """D, the eigenvalues of a Gaussian blur of 0.4 pixels."""
     i = torch.arange(size, dtype=torch.float64)
     return torch.exp(-(math.pi**2) * (i[:, None] ** 2 + i**2) / size**2 * SIGMA**2 / 2)
 
 
+def sampled(size: int) -> Tensor:
+    """D, the eigenvalues of the convolution with a sampled Gaussian of 0.4 pixels, on mirrored images."""
+    taps = np.exp(-(np.arange(-8, 9) ** 2) / (2 * SIGMA**2))
+    basis = idct(torch.eye(size**2, dtype=torch.float64).view(-1, size, size)).numpy()
+    for axis in (1, 2):
+        basis = convolve1d(basis, taps / taps.sum(), axis, mode="reflect")
+    blurred = dct(torch.from_numpy(basis)).view(size**2, size**2)
+    torch.testing.assert_close(blurred, blurred.diagonal().diag(), rtol=0, atol=1e-12)  # it is diagonal here
+    return blurred.diagonal().view(size, size)
+
+
+KERNELS = [(GaussianKernel(), gaussian), (SampledKernel(), sampled)]
+
+
+@pytest.mark.parametrize(("blur", "kernel"), KERNELS)
 @pytest.mark.parametrize(("rate", "f"), RATES)
 @pytest.mark.parametrize("n", [1, 2, 300, 1000])
-def test_blur_diffusions_gains_are_equation_3(rate: BlurRate, f, n: int) -> None:
+def test_blur_diffusions_gains_are_equation_3(rate: BlurRate, f, n: int, blur: BlurKernel, kernel) -> None:
     """√Ā_n = Π √A_i with A_i = (1-β_i) D^{2f(i)}: a product of a thousand matrices, one by one."""
     root = torch.ones(8, 8, dtype=torch.float64)
     for i in range(1, n + 1):
         root = root * math.sqrt(1 - linear_betas_at[i]) * kernel(8) ** f(i)
-    gains = gains_at(ProgressiveDeblurring(rate=rate), n, torch.zeros(SHAPE).double())
+    gains = gains_at(ProgressiveDeblurring(rate=rate, kernel=blur), n, torch.zeros(SHAPE).double())
     torch.testing.assert_close(gains.signal[0, 0], root, rtol=1e-11, atol=0)
     torch.testing.assert_close(gains.noise[0, 0], (1 - root**2).sqrt(), rtol=1e-11, atol=0)
     assert root[0, 1] < root[0, 0] or n == 1
 
 
+def test_the_sampled_kernel_blurs_less_than_the_gaussian_that_it_samples() -> None:
+    """The numbers of Lee et al.'s code: σ = 0.4 gives [0.040, 0.919, 0.040]; it is the default."""
+    kernel = ProgressiveDeblurring().kernel
+    assert isinstance(kernel, SampledKernel)
+    _, weights = kernel.taps(0.4)
+    torch.testing.assert_close(weights[19:22], torch.tensor([0.0404, 0.9192, 0.0404]).double(), rtol=0, atol=5e-5)
+    assert weights.sum() == pytest.approx(1, abs=1e-15)
+    omega = torch.tensor([0.01, 1.0, math.pi], dtype=torch.float64)
+    by_hand = torch.log(0.91918 + 0.08082 * omega.cos())
+    torch.testing.assert_close(kernel.log_gain(0.4, omega)[1:], by_hand[1:], rtol=1e-3, atol=0)
+    ratios = GaussianKernel().log_gain(0.4, omega) / kernel.log_gain(0.4, omega)
+    assert ratios.tolist() == pytest.approx([1.98, 2.11, 4.48], rel=0.003)
+    # The blur level is the Gaussian's of equal low frequencies.
+    assert kernel.deviation(0.4) == pytest.approx(0.4 / math.sqrt(ratios[0]), rel=1e-4)
+    assert GaussianKernel().deviation(0.4) == 0.4
+    wide = torch.linspace(0, math.pi, 9, dtype=torch.float64)
+    for narrow in (0.0, 1e-3):  # no blur
+        assert kernel.log_gain(narrow, wide).abs().max() < 1e-15
+    # Sampling a wide one loses nothing: its spectrum is repeated each 2π, where next to nothing is left of it.
+    torch.testing.assert_close(
+        kernel.log_gain(1.5, wide[:6]), GaussianKernel().log_gain(1.5, wide[:6]), rtol=0, atol=1e-4
+    )
+    with pytest.raises(UserError, match="GaussianKernel for more"):
+        ProgressiveDeblurring(sigma=2.5)
+
+
+@pytest.mark.parametrize(("blur", "kernel"), KERNELS)
 @pytest.mark.parametrize(("rate", "f"), RATES)
 @pytest.mark.parametrize("i", [2, 400, 1000])
-def test_reverse_diffusion_is_the_corrected_formula(rate: BlurRate, f, i: int) -> None:
+def test_reverse_diffusion_is_the_corrected_formula(rate: BlurRate, f, i: int, blur: BlurKernel, kernel) -> None:
     """x_{i-1} = (2-√a_i) x_i - b_i (1-A_i²)^{-½} ε̂ + √b_i z, a_i = (1-β_i) D^{2f(i)}, b_i = 1 - a_i."""
-    process = ProgressiveDeblurring(rate=rate)
+    process = ProgressiveDeblurring(rate=rate, kernel=blur)
     x, z, epsilon = noise(*SHAPE), noise(*SHAPE, seed=1), noise(*SHAPE, seed=2)
     a = (1 - linear_betas_at[i]) * kernel(8) ** (2 * f(i))
     bar = torch.ones(8, 8, dtype=torch.float64)
@@ -177,7 +224,7 @@ def test_reverse_diffusion_is_the_corrected_formula(rate: BlurRate, f, i: int) -
 
 def test_reverse_diffusion_ends_without_noise() -> None:
     process, x, epsilon = ProgressiveDeblurring(), noise(*SHAPE), noise(*SHAPE, seed=2)
-    a = (1 - linear_betas_at[1]) * kernel(8) ** (2 * 0.14 / STEPS**4)
+    a = (1 - linear_betas_at[1]) * sampled(8) ** (2 * 0.14 / STEPS**4)
     expected = (2 - a.sqrt()) * dct(x) - (1 - a).sqrt() * dct(epsilon)
     got = dct(one_step(ReverseDiffusion(), process, x, epsilon, 1, 0, 1e6 * torch.ones_like(x)))
     torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)

@@ -34,8 +34,9 @@ class NonLeaky(Augmentation):
     Every image is mirrored left to right with probability ½. Each other transformation happens with
     probability `p`, in the order of `Transforms`. Images are resampled as in Karras et al. 2020 ("Training GANs
     with limited data", Appendix B), only once for all transformations, and are mirrored at their edges. Images that
-    are only flipped or turned by right angles are not resampled: their pixels keep their bits. Half of the stretches
-    are along the x axis.
+    are only flipped are not resampled: their pixels keep their bits. Half of the stretches are along the x axis.
+
+    Pixels and labels are those of EDM to 1e-5, so that weights trained by EDM's code mean the same here.
 
     The draws for an image depend neither on `p` nor on the other images.
 
@@ -61,11 +62,7 @@ class NonLeaky(Augmentation):
         height, width = images.shape[-2:]
         check(height == width > 1, f"augmentation rotates images, so they must be square, not {height}×{width}")
         transforms = self.draw(draws, images.dtype)
-        turned, angle = transforms.flip_and_turn(images)
-        with full_precision(images.device):
-            resampled = resample(turned, *transforms.inverse(angle))
-        images = torch.where(transforms.needs_resampling(angle)[:, None, None, None], resampled, turned)
-        return images, transforms.labels()
+        return transforms.apply(images), transforms.labels()
 
     def draw(self, draws: Draws, dtype: torch.dtype) -> "Transforms":
         """Draw the transformation of each image."""
@@ -96,7 +93,7 @@ class Transforms:
         scale: w; the image is enlarged by 2^(0.2 w).
         turn: fraction of a full turn, counter-clockwise as displayed, in [-½, ½); θ = 2π turn.
         stretch: w; the image is stretched by 2^(0.2 w) along an axis and by the inverse across it.
-        axis: r, angle of this axis in radians, from the x axis towards y; 0 with probability ½.
+        axis: r, angle of this axis in radians, counter-clockwise as displayed, from the x axis; 0 with probability ½.
         shift_x: w; the image is shifted to the right by 0.125 w of its width.
         shift_y: w; the image is shifted down by 0.125 w of its height.
     """
@@ -122,43 +119,26 @@ class Transforms:
         labels = (self.x_flip, self.y_flip, self.scale, *turned, along, across, self.shift_x, self.shift_y)
         return torch.stack(labels, dim=1)
 
-    def flip_and_turn(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Flip images and turn them by the multiple of a right angle nearest to the rotation; no pixel value changes.
+    def apply(self, images: Tensor) -> Tensor:
+        """Transform images [B, C, H, H]; those that are only flipped keep the bits of their pixels."""
+        for flip, axis in ((self.x_flip, 3), (self.y_flip, 2)):
+            images = torch.where(flip[:, None, None, None] == 1, images.flip(axis), images)
+        moved = torch.stack([self.scale, self.turn, self.stretch, self.shift_x, self.shift_y]).ne(0).any(dim=0)
+        with full_precision(images.device):
+            return torch.where(moved[:, None, None, None], resample(images, *self.inverse()), images)
 
-        Returns:
-            The images [B, C, H, H], and the remaining angle of the rotation, [B] in [-π/4, π/4].
-        """
-        quarters = (4 * self.turn).round()
-        angle = 2 * math.pi * (self.turn - quarters / 4)
-        quarters = quarters.remainder(4)
-        # A quarter turn swaps rows and columns and then mirrors top to bottom; it also swaps the flips before it.
-        swap = quarters.remainder(2) == 1
-        columns = torch.where(swap, self.y_flip, self.x_flip) + (quarters >= 2)
-        rows = torch.where(swap, self.x_flip, self.y_flip) + ((quarters == 1) | (quarters == 2))
-        images = torch.where(swap[:, None, None, None], images.mT, images)
-        images = torch.where(columns[:, None, None, None] == 1, images.flip(3), images)
-        return torch.where(rows[:, None, None, None] == 1, images.flip(2), images), angle
-
-    def needs_resampling(self, angle: Tensor) -> Tensor:
-        """Whether an image must be resampled after `flip_and_turn`, which returned `angle`; bool [B]."""
-        rest = torch.stack([self.scale, angle, self.stretch, self.shift_x, self.shift_y])
-        return (rest != 0).any(dim=0)
-
-    def inverse(self, angle: Tensor) -> tuple[Tensor, Tensor]:
-        """The inverse of the transformations that remain after `flip_and_turn`, as an affine map of positions.
-
-        Args:
-            angle: the remaining angle, from `flip_and_turn`.
+    def inverse(self) -> tuple[Tensor, Tensor]:
+        """The inverse of the transformations other than flips, as an affine map of positions.
 
         Returns:
             linear [B, 2, 2] and shift [B, 2], the latter as a fraction of the size: the pixel at (x, y) from the
             centre is taken from linear @ ((x, y) - shift).
         """
-        smaller = 2 ** (-0.2 * self.scale)
+        smaller, angle = 2 ** (-0.2 * self.scale), 2 * math.pi * self.turn
         cos, sin = smaller * angle.cos(), smaller * angle.sin()
         turn_back = torch.stack([cos, -sin, sin, cos], dim=1).unflatten(1, (2, 2))
         along, across = 2 ** (-0.2 * self.stretch), 2 ** (0.2 * self.stretch)
-        cos, sin = self.axis.cos(), self.axis.sin()
+        cos, sin = self.axis.cos(), -self.axis.sin()  # y is down
         mixed = (along - across) * cos * sin
         unstretch = [along * cos**2 + across * sin**2, mixed, mixed, along * sin**2 + across * cos**2]
         linear = turn_back @ torch.stack(unstretch, dim=1).unflatten(1, (2, 2))
@@ -174,8 +154,15 @@ SYM6 = (
 )
 """The orthogonal low-pass filter of the wavelet sym6 (Daubechies' least asymmetric one with 6 vanishing moments)."""
 
-DELAY = sum(n * h for n, h in enumerate(SYM6)) / sum(SYM6)
-"""The filter's centre of mass: pixel k is at position 2k + DELAY after upsampling."""
+DELAY = 5.0
+"""The position of the filter's centre: pixel k is taken to be at position 2k + DELAY after upsampling.
+
+This is EDM's choice. The filter's centre of mass is at 5.098, so the point that stays in place is 0.049 pixels to the
+left of the image's centre and as far above it. On plane waves of 40, 20 and 10 pixels, turned and scaled, the
+root-mean-square error is at most 0.016, 0.031 and 0.055 with 5, and 0.0004, 0.002 and 0.012 with 5.098; on waves of 4
+and 3 pixels, which this filter delays less, 0.09 and 0.21 with 5, and 0.18 and 0.35 with 5.098. Both are defensible,
+and the published networks were trained with 5.
+"""
 
 
 @lru_cache(maxsize=16)

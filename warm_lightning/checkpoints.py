@@ -19,7 +19,7 @@ from torch import Tensor
 from warm_lightning.errors import UserError, check, error_text
 from warm_lightning.interop.exported import is_exported, read_folder
 from warm_lightning.interop.pickles import refuse_training_state
-from warm_lightning.migrations import current
+from warm_lightning.migrations import current, with_old_defaults
 from warm_lightning.networks.base import Network
 from warm_lightning.paths import expand
 from warm_lightning.records import PACKAGE_VERSION, whole_file
@@ -31,7 +31,7 @@ LAST = "last.ckpt"
 RESULTS = "scores.json"
 """The scores of a run by `warm test`."""
 SECTION = "warm_lightning"
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 KEYS = frozenset({"config", "images_seen", "nonfinite_gradients", "source", "learned"})
 RAW_PREFIX, EMA_PREFIX, LEARNED_PREFIX = "network.", "ema_network.", "learned."
 
@@ -51,7 +51,17 @@ def _from_3(section: dict[str, Any]) -> dict[str, Any]:
     return section | {"config": current(section.get("config"))}
 
 
-MIGRATIONS: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_1, 2: _from_2, 3: _from_3}
+def _from_4(section: dict[str, Any]) -> dict[str, Any]:
+    """Format 5 has the blur kernel of Lee et al.'s process in the configuration."""
+    return section | {"config": with_old_defaults(section.get("config"))}
+
+
+MIGRATIONS: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    1: _from_1,
+    2: _from_2,
+    3: _from_3,
+    4: _from_4,
+}
 """Functions that turn a section of a format version into one of the next version."""
 
 
@@ -237,6 +247,30 @@ def start_from(path: str | Path, network: Network) -> None:
     except UserError as error:
         raise UserError(f"init_from {path}: {error}") from error
     network.load_state_dict(saved)
+
+
+def check_same_kernel(there: Mapping[str, Any] | None, config: Mapping[str, Any] | None, source: str) -> None:
+    """Check that a model of Lee et al.'s process blurs as that of a checkpoint, which may be older than the choice.
+
+    Raises:
+        UserError: they have different blur kernels.
+
+    Args:
+        there: configuration of the checkpoint's model, if it is known.
+        config: configuration of the model, if it is known.
+        source: origin of the weights, for the message.
+    """
+    stored, current_settings = (
+        dict(_settings(((c or {}).get("process") or {}).get("init_args"), "model.process")) for c in (there, config)
+    )
+    name = "model.process.kernel.class_path"
+    if name in stored and name in current_settings:
+        kernels = [settings[name].rpartition(".")[2] for settings in (stored, current_settings)]
+        check(
+            kernels[0] == kernels[1],
+            f"{source}: model.process.kernel is {kernels[0]} there and {kernels[1]} here: add "
+            f"--model.process.kernel={kernels[0]}",
+        )
 
 
 UNCHECKED_ARGUMENTS = ("dropout", "activation_checkpointing", "attn_resolutions")

@@ -24,6 +24,7 @@ from warm_lightning.checkpoints import (
     EMA_PREFIX,
     RAW_PREFIX,
     SECTION,
+    check_same_kernel,
     check_same_meaning,
     check_same_model,
     read_checkpoint,
@@ -212,4 +213,5 @@ def trained_from_options(options: Sequence[str], ckpt_path: str) -> "tuple[Train
     if stored and module.config:
         sections = ("network", "preconditioning", "parameterization")
         check_same_meaning(stored, module.config, sections, f"--ckpt_path {ckpt_path}")
+        check_same_kernel(stored, module.config, f"--ckpt_path {ckpt_path}")
     return attach_weights(module.model("raw"), module.config, checkpoint), data

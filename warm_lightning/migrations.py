@@ -57,6 +57,15 @@ def current_option(word: str) -> str:
     return _OPTION.sub(lambda match: SETTINGS[match[1]], name) + equals + current_path(value)
 
 
+def with_old_defaults(config: Any) -> Any:
+    """The model's configuration of a checkpoint of format 4 or older, with the values that new settings had then."""
+    process = config.get("process") if isinstance(config, dict) else None
+    if not isinstance(process, dict) or not str(process.get("class_path")).endswith(".ProgressiveDeblurring"):
+        return config
+    old = {"kernel": {"class_path": "warm_lightning.processes.GaussianKernel"}}
+    return config | {"process": process | {"init_args": old | (process.get("init_args") or {})}}
+
+
 yaml_load = get_loader("yaml")
 """The YAML loader of jsonargparse, before `accept_old_names` replaces it."""
 

@@ -93,7 +93,7 @@ class DiffusionModel(nn.Module):
         self.clock_law = clock_law
         self.cost = loss
         self.target = target
-        self.sampler = sampler
+        self.sampler = sampler.within(*process.known_clocks)
         self.label_dropout = label_dropout
         self.guidance = guidance
         self.augment = augment
@@ -102,7 +102,7 @@ class DiffusionModel(nn.Module):
             torch.manual_seed(key(seed, "network"))
             self.network = network(len(parameterization.names))
         check_labels(self.network, augment.dim if augment else 0, label_dropout, guidance)
-        check_grid(process, parameterization, sampler.grid, clock_law)
+        check_grid(process, parameterization, self.sampler.grid, clock_law)
 
     def replaced(self, **changes: Any) -> "DiffusionModel":
         """A shallow copy of the model with other attributes, such as `network` or `guidance`."""
@@ -254,6 +254,7 @@ class DiffusionModel(nn.Module):
         Raises:
             UserError: for classes, levels or steps that the model does not know.
         """
+        sampler = sampler.within(*self.process.known_clocks)
         check_grid(self.process, self.parameterization, sampler.grid)
         streams, start, drawn = self.start(seeds)
         with self.conditioned(drawn if classes is None else classes) as estimator:
@@ -301,6 +302,7 @@ class DiffusionModel(nn.Module):
             "images: sample instead (leave mean out)",
         )
         y = y.to(self.state_device, torch.float64)
+        sampler = sampler.within(*start.process.known_clocks)
         with self.replaced(process=start.process).conditioned(classes) as estimator:
             return restore(estimator, sampler, start, y, SeedStreams(seeds, self.state_device), mean).cpu()
 

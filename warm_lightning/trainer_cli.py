@@ -33,6 +33,8 @@ from warm_lightning.callbacks import (
 from warm_lightning.checkpoints import (
     CHECKPOINTS,
     LAST,
+    SECTION,
+    check_same_kernel,
     check_same_model,
     check_start,
     check_weights,
@@ -219,6 +221,9 @@ class WarmCLI(LightningCLI):
                 check_same_model(checkpoint["state_dict"], self.model.state_dict())
             except UserError as error:
                 raise UserError(f"{error}{own_configuration(self.settings.ckpt_path)}") from error
+            check_same_kernel(
+                checkpoint[SECTION]["config"], self.model.config, f"--ckpt_path {self.settings.ckpt_path}"
+            )
             test = self.config["subcommand"] == "test"
             weights = self.settings.scores.weights if test else "ema"
             check_weights(self.settings.ckpt_path, checkpoint, weights, choice=test)

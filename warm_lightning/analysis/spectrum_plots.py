@@ -51,29 +51,30 @@ def plot_spectrum(rows: Rows, fits: Rows, below: float, title: str, out: Path) -
     _finish(figure, axes, out)
 
 
-def plot_bnr(power: Tensor, c: float, suggestions: Rows, tolerance: float, out: Path) -> None:
+def plot_bnr(power: Tensor, c: float | None, suggestions: Rows, tolerance: float, out: Path) -> None:
     """Draw the attenuation at SNR = 1 against the BNR, by the formula and as measured, and the suggested BNRs.
 
     Args:
         power: S, [H, W].
-        c: of the law fitted with s = 1.
+        c: of the law fitted with s = 1; None if it does not hold, and then nothing is suggested.
         suggestions: the rows of `suggestion_rows` for this fit.
         tolerance: the requested attenuation, drawn in red.
         out: PNG file.
     """
     figure = new_figure(7, 5)
     axes = figure.subplots()
-    highest = 1.5 * max(row["bnr"] for row in suggestions)
+    suggestions = [row for row in suggestions if row["bnr"] is not None]
+    highest = 1.5 * max((row["bnr"] for row in suggestions), default=2.0)
     bnrs = [highest * k / LEVELS for k in range(LEVELS + 1)]
     rows = attenuation_rows(power, c, bnrs)
-    attenuation = {
-        name: [100 * (1 - row[name]) for row in rows] for name in ("formula", "measured", "lowest", "highest")
-    }
+    attenuation = {name: [100 * (1 - row[name]) for row in rows] for name in ("measured", "lowest", "highest")}
     axes.fill_between(
         bnrs, attenuation["highest"], attenuation["lowest"], color="tab:blue", alpha=0.15, lw=0, label="range over β"
     )
     axes.plot(bnrs, attenuation["measured"], color="tab:blue", label="measured, mean over ln β")
-    axes.plot(bnrs, attenuation["formula"], "k--", label=f"1 − exp(−c·BNR²/2), c = {c:.3g}")
+    if c is not None:
+        by_law = [100 * (1 - row["formula"]) for row in rows]
+        axes.plot(bnrs, by_law, "k--", label=f"1 − exp(−c·BNR²/2), c = {c:.3g}")
     for row in suggestions:
         requested = row["tolerance"] == tolerance
         colour = "tab:red" if requested else "0.6"
@@ -83,9 +84,10 @@ def plot_bnr(power: Tensor, c: float, suggestions: Rows, tolerance: float, out: 
         axes.annotate(
             text, (row["bnr"], level), (4, -3), textcoords="offset points", color=colour, fontsize=8, va="top"
         )
-    top = 130 * max(row["tolerance"] for row in suggestions)
+    top = 130 * max((row["tolerance"] for row in suggestions), default=1.0)
     axes.set(xlabel="blur-to-noise ratio in pixels per unit of noise", xlim=(0, highest), ylim=(0, min(top, 100)))
-    axes.set(ylabel="attenuation 1 − M where signal = noise, in %", title="The tolerance is a choice; the BNR follows")
+    title = "No power law holds: no BNR is suggested" if c is None else "The tolerance is a choice; the BNR follows"
+    axes.set(ylabel="attenuation 1 − M where signal = noise, in %", title=title)
     _finish(figure, axes, out)
 
 

@@ -162,6 +162,7 @@ class ScoreSamples(Expected):
             protocol=self.protocol,
             normal=normal,
             companions=self.companions,
+            samples=self.num_images,
         )
 
     def update(self, images: Tensor) -> None:

@@ -96,7 +96,9 @@ def compare_images(
     if reference.endswith(SUFFIX):
         statistics = read_statistics(reference, extraction)
     else:
-        statistics = measure_reference(extraction, open_images(reference), source=reference, companions=False)
+        statistics = measure_reference(
+            extraction, open_images(reference), source=reference, companions=False, samples=count
+        )
     for images in sets:
         Evaluation(extraction, statistics, images.shape)  # raises where the images do not fit the data
     order, named = torch.arange(count), zip((a, b), sets, strict=True)

@@ -1,5 +1,6 @@
 """`warm convert-edm`: converts EDM's published weights to a checkpoint of this package."""
 
+import math
 from pathlib import Path
 from typing import Any, cast
 
@@ -43,10 +44,12 @@ def hot_model(snapshot: Snapshot) -> tuple[DiffusionModel, dict[str, Any]]:
     Raises:
         UserError: the snapshot's settings make no network, or its tensors do not fit the network.
     """
+    low, high = snapshot.sigma_range
+    known = {"beta_min": low or None, "beta_max": None if high == math.inf else high}
     model, config = build_model(
         {
             "network": {"class_path": FAMILIES[snapshot.family].__name__, "init_args": dict(snapshot.network)},
-            "process": "Hot",
+            "process": {"class_path": "Hot", "init_args": known},
             "parameterization": "Denoiser",
             "preconditioning": {
                 "class_path": "EDMPreconditioning",

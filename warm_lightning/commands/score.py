@@ -52,7 +52,9 @@ def score(
         statistics = read_statistics(reference, extraction, protocol, companions)
     else:
         data = open_images(reference)
-        statistics = measure_reference(extraction, data, source=reference, protocol=protocol, companions=companions)
+        statistics = measure_reference(
+            extraction, data, source=reference, protocol=protocol, companions=companions, samples=len(samples)
+        )
     scores = Evaluation(extraction, statistics, samples.shape)
     for index in progress(torch.arange(len(samples)).split(batch_size), "samples"):
         scores.update(samples.take(index))

@@ -50,13 +50,14 @@ def spectrum(
     fitted to its mean over channels, by least squares of ln S on ln λ with equal weights for all coefficients with
     0 < λ < fit_below; standard errors are by a bootstrap over blocks of images. Where noise and signal are equal,
     β² = S, a blur α = BNR·β attenuates the signal by 1 − exp(−c·BNR²/2) if s = 1. The suggested BNR is the one at which
-    this attenuation equals the tolerance.
+    this attenuation equals the tolerance. A law that explains less than half of the variance of ln S suggests nothing.
 
     Writes spectrum.json, spectrum.png (S by radius with the fits), bnr.png (attenuation against BNR), targets.png
     (Fig. 3 of the paper: the observed image and the training targets) and, with --images, compared.png.
 
-    The file has c, s, c_at_s1 (with …_se) for the range λ < fit_below, and bnr, path_bnr, path_exponent, bnr_measured
-    and bnr_strict for the given tolerance; the tables fits, suggestions, measured_suggestions, attenuation, spectrum (a
+    The file has c, s, c_at_s1 (with …_se), explained and explained_at_s1 for the range λ < fit_below, and bnr,
+    path_bnr, path_exponent (null where no such law holds), bnr_measured and bnr_strict for the given tolerance; the
+    tables fits, suggestions, measured_suggestions, attenuation, spectrum (a
     row for each ring of frequencies), targets (a row for each BNR and ring), and compared and bands (null without
     --images); and protocol. The functions of `warm_lightning.analysis` whose names end in _rows describe the columns.
 
@@ -92,23 +93,25 @@ def spectrum(
     without_law = power_law.measured_rows(measured.mean_power, tolerance)
     suggested_without_law = next(row for row in without_law if row["tolerance"] == tolerance)
     compared = compare(measured, other, str(images), seed) if other else {"compared": None, "bands": None}
-    all_bnrs = sorted({*BNRS, *ratios, suggested["bnr"]})
+    all_bnrs = sorted({*BNRS, *ratios, suggested["bnr"]} - {None})
+    c_of_law = None if suggested["bnr"] is None else fit["c_at_s1"]
+    of_fit = ("c", "c_se", "s", "s_se", "residual", "explained", "c_at_s1", "c_at_s1_se", "explained_at_s1")
     result: dict[str, Any] = {
-        **{name: fit[name] for name in ("c", "c_se", "s", "s_se", "residual", "c_at_s1", "c_at_s1_se")},
+        **{name: fit[name] for name in of_fit},
         **{name: suggested[name] for name in ("tolerance", "bnr", "bnr_se", "path_bnr", "path_exponent")},
         "bnr_measured": suggested_without_law["bnr"],
         "bnr_strict": suggested_without_law["bnr_strict"],
         "fits": fits,
         "suggestions": suggestions,
         "measured_suggestions": without_law,
-        "attenuation": power_law.attenuation_rows(measured.mean_power, fit["c_at_s1"], all_bnrs),
+        "attenuation": power_law.attenuation_rows(measured.mean_power, c_of_law, all_bnrs),
         "spectrum": spectrum_rows(measured),
         "targets": target_rows(measured.mean_power, noise, ratios),
         **compared,
     }
     about = f"{type(data).__name__}, {len(training):,} training images of {training.shape[-1]}×{training.shape[-1]}"
     spectrum_plots.plot_spectrum(result["spectrum"], fits, fit_below, about, folder / "spectrum.png")
-    spectrum_plots.plot_bnr(measured.mean_power, fit["c_at_s1"], by_law, tolerance, folder / "bnr.png")
+    spectrum_plots.plot_bnr(measured.mean_power, c_of_law, by_law, tolerance, folder / "bnr.png")
     shown = dequantise(training.take(random_order(len(training), seed)[:SHOWN_IMAGES]))
     spectrum_plots.plot_targets(
         result["targets"], target_pictures(shown, noise, ratios, seed), noise, folder / "targets.png"
@@ -186,30 +189,45 @@ def table(result: dict[str, Any]) -> str:
     """The result as text: tables of fits and of attenuations, the suggested BNR, and the bands that differ."""
     without_law = result["measured_suggestions"]
     tolerances = ", ".join(f"{100 * row['tolerance']:g}" for row in without_law)
-    fits = [("S = c/λ^s", "c", "s", "misfit of ln S", "c at s = 1", f"BNR at {tolerances} % attenuation")]
+    heads = ("S = c/λ^s", "c", "s", "misfit of ln S", "explained", "c at s = 1", "explained")
+    fits: list[tuple[str, ...]] = [(*heads, f"BNR at {tolerances} % attenuation")]
     for fit in result["fits"]:
-        bnrs = [f"{row['bnr']:.2f}" for row in result["suggestions"] if row["below"] == fit["below"]]
+        bnrs = [f"{row['bnr']:.2f}" for row in result["suggestions"] if row["below"] == fit["below"] and row["bnr"]]
         c, s, c_at_s1 = (f"{fit[n]:.4f} ± {fit[n + '_se']:.4f}" for n in ("c", "s", "c_at_s1"))
         name = "all λ" if fit["below"] is None else f"λ < {fit['below']:g}"
-        fits.append((name, c, s, f"{fit['residual']:.3f}", c_at_s1, "  ".join(bnrs)))
+        free, one = (f"{max(0, fit[share]):.0%}" for share in ("explained", "explained_at_s1"))
+        fits.append((name, c, s, f"{fit['residual']:.3f}", free, c_at_s1, one, "  ".join(bnrs) or "no such law"))
     for name, column in (("no law, mean over ln β", "bnr"), ("no law, at every β", "bnr_strict")):
-        fits.append((name, "", "", "", "", "  ".join(f"{row[column]:.2f}" for row in without_law)))
+        fits.append((name, *[""] * 6, "  ".join(f"{row[column]:.2f}" for row in without_law)))
     gains = [("BNR", "M by formula", "measured", "range, where signal = noise")]
     for row in result["attenuation"]:
-        formula, measured, lowest, highest = (f"{row[n]:.4f}" for n in ("formula", "measured", "lowest", "highest"))
+        formula = "–" if row["formula"] is None else f"{row['formula']:.4f}"
+        measured, lowest, highest = (f"{row[n]:.4f}" for n in ("measured", "lowest", "highest"))
         gains.append((f"{row['bnr']:.3g}", formula, measured, f"{lowest} to {highest}"))
-    lines = [text_table(fits, "<>>>><"), "", text_table(gains, "<>><")]
-    fit_below = result["protocol"]["fit_below"]
-    below = "over all λ" if fit_below is None else f"below λ = {fit_below:g}"
-    lines.append(
-        f"\nAt the chosen tolerance of {100 * result['tolerance']:g} %, fitted {below}: BNR {result['bnr']:.3f} ± "
-        f"{result['bnr_se']:.3f} by the law with s = 1, or PowerLaw with bnr {result['path_bnr']:.3f} and exponent "
-        f"{result['path_exponent']:.3f}; {result['bnr_measured']:.3f} without a law"
-    )
+    lines = [text_table(fits, "<>>>>>><"), "", text_table(gains, "<>><"), "\n" + recommendation(result)]
     if result["bands"] is not None:
         lines.append("\nPower of --images over the data's, where it differs by more than chance, in cycles/pixel:")
         lines += [band_text(band) for band in result["bands"]] or ["  nowhere"]
     return "\n".join(lines)
+
+
+def recommendation(result: dict[str, Any]) -> str:
+    """The suggested BNR and path in words, or that no power law holds."""
+    fit_below = result["protocol"]["fit_below"]
+    below = "over all λ" if fit_below is None else f"below λ = {fit_below:g}"
+    if result["path_bnr"] is None:
+        return (
+            f"There is no power law {below}: c/λ^{result['s']:.2f} explains {result['explained']:.0%} of the variance "
+            f"of ln S, and {power_law.EXPLAINED:.0%} are needed. No BNR is recommended"
+        )
+    ray = "no BNR, since s = 1 does not hold"
+    if result["bnr"] is not None:
+        ray = f"BNR {result['bnr']:.3f} ± {result['bnr_se']:.3f} by the law with s = 1"
+    path = f"PowerLaw with bnr {result['path_bnr']:.3f} and exponent {result['path_exponent']:.3f}"
+    return (
+        f"At the chosen tolerance of {100 * result['tolerance']:g} %, fitted {below}: {ray}, or {path}; "
+        f"{result['bnr_measured']:.3f} without a law"
+    )
 
 
 def band_text(band: dict[str, Any]) -> str:

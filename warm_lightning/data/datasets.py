@@ -8,7 +8,7 @@ import torch
 from warm_lightning.data.datamodule import ImageDataModule
 from warm_lightning.data.decode import UNCHANGED, CropResize
 from warm_lightning.data.image_set import ImageSet, check_rgb
-from warm_lightning.data.listing import DATASET_JSON
+from warm_lightning.data.listing import find_metadata
 from warm_lightning.data.sources import Source, is_missing
 from warm_lightning.errors import UserError, check, error_text
 from warm_lightning.paths import PathText, expand
@@ -20,8 +20,9 @@ class ImageFolder(ImageDataModule):
 
     First-level folders are classes; images outside of such folders have no class. If the first-level folders are
     `train` and one of `test`, `val`, `valid`, `validation` and `held_out`, they are the splits. One outer folder
-    that contains all the others is skipped. If there is a `dataset.json`, as in EDM's data sets, the folders have no
-    meaning: this file gives the classes, and there are no splits.
+    that contains all the others is skipped. If there is a `dataset.json` above all images, as in EDM's data sets, the
+    folders have no meaning: this file gives the classes, and there are no splits, unless each split has its own file.
+    A `dataset.json` anywhere else is refused.
 
     Args:
         path: the folder or zip.
@@ -218,7 +219,8 @@ class CIFAR10(ImageDataModule):
         if self.files is None:
             return self._load_torchvision(split)
         images = self.files.load(split)
-        if images is None and DATASET_JSON not in self.files.source.reader.names():
+        reader = self.files.source.reader
+        if images is None and not find_metadata(reader, reader.names()):
             raise UserError(f"{self.path} has no test images: it must hold the folders train and test")
         return check_rgb(images, f"{self.path}: CIFAR-10's images are RGB")
 

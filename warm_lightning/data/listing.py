@@ -66,16 +66,44 @@ def write_labels(names: Sequence[str], labels: Sequence[int] | None) -> bytes:
     return json.dumps({"labels": pairs}).encode()
 
 
-def read_labels(reader: Reader, names: Sequence[str]) -> Tensor | None:
+def find_metadata(reader: Reader, names: Sequence[str]) -> list[str]:
+    """The names of all files `dataset.json` among `names`, at any depth, but for those in hidden folders.
+
+    Raises:
+        UserError: a folder has this name, or a file has it in other letters: it would be passed over without a word.
+    """
+    found = []
+    for name in names:
+        parts = PurePosixPath(name).parts
+        if DATASET_JSON not in name.lower() or not _is_visible(parts):
+            continue
+        where = reader.locate(name)
+        check(
+            DATASET_JSON not in parts[:-1],
+            f"{where}: {DATASET_JSON} is a folder, and EDM's format has a file: rename it",
+        )
+        if parts[-1].lower() == DATASET_JSON:
+            check(parts[-1] == DATASET_JSON, f"{where}: EDM's format has {DATASET_JSON} in small letters: rename it")
+            found.append(name)
+    return found
+
+
+def read_labels(reader: Reader, metadata: str, names: Sequence[str]) -> Tensor | None:
     """Read the classes of images, int64 [N], from `dataset.json`; None if the file says that there are none.
+
+    Args:
+        reader: the source.
+        metadata: the name of the file in the reader.
+        names: the names of the images in the reader, all below the folder of the file, which names them from there.
 
     Raises:
         UserError: the file is not in EDM's format, or it has no class for one of the images, two classes for one, or
             a class for an image that does not exist.
     """
-    where = reader.locate(DATASET_JSON)
+    where, folder = reader.locate(metadata), _folder(metadata)
+    names = [name.removeprefix(folder) for name in names]
     try:
-        content = json.loads(reader.read(DATASET_JSON))
+        content = json.loads(reader.read(metadata))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where} is not JSON ({error_text(error)}): make or download the data set again") from error
     check(
@@ -181,8 +209,9 @@ def _without_first_folder(files: list[ImageFile]) -> list[ImageFile]:
 def list_images(reader: Reader, classes: tuple[str, ...] | None = None) -> dict[str, Listing]:
     """List the images of a source by split: "train", and "held_out" if there is such a split.
 
-    A source with a `dataset.json` is in EDM's format: it has one split, the file gives the classes, and their names
-    are their numbers. An LMDB is one split without classes. In other sources, see `find_splits` and `find_classes`.
+    A source with a `dataset.json` above all its images, at any depth, is in EDM's format: it has one split, the file
+    gives the classes, and their names are their numbers. Splits as of `find_splits` may have such a file each. An LMDB
+    is one split without classes. In other sources, see `find_splits` and `find_classes`.
 
     Args:
         reader: the source.
@@ -190,11 +219,13 @@ def list_images(reader: Reader, classes: tuple[str, ...] | None = None) -> dict[
 
     Raises:
         UserError: there are no images, or images of a format that is not read, or their splits or classes are
-            ambiguous.
+            ambiguous, or a `dataset.json` does not hold for all images of a split.
     """
     names = reader.names()
+    metadata = find_metadata(reader, names)
     if isinstance(reader, LMDBReader):
         check(bool(names), f"{reader.path} holds no images: it is an empty LMDB")
+        check(not metadata, f"{reader.path} has a key {DATASET_JSON}, but an LMDB has no classes here: remove it")
         return {"train": Listing(tuple(names), torch.zeros(len(names), dtype=torch.int64), ())}
     files = [ImageFile(name, PurePosixPath(name).parts) for name in names]
     files = [file for file in files if _is_visible(file.parts)]
@@ -208,11 +239,8 @@ def list_images(reader: Reader, classes: tuple[str, ...] | None = None) -> dict[
     holds_lmdb = any(PurePosixPath(name).name == LMDB_FILE.name for name in names)
     advice = "unpack the LMDB that is in it" if holds_lmdb else "check the path"
     check(bool(files), f"{reader.path} holds no images ({', '.join(sorted(SUFFIXES))}): {advice}")
-    where = reader.locate(DATASET_JSON)
-    is_folder = (reader.path / DATASET_JSON).is_dir() or any(name.startswith(f"{DATASET_JSON}/") for name in names)
-    check(not is_folder, f"{where} is a folder, where EDM's format has a file: rename it")
-    if DATASET_JSON in names:
-        return {"train": _edm_listing(reader, files, classes)}
+    if metadata:
+        return _edm_listings(reader, files, metadata, classes)
     splits = find_splits(reader, files)
     if isinstance(reader, CIFARArchive):
         labels, classes = reader.labels(), reader.class_names
@@ -222,15 +250,46 @@ def list_images(reader: Reader, classes: tuple[str, ...] | None = None) -> dict[
     return {s: _listing(f, find_labels(reader, f, classes), classes) for s, f in splits.items()}
 
 
-def _edm_listing(reader: Reader, files: Sequence[ImageFile], classes: tuple[str, ...] | None) -> Listing:
-    labels = read_labels(reader, [file.name for file in files])
+def _edm_listings(
+    reader: Reader, files: list[ImageFile], metadata: list[str], classes: tuple[str, ...] | None
+) -> dict[str, Listing]:
+    if len(metadata) == 1:
+        splits = {"train": files}
+        outside = [file.name for file in files if not file.name.startswith(_folder(metadata[0]))]
+        if outside:
+            raise UserError(
+                f"{reader.locate(metadata[0])} is not above {outside[0][:80]}: leave one data set, or give the "
+                "path of one"
+            )
+        above = [metadata]
+    else:
+        splits = find_splits(reader, files)
+        above = [
+            [name for name in metadata if all(file.name.startswith(_folder(name)) for file in images)]
+            for images in splits.values()
+        ]
+        if sorted(above) != [[name] for name in metadata]:
+            raise UserError(
+                f"{reader.locate(metadata[0])} is one of {len(metadata)} files of this name: leave one, above all "
+                "images, or one in each of the folders train and test"
+            )
+    listings = {}
+    for (split, images), (name,) in zip(splits.items(), above, strict=True):
+        listings[split] = _edm_listing(reader, name, images, classes)
+        classes = listings["train"].class_names
+    return listings
+
+
+def _edm_listing(reader: Reader, metadata: str, files: Sequence[ImageFile], classes: tuple[str, ...] | None) -> Listing:
+    labels = read_labels(reader, metadata, [file.name for file in files])
+    where = reader.path / _folder(metadata)
     if labels is None:
-        check(not classes, f"{reader.path} has no classes (its {DATASET_JSON} says null), but the training images have")
+        check(not classes, f"{where} has no classes (its {DATASET_JSON} says null), but the training images have")
         return _listing(files, torch.zeros(len(files), dtype=torch.int64), ())
     if classes is None:
         classes = tuple(map(str, range(int(labels.max()) + 1)))
     elif classes and int(labels.max()) >= len(classes):
-        raise UserError(f"{reader.path} has class {labels.max()}, but the training images have only {len(classes)}")
+        raise UserError(f"{where} has class {labels.max()}, but the training images have only {len(classes)}")
     return _listing(files, labels if classes else torch.zeros_like(labels), classes)
 
 
@@ -241,6 +300,11 @@ def _listing(files: Sequence[ImageFile], labels: Tensor, classes: tuple[str, ...
 def _is_visible(parts: tuple[str, ...]) -> bool:
     # macOS adds files such as "__MACOSX/._cat.png" to zips: they have names of images, but hold none.
     return not any(part.startswith(".") or part == "__MACOSX" for part in parts)
+
+
+def _folder(name: str) -> str:
+    """The folder of a file with a slash at its end; empty for the root."""
+    return name[: name.rfind("/") + 1]
 
 
 def _suffix(file: ImageFile) -> str:

@@ -126,7 +126,7 @@ class ZipReader(Reader):
 
     Raises:
         UserError: the file is not a zip, is damaged, has two members of one name, or a member whose name leads to a
-            place outside of the zip.
+            place outside of the zip or has backslashes, as some programs write them between folders.
     """
 
     def __init__(self, path: Path) -> None:
@@ -141,6 +141,7 @@ class ZipReader(Reader):
             parts = name.replace("\\", "/").split("/")
             if ".." in parts or parts[0] == "" or parts[0].endswith(":"):
                 raise UserError(f"{path} has a member {name!r}, which points out of the zip: do not trust this file")
+            check("\\" not in name, f"{path} has a member {name!r}, with \\ for /: pack the zip with another program")
 
     def names(self) -> list[str]:
         return sorted(info.filename for info in self._archive.infolist() if not info.is_dir())

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from warm_lightning.data.decode import UNCHANGED, CropResize
 from warm_lightning.data.image_set import ImageSet, image_files, read_images
-from warm_lightning.data.listing import Listing, list_images
+from warm_lightning.data.listing import DATASET_JSON, Listing, list_images
 from warm_lightning.data.readers import (
     LMDB_FILE,
     CIFARArchive,
@@ -17,7 +17,7 @@ from warm_lightning.data.readers import (
     cannot_read,
     is_cifar_folder,
 )
-from warm_lightning.errors import UserError
+from warm_lightning.errors import UserError, check
 from warm_lightning.paths import expand
 
 
@@ -45,7 +45,7 @@ def open_reader(path: str | Path) -> Reader:
     if magic == b"\x1f\x8b":
         return CIFARArchive(path)
     if stat.S_ISREG(kind) and path.suffix == LMDB_FILE.suffix:
-        return LMDBReader(path)
+        return _folder_reader(path.parent) if path.name == LMDB_FILE.name else LMDBReader(path)
     raise UserError(f"{path} is neither a folder nor a zip: unpack it into a folder or pack it as a zip")
 
 
@@ -68,8 +68,14 @@ def is_missing(path: str | Path) -> bool:
 
 def _folder_reader(path: Path) -> Reader:
     if (path / LMDB_FILE).is_file():
-        return LMDBReader(path)
-    return CIFARArchive(path) if is_cifar_folder(path) else FolderReader(path)
+        kind: type[LMDBReader | CIFARArchive] = LMDBReader
+    elif is_cifar_folder(path):
+        kind = CIFARArchive
+    else:
+        return FolderReader(path)
+    metadata = path / DATASET_JSON
+    check(not metadata.exists(), f"{metadata} lies beside an LMDB or CIFAR-10's archive, which need none: remove it")
+    return kind(path)
 
 
 @dataclass(frozen=True)

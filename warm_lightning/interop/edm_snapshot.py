@@ -5,6 +5,7 @@ here: the objects are read as records without behaviour, and the architecture is
 """
 
 import itertools
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ class Snapshot:
         family: "ddpmpp" or "ncsnpp".
         network: arguments of the network's class, without the number of branches.
         sigma_data: σ_d of its preconditioning.
+        sigma_range: the noise levels that the network knows, sigma_min and sigma_max; 0 and ∞ in the published ones.
         label_dropout: share of images that the network was trained on without their class.
         state: every parameter and buffer under EDM's name.
     """
@@ -45,6 +47,7 @@ class Snapshot:
     family: str
     network: Mapping[str, Any]
     sigma_data: float
+    sigma_range: tuple[float, float]
     label_dropout: float
     state: Mapping[str, Tensor]
 
@@ -252,6 +255,7 @@ def _snapshot(ema: Any, size: int) -> Snapshot:
         family=family,
         network=settings,
         sigma_data=float(ema.state["sigma_data"]),
+        sigma_range=(float(ema.state.get("sigma_min", 0)), float(ema.state.get("sigma_max", math.inf))),
         label_dropout=float(network.state.get("label_dropout", 0)),
         state=state,
     )

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from math import sqrt
 
 import numpy as np
+import torch
 from scipy.special import stdtrit
 from torch import Tensor
 
-from warm_lightning.metrics.distances import Normal, frechet_distance, moment_sums
+from warm_lightning.metrics.distances import Normal, ThinNormal, frechet_distance, moment_sums
 
 BLOCKS = 20
 CONFIDENCE = 0.95
@@ -37,7 +38,7 @@ class Difference:
         return self.a - self.b
 
 
-def paired_frechet(a: Tensor, b: Tensor, reference: Normal, blocks: int = BLOCKS) -> Difference:
+def paired_frechet(a: Tensor, b: Tensor, reference: Normal | ThinNormal, blocks: int = BLOCKS) -> Difference:
     """Fréchet distances of two models' samples of the same seeds to a reference, and their difference.
 
     The interval is that of the delete-a-block jackknife (Shao & Wu 1989) over `blocks` blocks of seeds, with Student's
@@ -56,21 +57,28 @@ def paired_frechet(a: Tensor, b: Tensor, reference: Normal, blocks: int = BLOCKS
         reference: to which both distances are measured.
         blocks: 2 to N/2; block j has the seeds j, j + blocks, …
     """
-    whole = [_moment_sums(features) for features in (a, b)]
-    scores = [frechet_distance(Normal.from_sums(sums), reference) for sums in whole]
-    differences = []
-    for j in range(blocks):
-        pair = []
-        for sums, features in zip(whole, (a, b), strict=True):
-            block = _moment_sums(features[j::blocks])
-            rest = Normal.from_sums({name: sums[name] - block[name] for name in sums})
-            pair.append(frechet_distance(rest, reference))
-        differences.append(pair[0] - pair[1])
+    (score_a, rests_a), (score_b, rests_b) = (_leave_out(features, reference, blocks) for features in (a, b))
+    differences = [rest_a - rest_b for rest_a, rest_b in zip(rests_a, rests_b, strict=True)]
     # The estimates have all but one block in common: their spread is scaled up to that of one on all blocks.
     error = float(np.std(differences, ddof=1)) * (blocks - 1) / sqrt(blocks)
     half = error * _quantile(blocks - 1)
-    value = scores[0] - scores[1]
-    return Difference(scores[0], scores[1], value - half, value + half)
+    value = score_a - score_b
+    return Difference(score_a, score_b, value - half, value + half)
+
+
+def _leave_out(features: Tensor, reference: Normal | ThinNormal, blocks: int) -> tuple[float, list[float]]:
+    """The Fréchet distance of features [N, F], and that of all of them but for each block."""
+    images = torch.arange(len(features))
+    if len(features) < features.shape[1]:
+        chosen = [images >= 0, *(images % blocks != j for j in range(blocks))]
+        whole, *rests = (frechet_distance(ThinNormal.from_features(features[c]), reference) for c in chosen)
+        return whole, rests
+    sums, rests = _moment_sums(features), []
+    for j in range(blocks):
+        block = _moment_sums(features[j::blocks])
+        rest = Normal.from_sums({name: sums[name] - block[name] for name in sums})
+        rests.append(frechet_distance(rest, reference))
+    return frechet_distance(Normal.from_sums(sums), reference), rests
 
 
 def too_few(images: int, features: int) -> str:

@@ -1,6 +1,7 @@
 """The reference that a data set makes: its features, and the scores of halves of it and of a Gaussian like it."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -9,7 +10,7 @@ from warm_lightning.data.image_set import ImageSet, random_order
 from warm_lightning.distributed import gather, progress, rank_and_world_size, total
 from warm_lightning.errors import check
 from warm_lightning.images import dequantise, quantise
-from warm_lightning.metrics.distances import Normal, moment_sums, unseen_distance
+from warm_lightning.metrics.distances import Normal, ThinNormal, frechet_memory, moment_sums, unseen_distance
 from warm_lightning.metrics.features import Extraction, FeatureExtractor
 from warm_lightning.metrics.scores import (
     DEFAULT,
@@ -33,8 +34,6 @@ SUMMED_AT_ONCE = 4096
 """Images whose features are in float64 at once."""
 DRAWN_AT_ONCE = 1024
 """Images whose pixels are in float32 at once, beside the Gaussian's draws."""
-MOMENTS = "mean and covariance"
-"""The key of the sums for mean and covariance, beside the scores' keys."""
 
 
 # ---------------------------------------------------------------------- summaries
@@ -72,9 +71,11 @@ class Summariser:
     def reset(self) -> None:
         """Forget all images."""
         self.kept = [self.none[0]]
+        self.unsummed: list[Tensor] = []  # features that are not in the moments, which may not be needed
         self.seen = 0
         # Zeros of the right shapes: a process may be given no images at all.
         self.sums = self._sums(*self.none, torch.arange(0))
+        self.moments: dict[str, Tensor] = {}
 
     def update(self, features: Tensor, logits: Tensor | None) -> None:
         """Add features [B, F] and logits [B, K]; of W processes, process r has images r, r + W, r + 2W, …"""
@@ -87,19 +88,38 @@ class Summariser:
             more = self._sums(features[rows], None if logits is None else logits[rows], index[rows])
             # Not in place: sums made in inference mode could then not be updated outside it.
             self.sums = {k: {n: tensors[n] + more[k][n] for n in tensors} for k, tensors in self.sums.items()}
+        self.unsummed.append(features)
         self.seen += len(features)
+        if not self._is_thin(self.seen):
+            self._sum_moments()
 
     def compute(self) -> Summary:
         """The summary of all images; at least 2."""
-        sums = self.sums
+        sums, seen, first = self.sums, self.seen, self._first_features()
         if self.world_size > 1:
             sums = {k: {n: total(tensors[n]) for n in tensors} for k, tensors in sums.items()}
-        moments = sums[MOMENTS]
-        return Summary(int(moments["count"]), Normal.from_sums(moments), self._first_features(), sums)
+            seen = int(total(torch.tensor(seen, device=first.device)))
+        if self._is_thin(seen):
+            return Summary(seen, ThinNormal.from_features(first), first, sums)
+        self._sum_moments()
+        moments = self.moments
+        if self.world_size > 1:
+            moments = {name: total(tensor) for name, tensor in moments.items()}
+        return Summary(seen, Normal.from_sums(moments), first, sums)
+
+    def _is_thin(self, count: int) -> bool:
+        """Whether the features of so many images are all kept, and no matrix of products is needed."""
+        return count < self.none[0].shape[1] and count <= self.limit
+
+    def _sum_moments(self) -> None:
+        for features in self.unsummed if self.moments else [self.none[0], *self.unsummed]:
+            for part in features.split(SUMMED_AT_ONCE):
+                more = moment_sums(part)
+                self.moments = {name: self.moments[name] + more[name] for name in more} if self.moments else more
+        self.unsummed = []
 
     def _sums(self, features: Tensor, logits: Tensor | None, index: Tensor) -> dict[str, dict[str, Tensor]]:
-        sums = {MOMENTS: moment_sums(features)}
-        return sums | {score.key: score.sums(self.extractor, features, logits, index) for score in self.scores}
+        return {score.key: score.sums(self.extractor, features, logits, index) for score in self.scores}
 
     def _first_features(self) -> Tensor:
         kept = torch.cat(self.kept)
@@ -154,8 +174,9 @@ def measure_reference(
     scores: Sequence[Score] | None = None,
     source: str = "images",
     protocol: ScoreProtocol = DEFAULT,
-    normal: Normal | None = None,
+    normal: Normal | ThinNormal | None = None,
     companions: bool = True,
+    samples: int | None = None,
 ) -> Reference:
     """The reference that a data set makes; with several processes, all must call this and get the same.
 
@@ -168,14 +189,16 @@ def measure_reference(
         protocol: see there.
         normal: mean and covariance to use instead of the images'.
         companions: whether to score halves of the data and the moment-matched Gaussian, too.
+        samples: number of samples that will be scored, for the check of memory; as many as the images by default.
 
     Raises:
-        UserError: the images are too few, or the extractor does not take them.
+        UserError: the images are too few, or the extractor does not take them, or there is not enough memory.
     """
     smallest = 2 * (NEIGHBOURS + 1)
     check(len(images) >= smallest, f"scores need at least {smallest} images of data, not {len(images)}")
     scores = all_scores() if scores is None else scores
     extractor, limit = extraction.extractor, protocol.max_neighbours
+    check_memory(extraction, images, limit, companions, samples or len(images))
     kept: list[Tensor] = []
 
     def parts() -> Iterator[tuple[Tensor, Tensor | None]]:
@@ -218,7 +241,7 @@ def _reference(
     features: Tensor | None,
     summary: Summary,
     held_out_features: Tensor | None,
-    normal: Normal | None,
+    normal: Normal | ThinNormal | None,
     source: str,
     protocol: ScoreProtocol,
     shape: tuple[int, int, int],
@@ -234,6 +257,47 @@ def _reference(
         None if features is None else unseen_distance(features, held_out_features, len(summary.features)),
         shape=shape,
     )
+
+
+# ---------------------------------------------------------------------- memory
+
+
+def check_memory(extraction: Extraction, images: ImageSet, limit: int, companions: bool, samples: int) -> None:
+    """Check that the memory is enough for features and Fréchet distances, before they are computed.
+
+    Args:
+        extraction: gives the features.
+        images: of the reference.
+        limit: number of images whose features are kept.
+        companions: whether halves of the reference and a Gaussian are scored, too.
+        samples: number of samples that will be scored.
+
+    Raises:
+        UserError: it is not enough.
+    """
+    given, _ = extraction(torch.zeros(1, *images.shape, dtype=torch.uint8))
+    features, count = given.shape[1], len(images)
+    sets = [count, samples, *([count // 2, count - count // 2, min(count, limit)] if companions else [])]
+    needed = frechet_memory(features, [n if n <= limit else features for n in sets])
+    needed += 4 * features * (count if count <= LARGE else READ_AT_ONCE)
+    available = available_memory(extraction.feature_device)
+    check(
+        available is None or needed <= available,
+        f"{type(extraction.extractor).__name__}: scores of {samples:,} samples against {count:,} images need about "
+        f"{needed / 1e9:.1f} GB for {features:,} features, and {(available or 0) / 1e9:.1f} GB are free: use another "
+        "extractor, or fewer images",
+    )
+
+
+def available_memory(device: torch.device) -> int | None:
+    """The bytes of memory that are free for this process on a device; None where that is not known."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:  # not Linux
+        return None
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
 
 
 # ---------------------------------------------------------------------- the moment-matched Gaussian

@@ -15,6 +15,7 @@ from warm_lightning.errors import check
 from warm_lightning.metrics.distances import (
     SUBSETS,
     Normal,
+    ThinNormal,
     class_score,
     class_sums,
     coverage,
@@ -69,7 +70,7 @@ class Summary:
     """
 
     count: int
-    normal: Normal
+    normal: Normal | ThinNormal
     features: Tensor
     sums: Mapping[str, Mapping[str, Tensor]]
 
@@ -92,7 +93,7 @@ class Reference:
         shape: C, H, W of the images; None where a file does not say.
     """
 
-    normal: Normal
+    normal: Normal | ThinNormal
     source: str
     protocol: ScoreProtocol = DEFAULT
     count: int | None = None

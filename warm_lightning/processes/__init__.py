@@ -4,12 +4,15 @@ from warm_lightning.processes.base import Process
 from warm_lightning.processes.blurring import BlurringDiffusion
 from warm_lightning.processes.cold import IHDM, ColdDiffusion, SoftDiffusion
 from warm_lightning.processes.variance_preserving import (
+    BlurKernel,
     BlurRate,
     CosineSchedule,
+    GaussianKernel,
     LinearSchedule,
     LogRate,
     ProgressiveDeblurring,
     QuarticRate,
+    SampledKernel,
     Schedule,
     VariancePreserving,
 )
@@ -26,6 +29,7 @@ from warm_lightning.processes.warm import (
 
 __all__ = [
     "IHDM",
+    "BlurKernel",
     "BlurPath",
     "BlurRate",
     "BlurringDiffusion",
@@ -33,6 +37,7 @@ __all__ = [
     "ColdDiffusion",
     "ConstantBNR",
     "CosineSchedule",
+    "GaussianKernel",
     "Hot",
     "LinearSchedule",
     "LogRate",
@@ -42,6 +47,7 @@ __all__ = [
     "ProgressiveDeblurring",
     "QuarticRate",
     "RandomBNR",
+    "SampledKernel",
     "Schedule",
     "SoftDiffusion",
     "VariancePreserving",

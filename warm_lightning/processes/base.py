@@ -31,12 +31,15 @@ class Process(ABC):
 
     Attributes:
         max_clock: the largest reading of the clock, where sampling starts; infinite for a process without one.
+        known_clocks: the lowest and the highest clock reading that the network is to be asked about, but for the last
+            level's 0; grids are narrowed to them.
         noise_variance: the variance of each coefficient of z in formula F; 1 for normal noise.
         learned: the tensors that `learn` has made of the training images, kept in checkpoints; {} (the default) for a
             process that learns nothing, None for one that has not learned yet.
     """
 
     max_clock: float = math.inf
+    known_clocks: tuple[float, float] = (0.0, math.inf)
     noise_variance: float = 1.0
     learned: dict[str, Tensor] | None = {}  # noqa: RUF012  (replaced, never written to)
 

@@ -6,6 +6,7 @@
 
 import math
 from abc import ABC, abstractmethod
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -120,8 +121,12 @@ class VariancePreserving(Process):
 
     def gains(self, level: Level, like: Tensor) -> Gains:
         """The gains A, with blur if any, and B = √(1 - A²), which preserves the variance of each frequency."""
-        log_signal = per_image(self.log_alpha_bar(level.clock) / 2, like) + log_blur_mask(level.alpha, like)
+        log_signal = per_image(self.log_alpha_bar(level.clock) / 2, like) + self.log_blur(level, like)
         return Gains(log_signal, (-torch.expm1(2 * log_signal)).sqrt())
+
+    def log_blur(self, level: Level, like: Tensor) -> Tensor:
+        """The logarithm of the blur's gain at a level, [B, 1, H, W]."""
+        return log_blur_mask(level.alpha, like)
 
     def prior(self, normal: Tensor, level: Level, draws: Draws) -> Tensor:
         """Standard normal noise, N(0, I)."""
@@ -170,15 +175,76 @@ class LogRate(BlurRate):
         return self.final * torch.arange(1, steps + 1, dtype=torch.float64).log() / max(math.log(steps), 1e-9)
 
 
+class BlurKernel(ABC):
+    """The blur that a unit of the blur rate stands for, along rows and along columns: a Gaussian, or nearly one."""
+
+    @abstractmethod
+    def deviation(self, sigma: float) -> float:
+        """The standard deviation in pixels, along rows or columns."""
+
+    @abstractmethod
+    def log_gain(self, sigma: float, omega: Tensor) -> Tensor:
+        """The logarithm of the gain along rows or columns, at frequencies ω in radians per pixel, float64 [N]."""
+
+
+class GaussianKernel(BlurKernel):
+    """The Gaussian blur itself, as in all other processes here: D = exp(-λσ²/2)."""
+
+    def deviation(self, sigma: float) -> float:
+        return sigma
+
+    def log_gain(self, sigma: float, omega: Tensor) -> Tensor:
+        return -(omega * sigma).square() / 2
+
+
+class SampledKernel(BlurKernel):
+    """A Gaussian sampled at whole pixels: the blur of Lee et al.'s published code.
+
+    For σ = 0.4 it is [0.040, 0.919, 0.040], whose gain 0.919 + 0.081 cos ω is far nearer to 1 than exp(-ω²σ²/2): ln D
+    is half of that at low frequencies, and 4.5 times smaller at ω = π. Their code continues an image by zeros beyond
+    its edges; here it is mirrored, as by all blurs of this package, so that its mean is kept.
+    """
+
+    def deviation(self, sigma: float) -> float:
+        positions, weights = self.taps(sigma)
+        return (weights * positions.square()).sum().sqrt().item()
+
+    def log_gain(self, sigma: float, omega: Tensor) -> Tensor:
+        positions, weights = self.taps(sigma)
+        return ((omega[:, None] * positions).cos() @ weights).log()
+
+    def taps(self, sigma: float) -> tuple[Tensor, Tensor]:
+        """Positions in pixels and weights of the kernel, float64 [K] each."""
+        check(sigma <= 2, f"sigma is {sigma}: a sampled kernel is for up to 2 pixels, and GaussianKernel for more")
+        positions = torch.arange(-20, 21, dtype=torch.float64)
+        return positions, torch.softmax(-(positions / max(sigma, 0.01)).square() / 2, dim=0)
+
+
+@lru_cache(maxsize=16)
+def _log_gains(
+    kernel: BlurKernel, sigma: float, height: int, width: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """ln D of a kernel at each frequency of an image, [H, W]."""
+    with torch.inference_mode(False):  # or training after a validation could not use it
+        rows, columns = (
+            kernel.log_gain(sigma, math.pi / size * torch.arange(size, dtype=torch.float64)) for size in (height, width)
+        )
+        return (rows[:, None] + columns).to(device, dtype)
+
+
 class ProgressiveDeblurring(VariancePreserving):
     """Blur diffusion (Lee et al. 2022, Eqs. 3 and 5): A = √ᾱ_i·D^{Σ_{j≤i} f(j)}, B = √(1 - A²), a vector.
 
-    D = exp(-λσ²/2) is the gain of a Gaussian blur of σ pixels, so the blur level is α = σ√Σf. With f = 0 it is DDPM.
+    D is the gain of a blur of about σ pixels: a Gaussian blur by the paper, and by its published code that of
+    `SampledKernel`, which is the default. The blur level is α = s√Σf with the standard deviation s of the kernel. With
+    f = 0 it is DDPM.
 
     Args:
         schedule: the variances β_i.
         rate: f.
         sigma: σ in pixels.
+        kernel: the blur. Checkpoints from before it could be chosen go on with `GaussianKernel`, with which they were
+            trained.
     """
 
     def __init__(
@@ -186,12 +252,19 @@ class ProgressiveDeblurring(VariancePreserving):
         schedule: Schedule = default(LinearSchedule),
         rate: BlurRate = default(QuarticRate),
         sigma: float = 0.4,
+        kernel: BlurKernel = default(SampledKernel),
     ) -> None:
         super().__init__(schedule)
         check(sigma >= 0, f"sigma is {sigma}: a blur is 0 pixels or more")
         none = torch.zeros(1, dtype=torch.float64)
         self.sigma = sigma
+        self.kernel = kernel
+        self.deviation = kernel.deviation(sigma)
         self.powers = Table(torch.cat([none, rate(schedule.steps).cumsum(0)]))
 
     def blur(self, clock: Tensor) -> Tensor:
-        return (self.sigma * self.powers(clock).sqrt()).to(clock)
+        return (self.deviation * self.powers(clock).sqrt()).to(clock)
+
+    def log_blur(self, level: Level, like: Tensor) -> Tensor:
+        log_gains = _log_gains(self.kernel, self.sigma, *like.shape[-2:], like.dtype, like.device)
+        return per_image(self.powers(level.clock), like) * log_gains

@@ -138,10 +138,19 @@ class Warm(Process):
 
 
 class Hot(Warm):
-    """EDM (Karras et al. 2022): the noise axis of the plane, BNR = 0."""
+    """EDM (Karras et al. 2022): the noise axis of the plane, BNR = 0.
 
-    def __init__(self) -> None:
+    Args:
+        beta_min: the lowest noise level above 0 that the network knows; None for no limit. A sampler's grid is narrowed
+            to the limits, as EDM's sampler does with a network's sigma_min and sigma_max.
+        beta_max: the highest noise level that the network knows; None for no limit.
+    """
+
+    def __init__(self, beta_min: float | None = None, beta_max: float | None = None) -> None:
         super().__init__(ConstantBNR(0.0))
+        low, high = beta_min or 0.0, math.inf if beta_max is None else beta_max
+        check(0 <= low < high, f"the network knows noise from {low:g} to {high:g}: need 0 <= beta_min < beta_max")
+        self.known_clocks = low, high
 
 
 class PFGMpp(Hot):

@@ -3,6 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -25,6 +26,20 @@ class Grid(ABC):
     @abstractmethod
     def clocks(self) -> Tensor:
         """The clock readings from the noisiest level to the last, float64 [N + 1]."""
+
+    def within(self, low: float, high: float) -> "Grid":
+        """This grid with all clock readings above 0 between `low` and `high`, the limits of what a network knows.
+
+        Raises:
+            UserError: readings are outside, and this class of grids cannot be narrowed.
+        """
+        first, last = self.clocks()[0].item(), self.clocks()[-2].item()
+        check(
+            low <= last and first <= high,
+            f"{type(self).__name__} goes from {first:g} to {last:g} of the clock, but the network knows {low:g} to "
+            f"{high:g} only: change the grid, or use PowerGrid, which is narrowed to that",
+        )
+        return self
 
     def levels(self, process: Process) -> list[Level]:
         """The levels of a process at these clock readings, each with entries [1]."""
@@ -57,6 +72,17 @@ class PowerGrid(Grid):
         ramp = torch.linspace(0, 1, self.steps, dtype=torch.float64)
         low, high = self.beta_min ** (1 / self.rho), self.beta_max ** (1 / self.rho)
         return torch.cat([(high + ramp * (low - high)) ** self.rho, torch.zeros(1, dtype=torch.float64)])
+
+    def within(self, low: float, high: float) -> "PowerGrid":
+        """The grid between beta_min and beta_max or the limits, whichever are narrower, as EDM's sampler makes it."""
+        narrowed = copy(self)
+        narrowed.beta_min, narrowed.beta_max = max(self.beta_min, low), min(self.beta_max, high)
+        check(
+            narrowed.beta_min < narrowed.beta_max,
+            f"the sampler's grid goes from {self.beta_max:g} to {self.beta_min:g}, but the network knows {low:g} to "
+            f"{high:g} only: change beta_min or beta_max",
+        )
+        return narrowed
 
 
 class EvenGrid(Grid):
@@ -185,6 +211,10 @@ class Sampler:
     rule: StepRule = default(Heun)
     churn: Churn | None = None
     estimate_transform: EstimateTransform | None = None
+
+    def within(self, low: float, high: float) -> "Sampler":
+        """This sampler with its grid narrowed to what a network knows; see `Grid.within`."""
+        return replace(self, grid=self.grid.within(low, high))
 
     @property
     def nfe(self) -> int:
