@@ -261,7 +261,8 @@ def check_same_kernel(there: Mapping[str, Any] | None, config: Mapping[str, Any]
         source: origin of the weights, for the message.
     """
     stored, current_settings = (
-        dict(_settings(((c or {}).get("process") or {}).get("init_args"), "model.process")) for c in (there, config)
+        dict(dotted_settings(((c or {}).get("process") or {}).get("init_args"), "model.process"))
+        for c in (there, config)
     )
     name = "model.process.kernel.class_path"
     if name in stored and name in current_settings:
