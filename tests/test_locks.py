@@ -110,11 +110,14 @@ def test_a_lock_can_be_passed_on_and_is_never_doubled(tmp_path: Path, monkeypatc
     with pytest.raises(UserError, match="another process"), folder_lock(tmp_path):
         pass  # the child holds it
     child.communicate(b"\n")
+    started, ready = os.pipe()
     with folder_lock(tmp_path):
         fork = os.fork()
         if not fork:
+            os.write(ready, b".")
             time.sleep(60)
             os._exit(0)
+        os.read(started, 1)
     try:
         with folder_lock(tmp_path):  # a fork that outlives the process does not hold it
             pass
