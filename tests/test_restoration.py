@@ -18,6 +18,7 @@ from warm_lightning.processes import (
     ColdDiffusion,
     ConstantBNR,
     CosineSchedule,
+    GaussianKernel,
     Hot,
     LinearSchedule,
     PFGMpp,
@@ -36,7 +37,7 @@ from warm_lightning.samplers import Euler, EvenGrid, Grid, Multistep, PowerGrid,
 from warm_lightning.spectral import dct, frequencies, idct, power_spectrum
 
 DDPM = VariancePreserving(LinearSchedule())
-LEE = ProgressiveDeblurring(LinearSchedule(), QuarticRate())
+LEE = ProgressiveDeblurring(LinearSchedule(), QuarticRate(), kernel=GaussianKernel())
 STEPS, POWER = EvenGrid(1000, 1000), PowerGrid()
 # Processes, a grid for each, and clock readings on it.
 KNOWN: list[tuple[Process, Grid, list[float]]] = [
@@ -97,6 +98,7 @@ REFUSED = [
     (IHDM(), EvenGrid(200, 200), 2.0, 0.1, True, ["at a blur of 2 pixels, noise 0.02"]),
     (ColdDiffusion(), EvenGrid(50, 50), 2.0, 0.1, True, ["at a blur of 2 pixels, noise 0"]),
     (BlurringDiffusion(d_min=0.05), EvenGrid(9, 1.0, whole=False), 10.0, 1.0, True, ["is not Gaussian"]),
+    (ProgressiveDeblurring(), STEPS, 0.0745, 1.234, True, ["is not Gaussian"]),
     (LEE, STEPS, 0.1048, 1.234, False, ["not white", "1.05 times", "--add_noise"]),
     (Warm(), POWER, -0.5, 1.0, False, ["--blur is -0.5"]),
     (Warm(), POWER, 0.5, -1.0, False, ["--noise is -1"]),

@@ -244,7 +244,7 @@ class ProgressiveDeblurring(VariancePreserving):
         rate: f.
         sigma: σ in pixels.
         kernel: the blur. Checkpoints from before it could be chosen go on with `GaussianKernel`, with which they were
-            trained.
+            trained. Images with a Gaussian blur are restored by models with that kernel alone.
     """
 
     def __init__(
