@@ -27,7 +27,7 @@ from warm_lightning.metrics.distances import Normal
 
 
 @pytest.fixture(scope="module")
-def trained_from_options() -> dict[str, Tensor]:
+def trained() -> dict[str, Tensor]:
     return train_classifier()
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from small import SMALL, command, environment, here, warm
 
-from experiments.runner import Processes
+from experiments.runner import LocalProcesses
 from warm_lightning.cli import main
 from warm_lightning.errors import UserError
 from warm_lightning.paths import INHERITED, folder_lock
@@ -94,7 +94,7 @@ def test_only_the_first_process_locks(
 def test_jobs_of_experiments_hold_the_same_lock(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The runner's process may work in the folder that the runner has locked for it, and another may not."""
     options = [*SMALL, f"--trainer.default_root_dir={tmp_path}", "--model.duration=64"]
-    assert Processes(1).call(["fit", *options], tmp_path) == 0, (tmp_path / "log.txt").read_text(encoding="utf-8")
+    assert LocalProcesses(1).run(["fit", *options], tmp_path) == 0, (tmp_path / "log.txt").read_text(encoding="utf-8")
     with folder_lock(tmp_path):
         assert "another process" in refusal(capsys, "test", *options)
 

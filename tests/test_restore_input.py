@@ -54,7 +54,7 @@ BAD = [
     ("nan.npy", [], "not finite"),
     ("broken.npz", [], "broken.npz"),
     ("two.npz", [], "2 arrays"),
-    ("good", ["--blur=-1"], "--blur"),
+    ("good", ["--blur=-1"], "blur"),
     ("good", ["--blur=0.7"], "noise 1"),
     ("good", ["--noise=x"], "noise"),
     ("good", ["--degrade", "--clean=good"], "--clean"),

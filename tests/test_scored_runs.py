@@ -126,7 +126,7 @@ def test_extractors_get_batches_that_the_sampler_gets() -> None:
     for batch_size, expected in ((32, 32), (1000, 250)):
         callback = ScoreSamples([Pixels()], batch_size=batch_size, companions=False, max_neighbours=50)
         callback.prepare(module)
-        assert callback.scores[0].extraction.batch_size == expected
+        assert callback.evaluations[0].extraction.batch_size == expected
 
 
 def test_references_of_equal_size_and_other_covariance_are_told_apart() -> None:
