@@ -46,7 +46,7 @@ def held_loss(module: DiffusionModule, images: InOrder) -> float:
 
 
 @cache
-def module_from_options(name: str) -> tuple[DiffusionModule, ImageDataModule]:
+def configured(name: str) -> tuple[DiffusionModule, ImageDataModule]:
     """The small model of an overlay, and the digits; what its process wants to know of them, it has learned."""
     module, data = load_config([DIGITS, OVERLAYS[name]], SMALL | scaled(OVERLAYS[name]))
     process = module.model().process
@@ -56,9 +56,9 @@ def module_from_options(name: str) -> tuple[DiffusionModule, ImageDataModule]:
 
 
 @cache
-def trained_from_options(name: str) -> tuple[dict[str, torch.Tensor], float]:
+def trained(name: str) -> tuple[dict[str, torch.Tensor], float]:
     """Weights of an overlay's network after a short training, and by how much the loss has fallen."""
-    module, data = module_from_options(name)
+    module, data = configured(name)
     images = data.train_images()
     if module.model().target:
         module.model("raw").reference_batch = reference_batch(data, module.seed, module.model().target.references)
@@ -79,9 +79,9 @@ def trained_from_options(name: str) -> tuple[dict[str, torch.Tensor], float]:
 def test_it_learns_and_samples(name: str) -> None:
     """Untrained, a network says 0 (its last layer is zero); it must learn to say better than that of images that
     are degraded by draws it has not seen, by a margin that chance does not give."""
-    weights, fallen = trained_from_options(SAME_TRAINING.get(name, name))
+    weights, fallen = trained(SAME_TRAINING.get(name, name))
     assert fallen < 0.85
-    module, _ = module_from_options(name)
+    module, _ = configured(name)
     module.network.load_state_dict(weights)
     module.model().sampler.grid.steps = min(module.model().sampler.grid.steps, 50)
     samples = module.model("raw").sample(module.model().sampler, range(16))
@@ -92,6 +92,6 @@ def test_it_learns_and_samples(name: str) -> None:
 
 def test_trainings_that_are_shared_are_the_same() -> None:
     for name, other in SAME_TRAINING.items():
-        configs = [module_from_options(n)[0].config for n in (name, other)]
+        configs = [configured(n)[0].config for n in (name, other)]
         parts = ("process", "parameterization", "preconditioning", "clock_law", "loss", "target")
         assert [configs[0][part] for part in parts] == [configs[1][part] for part in parts]

@@ -114,7 +114,7 @@ def settings_of(name: str) -> list[str]:
 
 
 @pytest.fixture(scope="module", params=["cold", "ihdm"])
-def trained_from_options(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     """A method and the folder of two steps of training, of which the second went on from a checkpoint."""
     folder = tmp_path_factory.mktemp(request.param)
     run = ["fit", *SMALL, *settings_of(request.param), f"--trainer.default_root_dir={folder}", "--ckpt_path=last"]
