@@ -14,7 +14,7 @@ COMPARE_full := --budget paper
 BUDGET ?= small
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo compare ablation-bnr test quick lint format docs audit bench gpu-check clean
+.PHONY: help setup demo compare ablation-bnr test quick lint format docs audit bench endurance gpu-check clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 14
@@ -78,6 +78,9 @@ audit: $(VENV)/audit/.ready  ## look up known vulnerabilities of the pinned depe
 
 bench: setup  ## measure speed and memory on this machine into bench.json (some minutes)
 	$(BIN)/python -m experiments.benchmarks.bench --out bench.json
+
+endurance: setup  ## end commands at random moments and let them go on, TRIALS times; the table goes to runs/endurance (an hour)
+	$(BIN)/python -m experiments.benchmarks.endurance --trials $(or $(TRIALS),75)
 
 gpu-check:  ## on a machine with one GPU, no network needed: GPU tests, then MINUTES of configs/cifar10.yaml on DATA
 	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m experiments.benchmarks.gpu_check --minutes $(MINUTES) --data $(or $(DATA),data) --out $(OUT)

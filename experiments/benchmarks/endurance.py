@@ -1,0 +1,275 @@
+"""Endurance: commands that are ended at random moments go on by the same command, to the bits of an undisturbed run.
+
+A trial starts a command in an empty folder, ends it in one of three ways, and starts it again until it is finished:
+
+    kill      SIGKILL to the command and all processes that it has started, at a random moment
+    disk      a limit on the size of files, which a write meets as it meets a full disk
+    memory    a limit on the address space, which an allocation meets as it meets full memory
+
+Moments and limits are drawn evenly up to what the undisturbed run needed. What must be equal at the end is said by each
+`Subject`. Results go to a CSV file and a table in Markdown.
+"""
+
+import argparse
+import csv
+import hashlib
+import io
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from experiments.results import read_rows
+from warm_lightning.errors import check
+from warm_lightning.paths import path_argument
+from warm_lightning.records import machine, markdown_table, tensors_hash, write_file
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+WARM = ("-m", "warm_lightning.cli")
+SMALL = (
+    f"--config={REPOSITORY / 'configs' / 'digits.yaml'}",
+    "--model.network.model_channels=8",
+    "--model.network.channel_mult=[1,2]",
+    "--data.batch_size=32",
+    "--trainer.enable_progress_bar=false",
+)
+AUGMENTED = ("--model.network.augment_dim=9", "--model.augment={class_path: NonLeaky, init_args: {p: 0.5}}")
+LIMITS = {"disk": (resource.RLIMIT_FSIZE, 2**21), "memory": (resource.RLIMIT_AS, 2**33)}
+"""The limit of each way to end a command, and the largest that is drawn, in bytes."""
+FOLDER = "FOLDER"
+MOST_STARTS = 5
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A command that must survive.
+
+    Attributes:
+        name: in the table.
+        words: the arguments of Python, with `FOLDER` for the folder of results.
+        result: what must be equal at the end, as a text, from that folder.
+    """
+
+    name: str
+    words: tuple[str, ...]
+    result: Callable[[Path], str]
+
+    def arguments(self, folder: Path) -> list[str]:
+        """The arguments of Python for a folder of results."""
+        return [word.replace(FOLDER, str(folder)) for word in self.words]
+
+
+# ---------------------------------------------------------------------- what must be equal
+
+
+def files_hash(folder: Path, pattern: str) -> str:
+    """SHA-256 of the names and contents of files."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob(pattern)):
+        digest.update(path.relative_to(folder).as_posix().encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def training_hash(folder: Path) -> str:
+    """SHA-256 of all weights, averages and moments of Adam in the last checkpoint, of snapshots and pictures."""
+    checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", map_location="cpu", weights_only=True)
+    adam = checkpoint["optimizer_states"][0]["state"]
+    tensors = {f"adam.{k}.{n}": t for k, state in adam.items() for n, t in state.items()} | checkpoint["state_dict"]
+    seen = checkpoint["warm_lightning"]["images_seen"]
+    return f"{seen} {tensors_hash(tensors.items())} {files_hash(folder, 'posthoc/*')} {files_hash(folder, 'samples/*')}"
+
+
+def scores_text(folder: Path) -> str:
+    """The scores of `warm test` without the protocol, which has times."""
+    scores: dict[str, Any] = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
+    return json.dumps({name: value for name, value in scores.items() if name != "protocol"}, sort_keys=True)
+
+
+def rows_text(folder: Path) -> str:
+    """The measured values of all cells of an experiment."""
+    (table,) = folder.glob("*/results.csv")
+    rows = [{n: v for n, v in row.items() if "seconds" not in n} for row in read_rows(table)]
+    return json.dumps(rows, sort_keys=True, default=str)
+
+
+# ---------------------------------------------------------------------- subjects
+
+
+def subjects(prepared: Path) -> list[Subject]:
+    """The commands, with the model and images that some of them need in `prepared`."""
+    model = prepared / "model"
+    experiment = prepared / "endurance.yaml"
+    fit = (*WARM, "fit", *SMALL, *AUGMENTED, "--posthoc_ema.sigma_rel=[0.05,0.1]", "--posthoc_ema.every=640")
+    every = ("--checkpoints.every=160", "--samples.every=960", "--samples.seeds=0-3", "--ckpt_path=last")
+    scores = ("--scores.extractors=[Pixels]", "--scores.num_images=64", "--scores.rounds=4", "--scores.batch_size=16")
+    checkpoint = f"--ckpt_path={model / 'checkpoints' / 'last.ckpt'}"
+    root = f"--trainer.default_root_dir={FOLDER}"
+    return [
+        Subject("fit", (*fit, *every, "--model.duration=1920", root), training_hash),
+        Subject("test", (*WARM, "test", *SMALL, *AUGMENTED, *scores, checkpoint, root), scores_text),
+        Subject(
+            "experiments run",
+            ("-m", "experiments", "run", str(experiment), "--data=digits", "--budget=smoke", f"--out={FOLDER}"),
+            rows_text,
+        ),
+        Subject(
+            "dataset",
+            (*WARM, "dataset", str(prepared / "images"), f"{FOLDER}/out.zip", "--overwrite=true"),
+            partial(files_hash, pattern="out.zip"),
+        ),
+        Subject(
+            "generate",
+            (*WARM, "generate", checkpoint, "--seeds=0-95", "--batch_size=8", f"--outdir={FOLDER}/out"),
+            partial(files_hash, pattern="out/*.png"),
+        ),
+    ]
+
+
+EXPERIMENT = """\
+title: Endurance
+source: none
+about: Two trainings and their scores, to be ended at random moments.
+measures: [Scores]
+axes:
+  BNR:
+    setting: model.process.path.bnr
+    values: [0, 0.5]
+"""
+
+
+def prepare(folder: Path) -> None:
+    """Make the model, images and experiment that some commands start from."""
+    generator = torch.Generator().manual_seed(0)
+    from warm_lightning.images import write_png
+
+    for k in range(400):
+        write_png(folder / "images" / f"{k:04d}.png", torch.randint(0, 256, (3, 64, 64), generator=generator).byte())
+    write_file(folder / "endurance.yaml", EXPERIMENT.encode())
+    words = [*WARM, "fit", *SMALL, *AUGMENTED, "--model.duration=320", "--samples.seeds=0-3"]
+    code, output = start([*words, f"--trainer.default_root_dir={folder / 'model'}"])
+    check(code == 0, f"the model that is sampled cannot be trained: {output[-400:]}")
+
+
+# ---------------------------------------------------------------------- trials
+
+
+def start(
+    arguments: Sequence[str], kill_after: float | None = None, limit: tuple[int, int] | None = None
+) -> tuple[int, str]:
+    """Run Python with some arguments to its end, or to its killing; gives its exit code and its output.
+
+    Args:
+        arguments: of Python.
+        kill_after: seconds, after which all its processes are killed.
+        limit: number and value of a resource limit.
+    """
+
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(
+            [sys.executable, *arguments],
+            cwd=REPOSITORY,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        if limit:
+            resource.prlimit(process.pid, limit[0], (limit[1], limit[1]))
+        try:
+            process.wait(kill_after)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        output.seek(0)
+        return process.returncode, output.read().decode(errors="replace")
+
+
+def trial(
+    subject: Subject, way: str, expected: str, seconds: float, draw: random.Random, folder: Path
+) -> dict[str, Any]:
+    """End a command once or more, finish it, and compare its result with that of the undisturbed run."""
+    endings: list[str] = []
+    code, output = 1, ""
+    for _ in range(MOST_STARTS):
+        disturb = not endings or (len(endings) < MOST_STARTS - 2 and draw.random() < 0.5)
+        after = draw.uniform(0, seconds) if disturb and way == "kill" else None
+        limit = (LIMITS[way][0], draw.randint(1, LIMITS[way][1])) if disturb and way in LIMITS else None
+        code, output = start(subject.arguments(folder), after, limit)
+        if code == 0:
+            break
+        where = f"{after:.1f} s" if after is not None else f"{limit[1]:,} bytes" if limit else "undisturbed"
+        endings.append(f"{where} (exit code {code})")
+        check(after is not None or limit is not None, f"{subject.name} cannot go on after {endings}: {output[-400:]}")
+    equal = code == 0 and subject.result(folder) == expected
+    return {"command": subject.name, "way": way, "endings": "; ".join(endings), "ended": len(endings), "equal": equal}
+
+
+def run(trials: int, seed: int, out: Path) -> list[dict[str, Any]]:
+    """Make some trials, three quarters of them with SIGKILL, and write their rows after each."""
+    draw, rows = random.Random(seed), []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        prepare(folder)
+        known: dict[str, tuple[str, float]] = {}
+        everything = subjects(folder)
+        for subject in tqdm(everything, "undisturbed"):
+            (place := folder / f"undisturbed-{subject.name}").mkdir()
+            began = time.monotonic()
+            code, output = start(subject.arguments(place))
+            check(code == 0, f"{subject.name} fails undisturbed: {output[-400:]}")
+            known[subject.name] = subject.result(place), time.monotonic() - began
+        for k in tqdm(range(trials), "trials"):
+            subject, way = everything[k % len(everything)], ("kill", "kill", "kill", "disk", "memory")[k // 5 % 5]
+            with tempfile.TemporaryDirectory(dir=folder) as results:
+                rows.append(trial(subject, way, *known[subject.name], draw, Path(results)))
+            text = io.StringIO()
+            writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+            write_file(out / "endurance.csv", text.getvalue().encode())
+    return rows
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> str:
+    """The trials of each command and way, how often they were ended, and how many ended with equal results."""
+    table = []
+    for command, way in dict.fromkeys((row["command"], row["way"]) for row in rows):
+        own = [row for row in rows if (row["command"], row["way"]) == (command, way)]
+        table.append([command, way, len(own), sum(row["ended"] for row in own), sum(row["equal"] for row in own)])
+    totals = [sum(row[k] for row in table) for k in (2, 3, 4)]
+    return markdown_table(["command", "way", "trials", "ended", "equal"], [*table, ["all", "", *totals]], words=2)
+
+
+def main() -> int:
+    """Run from the command line; returns 1 if a trial ended with another result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", type=int, default=75)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=path_argument, default=Path("runs/endurance"), help="folder for CSV and table")
+    options = parser.parse_args()
+    rows = run(options.trials, options.seed, options.out)
+    facts = {**machine("cpu"), "seed": options.seed}
+    about = ", ".join(f"{name} {facts[name]}" for name in ("cpu", "cores", "torch_version", "git_commit", "seed"))
+    text = f"# Endurance\n\n{about}. `make endurance`.\n\n{summary(rows)}\n"
+    write_file(options.out / "endurance.md", text.encode())
+    print(text)
+    return int(not all(row["equal"] for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
