@@ -244,7 +244,8 @@ class DiffusionModule(LightningModule):
         Raises:
             UserError: gradients are of another number of images than `batch_size`, or none has been finite for long.
         """
-        self._check_step(self.step_images, exactly=True)
+        if self._trainer is not None:
+            self._check_step(self.step_images, exactly=True)
         gradients = [local(p.grad) for p in self.network.parameters() if p.grad is not None]
         if torch.stack(torch._foreach_norm(gradients)).isfinite().all():
             self.nonfinite_steps = 0
