@@ -195,8 +195,10 @@ def test_what_works_on_a_gpu_works() -> None:
     here, far = torch.ones(3, 4), torch.ones(3, 4, device="cuda")
     assert is_there(far + here.sum(), here.to(far) + far, far[torch.tensor([0, 2])], far[far[:, 0] > 0])
     assert (here + far.cpu()).tolist() == [[1.5] * 4] * 3
+    before = DEVICE.reads
     assert far.sum().item() == 9
     assert bool((far > 0).all())
+    assert DEVICE.reads == before + 2
 
 
 # ---- models
@@ -221,6 +223,12 @@ def test_loss_and_estimate(overlay: str) -> None:
     assert losses.shape == (BATCH, len(model.parameterization.names))
     estimate = model.estimate(u, first)
     assert is_there(estimate.clean, estimate.noise)
+
+
+def test_a_step_of_training_does_not_wait_for_the_device() -> None:
+    model, before = model_of("warm").replaced(target=None), DEVICE.reads
+    model.loss(batch(), batch_draws())
+    assert DEVICE.reads == before
 
 
 def test_validation() -> None:
