@@ -48,7 +48,7 @@ from warm_lightning.processes import (
     VariancePreserving,
     Warm,
 )
-from warm_lightning.restoration import Start, find_start, restore
+from warm_lightning.restoration import Start, find_start, observe, restore
 from warm_lightning.rng import BatchDraws, SeedStreams
 from warm_lightning.samplers import Churn, Euler, EvenGrid, Grid, PowerGrid, Sampler, StepRule
 from warm_lightning.samplers.sampler import EstimateTransform
@@ -311,7 +311,7 @@ def test_restoration(process: Process) -> None:
     oracle, sampler = GaussianOracle(there(*SHAPE), process), Sampler(grid_of(process), Euler(1.0))
     for fill, mean in ((False, True), (True, False)):
         start = Start(process, process.level(sampler.grid.clocks()[-2:-1]), 0.0, fill)
-        assert is_there(restore(oracle, sampler, start, y, streams(), mean))
+        assert is_there(observe(y, 0.5, 0.1, streams()), restore(oracle, sampler, start, y, streams(), mean))
 
 
 def test_restoration_by_a_model() -> None:
@@ -323,7 +323,18 @@ def test_restoration_by_a_model() -> None:
 # ---- scores
 
 
-EXTRACTORS = [(Pixels(), None), (DigitsFeatures(), DATA), (ImportedFeatures("torch.nn:Flatten", "flat"), None)]
+class Scaled(nn.Flatten):
+    """Pixels times a weight, which is where the extractor is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images) * self.weight
+
+
+EXTRACTORS = [(Pixels(), None), (DigitsFeatures(), DATA), (ImportedFeatures(f"{__name__}:Scaled", "scaled"), None)]
 
 
 @pytest.mark.parametrize(("extractor", "held_out"), EXTRACTORS, ids=kind_name)
