@@ -45,6 +45,7 @@ QUICK = {
     "test_cold_processes",
     "test_ddpm",
     "test_edm_arrays",
+    "test_fake_devices",
     "test_hot_is_a_point",
     "test_layers",
     "test_networks",

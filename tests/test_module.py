@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -89,8 +90,10 @@ def test_label_dropout_hides_the_share_it_says() -> None:
 
 def test_classes_that_the_model_has_not_are_refused() -> None:
     assert one_hot(torch.tensor([0, 1]), 0) is None
-    with pytest.raises(UserError, match="class"):
-        one_hot(torch.tensor([0, 3]), 3)
+    model = DiffusionModule(partial(small_network, label_dim=3)).model()
+    for wrong in ([0, 3], [-1, 0]):
+        with pytest.raises(UserError, match="class"), model.conditioned(wrong):
+            pass
 
 
 def test_class_conditional_samples_follow_the_class() -> None:

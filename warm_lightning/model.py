@@ -33,16 +33,8 @@ from warm_lightning.types import Batch, Estimate, Estimator, Level, Weights
 
 
 def one_hot(classes: Tensor, label_dim: int) -> Tensor | None:
-    """Class indices [B] → one-hot [B, label_dim]; None for a network without classes (label_dim 0).
-
-    Raises:
-        UserError: for a class that the network does not have.
-    """
-    if label_dim == 0:
-        return None
-    wrong = classes[(classes < 0) | (classes >= label_dim)].tolist()
-    check(not wrong, f"class {wrong[:1]} is not one of the model's, which are 0 to {label_dim - 1}")
-    return torch.nn.functional.one_hot(classes, label_dim)
+    """Class indices [B] below label_dim → one-hot [B, label_dim]; None for a network without classes (label_dim 0)."""
+    return torch.nn.functional.one_hot(classes, label_dim) if label_dim else None
 
 
 class DiffusionModel(nn.Module):
@@ -221,8 +213,15 @@ class DiffusionModel(nn.Module):
 
     @contextmanager
     def conditioned(self, classes: Sequence[int] | None) -> Iterator[Estimator]:
-        """The `Estimator` for images of some classes, one per image, with the network in evaluation mode."""
-        labels = one_hot(torch.tensor(classes), self.network.label_dim) if classes is not None else None
+        """The `Estimator` for images of some classes, one per image, with the network in evaluation mode.
+
+        Raises:
+            UserError: for a class that the network does not have.
+        """
+        label_dim = self.network.label_dim
+        wrong = [k for k in classes or () if label_dim and not 0 <= k < label_dim]
+        check(not wrong, f"class {wrong[:1]} is not one of the model's, which are 0 to {label_dim - 1}")
+        labels = None if classes is None else one_hot(torch.tensor(classes), label_dim)
         training = self.network.training
         self.network.eval()  # in training mode it has dropout, which is no function of the seed
         try:
