@@ -15,6 +15,7 @@ from warm_lightning.model import check_grid
 from warm_lightning.module import DiffusionModule
 from warm_lightning.parameterizations import Epsilon, LessBlurred
 from warm_lightning.processes import IHDM, CosineSchedule, LinearSchedule, LogRate, SoftDiffusion, VariancePreserving
+from warm_lightning.processes.variance_preserving import GaussianKernel
 from warm_lightning.samplers import EvenGrid
 
 METHODS = REPOSITORY / "configs" / "method"
@@ -61,11 +62,15 @@ def test_what_the_comments_of_overlays_recommend_does_what_they_say() -> None:
     for name in ends:
         comments = " ".join(line.strip("# \n") for line in (METHODS / f"{name}.yaml").open() if line.startswith("#"))
         for option, value in re.findall(r"--(model[\w.]+) ([\w.]+)", comments):
-            module = overlaid(name, **{option.replace(".", "__"): shlex.split(value.rstrip("."))[0]})
+            chosen = shlex.split(value.rstrip("."))[0]
+            kernel = {"model__process__kernel": "GaussianKernel"} if name == "progressive_deblurring" else {}
+            module = overlaid(name, **kernel, **{option.replace(".", "__"): chosen})
             process, end = module.model().process, torch.tensor([1000.0], dtype=torch.float64)
             if value.startswith("LogRate"):
                 expected = 0.4 * LogRate()(1000).sum().sqrt()
                 torch.testing.assert_close(process.level(end).alpha, expected[None], rtol=1e-6, atol=0)
+            elif option.endswith("kernel"):
+                assert isinstance(process.kernel, GaussianKernel)
             elif option.endswith("last"):
                 assert process.level(end).alpha.item() == 0
             else:
@@ -73,7 +78,7 @@ def test_what_the_comments_of_overlays_recommend_does_what_they_say() -> None:
                 expected = VariancePreserving(CosineSchedule()).level(end).beta
                 torch.testing.assert_close(process.level(end).beta, expected)
             ends[name] += 1
-    assert ends == {"ddpm": 1, "progressive_deblurring": 2}
+    assert ends == {"ddpm": 1, "progressive_deblurring": 3}
 
 
 def test_only_learned_tensors_are_kept_of_images() -> None:
