@@ -64,7 +64,7 @@ def test_what_the_comments_of_overlays_recommend_does_what_they_say() -> None:
         for option, value in re.findall(r"--(model[\w.]+) ([\w.]+)", comments):
             chosen = shlex.split(value.rstrip("."))[0]
             kernel = {"model__process__kernel": "GaussianKernel"} if name == "progressive_deblurring" else {}
-            module = overlaid(name, **kernel, **{option.replace(".", "__"): chosen})
+            module = overlaid(name, **kernel | {option.replace(".", "__"): chosen})
             process, end = module.model().process, torch.tensor([1000.0], dtype=torch.float64)
             if value.startswith("LogRate"):
                 expected = 0.4 * LogRate()(1000).sum().sqrt()
