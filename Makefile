@@ -8,13 +8,14 @@ DEMO ?= runs/demo
 MINUTES ?= 5
 OUT ?= docs/measurements
 JOBS ?= 2
+PYTHON_OLDEST ?= python3.12
 COMPARE ?= short
 COMPARE_short := --budget small --num_images 512
 COMPARE_full := --budget paper
 BUDGET ?= small
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo compare ablation-bnr test quick lint format docs audit bench endurance gpu-check clean
+.PHONY: help setup demo compare ablation-bnr test test-oldest quick lint format docs audit bench endurance gpu-check clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 14
@@ -46,6 +47,14 @@ ablation-bnr: setup  ## the BNR sweep: on digits under 45 minutes on two CPU cor
 
 test: setup  ## run all tests that need no GPU, JOBS at a time (about 7 minutes on two cores)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m 'not gpu' $(ARGS)
+
+$(VENV)/oldest/.ready: pyproject.toml constraints-oldest.txt
+	$(PYTHON_OLDEST) -m venv $(VENV)/oldest
+	$(VENV)/oldest/bin/python -m pip install --quiet --constraint constraints-oldest.txt --editable '.[dev,inception,lmdb]'
+	touch $@
+
+test-oldest: $(VENV)/oldest/.ready  ## run all tests with Python 3.12 and the oldest versions that pyproject.toml allows
+	OMP_NUM_THREADS=1 $(VENV)/oldest/bin/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m 'not gpu' $(ARGS)
 
 quick: setup  ## run the tests of mathematics, units and imports, without training (under a minute on two cores)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m quick $(ARGS)

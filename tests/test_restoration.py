@@ -86,7 +86,7 @@ def test_levels_beside_the_path_are_refused() -> None:
 
 
 REFUSED = [
-    (Warm(), POWER, 0.7, 1.0, False, ["the model has a blur of 0.5 pixels", "0.7 pixels, noise 1.4; with --add"]),
+    (Warm(), POWER, 0.7, 1.0, False, ["the model has a blur of 0.5 pixels", "0.7 pixels, noise 1.4; with add"]),
     (Warm(), POWER, 0.2, 1.0, True, ["the model has a blur of 0.5 pixels", "0.2 pixels, noise 0.4; restore"]),
     (Warm(), POWER, 0.0, 1.0, True, ["the model has a blur of 0.5 pixels"]),
     (Warm(), POWER, 50.0, 100.0, True, ["its blur is 0 to 40 pixels and its noise 0 to 80"]),
