@@ -9,7 +9,7 @@ from image_files import chw, encode, pixels, refused, store, store_edm, store_lm
 
 from warm_lightning.cli import main
 from warm_lightning.data import CIFAR10, FFHQ, ImageFolder
-from warm_lightning.data.sources import read_split
+from warm_lightning.data.sources import Source
 
 
 @pytest.fixture(params=["folder", "zip"])
@@ -135,7 +135,7 @@ def test_an_outer_folder_keeps_the_classes(tmp_path, kind, folder):
     assert found.held_out_images() is None
     assert torch.equal(found.train_images().images, ImageFolder(path).train_images().images)
     assert main(["dataset", path, str(tmp_path / "set.zip"), "--workers=0"]) == 0
-    assert read_split(tmp_path / "set.zip", "train").labels.tolist() == [2, 0, 1]
+    assert Source.open(tmp_path / "set.zip").read("train").labels.tolist() == [2, 0, 1]
     # As held-out images of another source, they have its classes.
     (tmp_path / "train").mkdir()
     data = ImageFolder(store(tmp_path / "train", edm([3, 1]), kind), held_out_path=path)

@@ -16,9 +16,9 @@ from experiments.cells import Cell
 from experiments.experiment import Experiment, data_set, expand, read
 from experiments.identity import resolved
 from experiments.runner import NOTE, ThisProcess
-from experiments.subprocesses import LOCK
 from warm_lightning import load_config
 from warm_lightning.config import resolve, split_settings
+from warm_lightning.paths import LOCK
 
 FILES = sorted((REPOSITORY / "experiments" / "papers").glob("*.yaml"))
 DATA_SETS = sorted((REPOSITORY / "experiments" / "data").glob("*.yaml"))

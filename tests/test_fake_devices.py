@@ -343,6 +343,7 @@ def test_scores(extractor: FeatureExtractor, held_out: ImageSet | None, monkeypa
     untrained = _network(torch.float32).to_empty(device="cpu")
     monkeypatch.setattr("warm_lightning.metrics.digits.load_classifier", lambda: untrained)
     monkeypatch.setattr("warm_lightning.metrics.distances.SUBSETS", 2)
+    monkeypatch.setattr("warm_lightning.metrics.reference.available_memory", lambda device: None)  # asks the driver
     extraction = Extraction(extractor, 5, "cuda")
     assert is_there(extraction(DATA.as_tensor())[0])
     reference = measure_reference(extraction, DATA, held_out)
