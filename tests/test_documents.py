@@ -149,7 +149,8 @@ class Reader:
             made.append(arguments[1])
         if command in ("fit", "test"):
             names = "-".join(Path(path).stem for path in configs(arguments))
-            folder = option(arguments, "--trainer.default_root_dir") or f"runs/{names}"
+            of_run = arguments[:1] if command == "test" and not arguments[0].startswith("-") else []
+            folder = option(arguments, "--trainer.default_root_dir") or next(iter(of_run), f"runs/{names}")
             made.append(f"{folder}/{'scores.json' if command == 'test' else 'checkpoints/last.ckpt'}")
         for path in filter(None, made):
             assert Path(path).exists(), path

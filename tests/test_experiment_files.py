@@ -17,7 +17,7 @@ from experiments.experiment import Experiment, data_set, expand, read
 from experiments.identity import resolved
 from experiments.runner import NOTE, ThisProcess
 from warm_lightning import load_config
-from warm_lightning.config import resolve, split_settings
+from warm_lightning.config import resolved_config, split_settings
 from warm_lightning.paths import LOCK
 
 FILES = sorted((REPOSITORY / "experiments" / "papers").glob("*.yaml"))
@@ -157,7 +157,7 @@ def check_options(command: str, *options: str) -> None:
         parser.add_function_arguments(function, as_group=False, as_positional=True, skip={"settings"})
         parser.parse_args(others)
     if settings:
-        resolve(settings)
+        resolved_config(settings)
 
 
 @pytest.fixture(scope="module")
