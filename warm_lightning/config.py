@@ -87,7 +87,7 @@ def build_model(
     with user_errors():
         parsed = parser.parse_args(arguments, namespace=parser.parse_object({"model": of_model}))
         model = parser.instantiate(parsed).model
-    resolved = json.loads(parser.dump(parsed, format="json", skip_none=False))["model"]
+    resolved = json.loads(parser.dump(parsed, format="json", skip_unset=False))["model"]
     return model, {**config, **resolved}
 
 
