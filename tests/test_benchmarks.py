@@ -112,7 +112,7 @@ def test_counted_flops() -> None:
         if isinstance(layer, AttentionBlock):
             layer.register_forward_hook(attention)
     flops = step.flops()
-    # The input needs no gradient, and fused attention computes its scores again.
+    # The input needs no gradient.
     assert flops == pytest.approx(3 * counted[0], rel=0.03)
 
 

@@ -4,6 +4,7 @@ A limit on the size of files stands for the full disk: a write beyond it fails i
 """
 
 import ast
+import os
 import resource
 import shutil
 import signal
@@ -82,22 +83,16 @@ def test_experiments_on_a_full_disk_end_in_one_line(tmp_path: Path) -> None:
     assert not [path for path in tmp_path.rglob("*") if "unfinished" in path.name or path.suffix == ".json"]
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from warm_lightning.records import whole_file
-with whole_file(Path(sys.argv[1]), folder=sys.argv[2] == "folder") as temporary:
-    (temporary / "half" if temporary.is_dir() else temporary).write_bytes(b"half")
-    os.kill(os.getpid(), signal.SIGKILL)
-"""
-
-
 @pytest.mark.parametrize("kind", ["file", "folder"])
 def test_what_killed_processes_leave_does_not_pile_up(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "name"
     for _ in range(2):
-        done = subprocess.run([sys.executable, "-c", KILLED, path, kind], env=environment(), check=False)
-        assert done.returncode == -signal.SIGKILL
+        child = os.fork()
+        if child == 0:
+            with whole_file(path, folder=kind == "folder") as temporary:
+                (temporary / "half" if kind == "folder" else temporary).write_bytes(b"half")
+                os.kill(os.getpid(), signal.SIGKILL)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
         assert [left.name for left in tmp_path.iterdir()] == [".name.unfinished"]
     with whole_file(path, folder=kind == "folder") as temporary:
         (temporary / "whole" if kind == "folder" else temporary).write_bytes(b"whole")

@@ -75,9 +75,8 @@ def expand_in_parsers() -> None:
     def expanded(value: Any) -> Path:
         return expand(checked(value))
 
-    again: dict[str, Any] = {"fail_already_registered": False}  # the default of jsonargparse from 4.52 on
-    register_type(PathText, checked, lambda value: str(expanded(value)), type_check=lambda value, kind: False, **again)
-    register_type(Path, checked, expanded, type_check=isinstance, **again)
+    register_type(PathText, checked, lambda value: str(expanded(value)), type_check=lambda value, kind: False)
+    register_type(Path, checked, expanded, type_check=isinstance)
 
 
 LIGHTNING_PATHS = frozenset(

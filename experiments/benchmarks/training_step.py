@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import DeviceType
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -78,8 +79,11 @@ class TrainingStep:
         self.module.ema.update(self.module.ema_network, self.module.network, 10**6, self.batch_size)
 
     def flops(self) -> int:
-        """The FLOPs of convolutions and matrix products, forward and backward, as PyTorch counts them."""
-        with FlopCounterMode(display=False) as counter:
+        """The FLOPs of convolutions and matrix products, forward and backward, as PyTorch counts them.
+
+        Attention is counted as its two products: some versions of PyTorch do not know the cost of fused kernels.
+        """
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             self()
         return counter.get_total_flops()
 
