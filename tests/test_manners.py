@@ -24,6 +24,7 @@ from warm_lightning.config import resolved_config
 from warm_lightning.data.datamodule import VALIDATION_IMAGES
 from warm_lightning.errors import UserError
 from warm_lightning.metrics import Pixels
+from warm_lightning.strategies import check_precision
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -302,3 +303,9 @@ def test_the_ranks_of_one_command_share_its_run(tmp_path: Path) -> None:
     """Several processes of one training are not refused as several trainings."""
     warm_on_two(tmp_path / "out", *fit(tmp_path / "run"))
     assert last(tmp_path / "run").is_file()
+
+
+def test_a_slow_precision_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    with pytest.warns(UserWarning, match="32-true"):
+        check_precision("bf16-mixed", torch.device("cpu"))
