@@ -35,6 +35,8 @@ class FakeDevice(FakeTensorMode):
         if func is ATEN.nonzero.default and fakes:  # all elements, since their number must be known
             shape = args[0].numel(), args[0].dim()
             func, args, kwargs = ATEN.new_zeros.default, (args[0], shape), {"dtype": torch.int64}
+        if func is ATEN._standard_gamma.default and fakes:  # which has no shapes alone before PyTorch 2.15
+            func, args, kwargs = ATEN.empty_like.default, args[:1], {}
         if self.inside:  # of an operation on the device, which PyTorch makes of others
             return super().__torch_dispatch__(func, types, args, kwargs)
         if not fakes and (target is None or target.type != "cuda"):

@@ -176,7 +176,7 @@ def streams() -> SeedStreams:
 
 def test_what_fails_on_a_gpu_fails() -> None:
     here, far = torch.ones(3, 4), torch.ones(3, 4, device="cuda")
-    mixed = "on the same device"
+    mixed = "on the same device|two different devices"
     for mix in (
         lambda: here + far,
         lambda: torch.where(here > 0, far, 0.0),
