@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
+
 from warm_lightning.cli import main
 from warm_lightning.targets import ReferenceBatch
 
@@ -49,6 +51,17 @@ def command(*arguments: str) -> list[str]:
 def here(*arguments: str) -> None:
     """Run `warm` in this process, which saves the seconds that importing takes."""
     assert main(arguments) == 0
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one line with which a command is refused."""
+    capsys.readouterr()
+    assert main(arguments) == 2
+    output = capsys.readouterr()
+    lines = [line for line in output.err.splitlines() if line.startswith("warm")]
+    assert len(lines) == 1, output.err
+    assert "Traceback" not in output.err
+    return lines[0]
 
 
 def warm(*arguments: str, cwd: Path, timeout: float = 300, **extra: str) -> subprocess.CompletedProcess[str]:

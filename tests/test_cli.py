@@ -10,7 +10,7 @@ import pytest
 import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from PIL import Image
-from small import DIGITS, REPOSITORY, SMALL, here
+from small import DIGITS, REPOSITORY, SMALL, here, refusal
 
 from warm_lightning import __version__, load_config
 from warm_lightning import trainer_cli as lightning_cli
@@ -26,16 +26,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     here("fit", *SMALL, "--model.duration=64", f"--trainer.default_root_dir={folder}")
     return folder
-
-
-def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """The one line with which a command is refused."""
-    capsys.readouterr()
-    assert main(arguments) == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warm")]
-    assert len(lines) == 1, lines
-    assert "Traceback" not in lines[0]
-    return lines[0]
 
 
 def test_help_is_fast_because_it_imports_no_torch() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from small import SMALL, command, environment, here
+from small import SMALL, command, environment, here, refusal
 
 from warm_lightning.cli import main
 
@@ -24,15 +24,6 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         here("fit", *SMALL, *options, "--model.duration=32", f"--trainer.default_root_dir={folder}")
         paths[name] = folder / "checkpoints" / "last.ckpt"
     return paths
-
-
-def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """The one line with which a command is refused."""
-    capsys.readouterr()
-    assert main(arguments) == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warm")]
-    assert len(lines) == 1
-    return lines[0]
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -10,10 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from small import SMALL, command, environment, here, warm
+from small import SMALL, command, environment, here, refusal, warm
 
 from experiments.runner import LocalProcesses
-from warm_lightning.cli import main
 from warm_lightning.errors import UserError
 from warm_lightning.paths import INHERITED, folder_lock
 from warm_lightning.trainer_cli import is_first_process
@@ -34,15 +33,6 @@ def training(folder: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
     finally:
         process.kill()
         process.wait()
-
-
-def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """The one line with which a command is refused."""
-    capsys.readouterr()
-    assert main(arguments) == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warm")]
-    assert len(lines) == 1
-    return lines[0]
 
 
 def test_a_second_run_in_a_folder_is_refused_until_the_first_is_killed(

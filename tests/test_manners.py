@@ -14,7 +14,7 @@ import torch
 from lightning import Callback
 from lightning.pytorch.callbacks import BatchSizeFinder, GradientAccumulationScheduler
 from processes import warm_on_two
-from small import REPOSITORY, SMALL, command, environment, here
+from small import REPOSITORY, SMALL, command, environment, here, refusal
 
 from warm_lightning.callbacks import Checkpoints
 from warm_lightning.callbacks.expectations import duration_text
@@ -25,17 +25,6 @@ from warm_lightning.data.datamodule import VALIDATION_IMAGES
 from warm_lightning.errors import UserError
 from warm_lightning.metrics import Pixels
 from warm_lightning.strategies import check_precision
-
-
-def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """The one line with which a command is refused."""
-    capsys.readouterr()
-    assert main(arguments) == 2
-    output = capsys.readouterr()
-    lines = [line for line in output.err.splitlines() if line.startswith("warm")]
-    assert len(lines) == 1, output.err
-    assert "Traceback" not in output.err
-    return lines[0]
 
 
 def fit(folder: Path, *options: str) -> list[str]:
