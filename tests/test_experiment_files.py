@@ -1,13 +1,9 @@
 """Every file of experiments/: its names and settings are real, and its first cell runs."""
 
-import shutil
-from dataclasses import dataclass, field
 from functools import cache
-from importlib import import_module
 from pathlib import Path
 
 import pytest
-from jsonargparse import ArgumentParser
 from small import REPOSITORY
 
 from experiments.__main__ import main
@@ -15,10 +11,7 @@ from experiments.analyses import network_shape
 from experiments.cells import Cell
 from experiments.experiment import Experiment, data_set, expand, read
 from experiments.identity import resolved
-from experiments.runner import NOTE, ThisProcess
 from warm_lightning import load_config
-from warm_lightning.config import resolved_config, split_settings
-from warm_lightning.paths import LOCK
 
 FILES = sorted((REPOSITORY / "experiments" / "papers").glob("*.yaml"))
 DATA_SETS = sorted((REPOSITORY / "experiments" / "data").glob("*.yaml"))
@@ -110,75 +103,14 @@ def test_every_data_set_has_the_papers_budget(path: Path) -> None:
     assert "paper" in found.budgets
 
 
-KINDS = {
-    path: {(type(m), str(vars(m).get("kind", vars(m).get("of")))) for m in experiment_of(path).measures}
-    for path in FILES
-}
-MEASURED = [path for k, path in enumerate(FILES) if KINDS[path] - set().union(*(KINDS[before] for before in FILES[:k]))]
-"""Files whose first cell is measured, so that each kind of measure is. Of others, only the commands are checked."""
-
-
-@dataclass(frozen=True)
-class Copying(ThisProcess):
-    """An executor that checks the options of a command, and copies what an earlier one of its kind has written.
-
-    Attributes:
-        written: folders of commands that were run, by their kind.
-    """
-
-    written: dict[str, Path] = field(default_factory=dict)
-
-    def run(self, arguments: list[str], folder: Path) -> int:
-        kind = kind_of(arguments)
-        if kind not in self.written:
-            return self.run_in_any_case(arguments, folder)
-        check_options(*arguments)
-        shutil.copytree(self.written[kind], folder, ignore=shutil.ignore_patterns(NOTE, LOCK), dirs_exist_ok=True)
-        return 0
-
-    def run_in_any_case(self, arguments: list[str], folder: Path) -> int:
-        self.written[kind_of(arguments)] = folder
-        return super().run(arguments, folder)
-
-
-def kind_of(arguments: list[str]) -> str:
-    """The command of `warm`, with the kind of the oracle."""
-    return " ".join([arguments[0], *(option for option in arguments if option.startswith("--kind="))])
-
-
-def check_options(command: str, *options: str) -> None:
-    """Every name and type of the options of a command is checked, and nothing is made."""
-    settings, others = split_settings(list(options))
-    if command in ("fit", "test"):
-        settings, others = [option for option in options if not option.startswith("--ckpt_path=")], []
-    else:
-        function = getattr(import_module(f"warm_lightning.commands.{command}"), command)
-        parser = ArgumentParser(exit_on_error=False)
-        parser.add_function_arguments(function, as_group=False, as_positional=True, skip={"settings"})
-        parser.parse_args(others)
-    if settings:
-        resolved_config(settings)
-
-
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One folder for all experiments, which share trainings."""
     return tmp_path_factory.mktemp("experiments")
 
 
-@pytest.fixture(scope="module")
-def copying() -> Copying:
-    """One executor for all experiments."""
-    return Copying()
-
-
-@pytest.mark.parametrize("path", sorted(FILES, key=lambda path: path not in MEASURED), ids=lambda path: path.stem)
-def test_first_cell_runs(
-    path: Path, out: Path, copying: Copying, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    if path in MEASURED:
-        monkeypatch.setattr(Copying, "run", Copying.run_in_any_case)
-    monkeypatch.setattr("experiments.run.ThisProcess", lambda: copying)
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_first_cell_runs(path: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["run", str(path), "--data=digits", "--budget=smoke", "--cells=1", "--in_process", f"--out={out}"]
     assert main(arguments) == 0, capsys.readouterr().err
     folder = out / f"{path.stem}-digits-smoke"

@@ -1,4 +1,4 @@
-"""Whatever runs on a GPU, on a device without data: tensors on the CPU that meet the device's fail as on a GPU.
+"""Tests of the code for GPUs on a fake device without data, where mixing it with the CPU fails as on a GPU.
 
 Not covered:
 

@@ -12,6 +12,7 @@ from scipy.linalg import sqrtm
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
+from warm_lightning.callbacks.rounds import reference_identity
 from warm_lightning.data import ImageSet
 from warm_lightning.distributed import gather, total
 from warm_lightning.errors import UserError
@@ -87,11 +88,13 @@ def test_holds_without_full_rank(near):
 @pytest.mark.parametrize("count", [2, 60, 149, 150, 400])
 @pytest.mark.parametrize("other", [40, 300])
 def test_thin_form_is_the_full_form(count, other):
-    """Of fewer images than features, 150 here, against fewer and more."""
+    """Distances of 2 to 400 images with 150 features, by the thin and the full form, to sets of 40 and 300 images."""
     x, y = draw(count, 150) @ draw(150, 150, seed=1) + 3, 1.3 * draw(other, 150, seed=2) + 3.1
     thin, full = ThinNormal.from_features(x), normal(x, 2 if count > 3 else 1)
     torch.testing.assert_close(thin.mean, full.mean, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(thin.covariance, full.covariance, rtol=0, atol=1e-11 * full.covariance.abs().max())
+    for name in ("trace", "covariance_norm"):
+        assert getattr(thin, name)().item() == pytest.approx(getattr(full, name)().item(), rel=1e-11)
     # 1e-8 of d² is what the full form is good to without full rank; the traces are up to 20,000 times d².
     for second in (normal(y), ThinNormal.from_features(y)):
         expected = frechet_distance(full, normal(y))
@@ -119,8 +122,9 @@ def test_features_are_summed_only_where_there_are_as_many_images(limit, thin, mo
 
 
 def test_scores_at_64_pixels_make_no_matrix_of_all_features(monkeypatch):
-    """Of 12,288 features one such matrix takes 1.2 GB, and several were made for each set."""
+    """A matrix of 12,288 × 12,288 features takes 1.2 GB; none may be made for scores, nor to tell references apart."""
     monkeypatch.setattr(reference, "moment_sums", lambda features: pytest.fail("sums of products"))
+    monkeypatch.setattr(ThinNormal, "covariance", property(lambda self: pytest.fail("the whole covariance")))
     images = torch.randint(256, (100, 3, 64, 64), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     data, samples = images[:60], images[60:]
     extraction = Extraction(Pixels())
@@ -134,6 +138,7 @@ def test_scores_at_64_pixels_make_no_matrix_of_all_features(monkeypatch):
     truth -= 2 * torch.linalg.svdvals(a @ b.T).sum()
     assert values["fd40_pixel"] == pytest.approx(truth.item(), rel=1e-6)  # features are float32
     assert found.companions["halves"]["frechet"] > 0
+    assert reference_identity(evaluation)[-2] == f"{a.square().sum().item():.5e}"
 
 
 def test_what_does_not_fit_in_memory_is_refused_before_anything_is_computed(monkeypatch):

@@ -1,4 +1,4 @@
-"""What a user may do to a training: every mistake is one line at the start, and nothing is lost or left half-done."""
+"""Tests of mistakes in a training: each is one line at the start, and nothing is lost or left half-done."""
 
 import json
 import os
@@ -7,7 +7,7 @@ import time
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -85,10 +85,26 @@ def test_options_without_effect_are_refused(option: str, tmp_path: Path, capsys)
 
 def test_a_loss_that_is_lost_ends_the_training_and_not_its_checkpoint(tmp_path: Path, capsys, monkeypatch) -> None:
     monkeypatch.setattr("warm_lightning.module.NONFINITE_STEPS", 4)
+    monkeypatch.setattr("warm_lightning.module.LOST_STEPS", 1)
     diverging = ["--model.lr=1e30", "--model.lr_ramp=0", "--checkpoints.every=32"]
     assert "lower model.lr" in refusal(capsys, *fit(tmp_path, *diverging))
     section = read_checkpoint(last(tmp_path))["warm_lightning"]
     assert section["images_seen"] < 160  # steps after the loss was lost are not saved
+
+
+class LastGradientLost(Callback):
+    """Makes one gradient of the last step infinite."""
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        if pl_module.images_seen == 288:
+            next(pl_module.network.parameters()).grad.view(-1)[0] = torch.inf
+
+
+def test_a_single_gradient_that_is_lost_costs_no_checkpoint(tmp_path: Path) -> None:
+    here(*fit(tmp_path, "--trainer.callbacks+=test_manners.LastGradientLost", "--checkpoints.keep_every=320"))
+    for name in ("last.ckpt", "images-000000320.ckpt"):
+        section = read_checkpoint(tmp_path / "checkpoints" / name)["warm_lightning"]
+        assert (section["images_seen"], section["nonfinite_gradients"]) == (320, 1)
 
 
 # ---------------------------------------------------------------------- nothing is lost
@@ -112,7 +128,7 @@ def test_the_limit_of_time_counts_from_each_start(tmp_path: Path) -> None:
 class Order(Callback):
     """Notes what is done in which order, with the images that the last checkpoint has seen."""
 
-    notes: list[tuple[str, int]] = []  # noqa: RUF012  (read by the test)
+    notes: ClassVar[list[tuple[str, int]]] = []
 
     def __init__(self) -> None:
         self.notes.clear()
@@ -171,6 +187,20 @@ def test_recipes_score_while_they_train(recipe: Path) -> None:
     # Samples cost a third of a training image for each network call: a quarter of the training at most.
     calls = 2 * config["model"]["sampler"]["grid"]["init_args"]["steps"]
     assert scores["every_num_images"] * calls / 3 < scores["every"] / 4
+
+
+def test_a_training_says_what_it_will_do_and_how_long_it_takes(tmp_path: Path, capsys, monkeypatch) -> None:
+    """By a clock that advances a second whenever it is read."""
+    seconds = count(0, 1)
+    monkeypatch.setattr("warm_lightning.callbacks.expectations.time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    monkeypatch.setattr("warm_lightning.callbacks.expectations.Expectations.AFTER", 2.0)
+    here(*fit(tmp_path, "--scores.every=160", "--scores.every_num_images=16"))
+    said = capsys.readouterr().out
+    assert "Training from 0 to 320 images; scores of 16 samples every 160 images; last.ckpt every 12,800 images" in said
+    assert " or 10 minutes; no held-out images: validation uses 1,000 training images." in said
+    # The clock is read twice in the first step and once in the second, which therefore takes two seconds.
+    assert "About 16 images/s: 16 s of training to go" in said
+    assert "; about 23 s for 32 samples of ScoreSamples" in said  # 32 samples of 35 calls, at 3·16 calls a second
 
 
 def test_durations_are_in_the_unit_that_suits_them() -> None:
@@ -232,6 +262,7 @@ def test_a_run_is_tested_with_its_own_configuration(tmp_path: Path, capsys) -> N
     before = set(tmp_path.iterdir())
     other = refusal(capsys, "test", *SMALL, f"--trainer.default_root_dir={tmp_path}")
     assert f"warm test {tmp_path}" in other
+    assert f"{tmp_path / 'config.yaml'}" in other
     assert set(tmp_path.iterdir()) == before  # no event file
     here("test", str(tmp_path), "--scores.num_images=16")
     assert json.loads((tmp_path / "scores.json").read_text())["protocol"]["images_seen"] == 320

@@ -59,9 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     use_utf8(restart=arguments is None)
     try:
-        code = answer(list(sys.argv[1:] if arguments is None else arguments))
-        sys.stdout.flush()
-        return code
+        return answer(list(sys.argv[1:] if arguments is None else arguments))
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # the reader has read enough, such as `| head`
@@ -73,7 +71,7 @@ def answer(arguments: list[str]) -> int:
     """Run one command, or print the help or the version; returns 0 or, for a user's error, 2."""
     command = arguments[0] if arguments else "--help"
     if command in ("-h", "--help", "--version"):
-        print(__version__ if command == "--version" else HELP.rstrip())
+        print(__version__ if command == "--version" else HELP.rstrip(), flush=True)
         return 0
     if command not in TRAINER_COMMANDS | OTHER_COMMANDS:
         known = ", ".join(TRAINER_COMMANDS | OTHER_COMMANDS)

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.callbacks import Timer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -26,7 +27,9 @@ from warm_lightning.targets import ReferenceBatch
 from warm_lightning.types import Batch, Weights
 
 NONFINITE_STEPS = 100
-"""Steps without finite gradients after which training ends: more than the loss scale of 16-mixed needs to settle."""
+"""Steps in a row without finite gradients after which training ends: more than the loss scale of 16-mixed needs."""
+LOST_STEPS = 10
+"""Steps in a row without finite gradients after which `last.ckpt` is kept as it is; EDM's recipe mends single ones."""
 
 
 @dataclass(frozen=True)
@@ -80,9 +83,9 @@ class DiffusionModule(LightningModule):
         stepped: whether the last micro-batch completed an optimizer step.
         nonfinite_gradients: number of gradients that were replaced because they were not finite.
         nonfinite_steps: number of the last steps whose gradients were not finite; training ends after
-            `NONFINITE_STEPS`.
+            `NONFINITE_STEPS`, and is taken for lost after `LOST_STEPS`.
         step_images: number of this device's images since the last optimizer step.
-        step_size: `batch_size` at the start of the training.
+        initial_batch_size: `batch_size` at the start of the training.
         source: the origin of weights that were not trained here.
         config: the resolved configuration, from which `load_checkpoint` makes the model again; None if the module was
             made in Python.
@@ -131,7 +134,7 @@ class DiffusionModule(LightningModule):
         self.nonfinite_gradients = 0
         self.nonfinite_steps = 0
         self.step_images = 0
-        self.step_size = 0
+        self.initial_batch_size = 0
         self.source: dict[str, Any] | None = None
         self.config: dict[str, Any] | None = None
         self.seed_plan = SeedPlan()
@@ -150,7 +153,7 @@ class DiffusionModule(LightningModule):
         if stage == "fit":
             check_steps(self.trainer)
             check_precision(str(self.trainer.precision), self.trainer.strategy.root_device)
-            self.step_size = self.data.batch_size
+            self.initial_batch_size = self.data.batch_size
         check(
             str(self.trainer.precision) not in ("bf16-true", "16-true"),
             f"trainer.precision {self.trainer.precision} would round the average of the weights: use 32-true, 64-true, "
@@ -189,9 +192,9 @@ class DiffusionModule(LightningModule):
         self._check_step(self.step_images + size)
         first = self.images_seen + self.step_images * self.trainer.world_size + self.global_rank * size
         check(
-            position == first and self.batch_size == self.step_size,
-            f"a callback has changed batch_size (now {self.batch_size}, at the start {self.step_size}) or the order of "
-            f"the images (now {position}, expected {first}): leave it out",
+            position == first and self.batch_size == self.initial_batch_size,
+            f"a callback has changed batch_size (now {self.batch_size}, at the start {self.initial_batch_size}) or the "
+            f"order of the images (now {position}, expected {first}): leave it out",
         )
 
     def _check_step(self, images: int, exactly: bool = False) -> None:
@@ -202,8 +205,8 @@ class DiffusionModule(LightningModule):
         """
         images *= self.trainer.world_size
         check(
-            images == self.step_size if exactly else images <= self.step_size,
-            f"a step on {images} images instead of {self.step_size}: leave out the callback that changes "
+            images == self.initial_batch_size if exactly else images <= self.initial_batch_size,
+            f"a step on {images} images instead of {self.initial_batch_size}: leave out the callback that changes "
             "trainer.accumulate_grad_batches",
         )
 
@@ -277,6 +280,11 @@ class DiffusionModule(LightningModule):
             self.trainer.should_stop = True
 
     @property
+    def lost(self) -> bool:
+        """Whether the training seems lost, so that its last checkpoint is worth more than a new one."""
+        return self.nonfinite_steps >= LOST_STEPS
+
+    @property
     def batch_size(self) -> int:
         """Global batch size: images per optimizer step, over all devices."""
         return self.data.batch_size
@@ -336,8 +344,7 @@ class DiffusionModule(LightningModule):
             check_same_model(checkpoint["state_dict"], self.state_dict())
             # Lightning fills the weights before it turns them into the Trainer's precision: float64 must fit in.
             self.to(next(iter(checkpoint["state_dict"].values())).dtype)
-        for name in [name for name in checkpoint.get("callbacks", {}) if name.startswith("Timer")]:
-            del checkpoint["callbacks"][name]  # trainer.max_time counts from each start
+        checkpoint.get("callbacks", {}).pop(Timer().state_key, None)  # trainer.max_time counts from each start
         section = checkpoint[SECTION]
         self.images_seen = section["images_seen"]
         self.nonfinite_gradients = section["nonfinite_gradients"]

@@ -21,7 +21,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
-from warm_lightning.errors import UserError, check
+from warm_lightning.errors import UserError, check, error_text
 
 StrategyRegistry.register(
     "fsdp2",
@@ -88,17 +88,17 @@ def check_steps(trainer: Trainer) -> None:
 
 @contextmanager
 def lost_processes() -> Iterator[None]:
-    """Turn the error of a process whose connection to another one broke into a `UserError` of one line.
-
-    The other process has ended by an error of its own, and has said so.
-    """
+    """Turn the error of a process whose connection to another one broke into a `UserError` of one line."""
     try:
         yield
     except RuntimeError as error:
         broken = isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "NCCL"))
         if not broken:
             raise
-        raise UserError("another process of this command has ended; its own message says why") from error
+        raise UserError(
+            "the connection to another process is lost; if that has ended, its own message says why "
+            f"({error_text(error, 200)})"
+        ) from error
 
 
 def check_precision(precision: str, device: torch.device) -> None:

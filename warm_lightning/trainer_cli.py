@@ -271,9 +271,10 @@ def resume_path(command: str, ckpt_path: str | None, folder: Path, trial: bool =
 
 
 def own_configuration(ckpt_path: str) -> str:
-    """A hint for an error of another model: the command that takes the configuration of the checkpoint's run."""
+    """A hint for an error of another model: the configuration of the checkpoint's run, if it is there."""
     run = Path(ckpt_path).parent.parent
-    return f"; `warm test {run}` takes the configuration of that run" if (run / CONFIG).is_file() else ""
+    known = (run / CONFIG).is_file()
+    return f"; that run's own is {run / CONFIG}, which `warm test {run}` takes" if known else ""
 
 
 def expand_run(arguments: list[str]) -> list[str]:
@@ -306,7 +307,7 @@ def refuse_optimizers(arguments: Sequence[str]) -> None:
 
 
 def is_first_process() -> bool:
-    """Whether this process is the first of a run on several devices, by the variables of those who start them."""
+    """Whether this process is the first of a run on several devices, by the environment variables of launchers."""
     ranks = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
     return all(os.environ.get(name, "0") in ("0", "") for name in ranks)
 

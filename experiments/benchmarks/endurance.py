@@ -6,8 +6,8 @@ A trial starts a command in an empty folder, ends it in one of three ways, and s
     disk      a limit on the size of files, which a write meets as it meets a full disk
     memory    a limit on the address space, which an allocation meets as it meets full memory
 
-Moments and limits are drawn evenly up to what the undisturbed run needed. What must be equal at the end is said by each
-`Subject`. Results go to a CSV file and a table in Markdown.
+Moments are drawn evenly up to what the undisturbed run took, and limits up to those of `LIMITS`. A command that is
+finished before it is ended is started again in an empty folder. `Subject.result` says what must be equal at the end. Results go to a CSV file and a table in Markdown.
 """
 
 import argparse
@@ -33,7 +33,7 @@ import torch
 from tqdm import tqdm
 
 from experiments.results import read_rows
-from warm_lightning.errors import check
+from warm_lightning.errors import UserError, check
 from warm_lightning.paths import path_argument
 from warm_lightning.records import machine, markdown_table, tensors_hash, write_file
 
@@ -50,7 +50,8 @@ AUGMENTED = ("--model.network.augment_dim=9", "--model.augment={class_path: NonL
 LIMITS = {"disk": (resource.RLIMIT_FSIZE, 2**21), "memory": (resource.RLIMIT_AS, 2**33)}
 """The limit of each way to end a command, and the largest that is drawn, in bytes."""
 FOLDER = "FOLDER"
-MOST_STARTS = 5
+MOST_FOLDERS = 20
+"""Number of times that a trial begins anew, because its command was finished before it was ended."""
 
 
 @dataclass(frozen=True)
@@ -177,7 +178,6 @@ def start(
         kill_after: seconds, after which all its processes are killed.
         limit: number and value of a resource limit.
     """
-
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(
             [sys.executable, *arguments],
@@ -202,25 +202,39 @@ def start(
 def trial(
     subject: Subject, way: str, expected: str, seconds: float, draw: random.Random, folder: Path
 ) -> dict[str, Any]:
-    """End a command once or more, finish it, and compare its result with that of the undisturbed run."""
-    endings: list[str] = []
-    code, output = 1, ""
-    for _ in range(MOST_STARTS):
-        disturb = not endings or (len(endings) < MOST_STARTS - 2 and draw.random() < 0.5)
-        after = draw.uniform(0, seconds) if disturb and way == "kill" else None
-        limit = (LIMITS[way][0], draw.randint(1, LIMITS[way][1])) if disturb and way in LIMITS else None
-        code, output = start(subject.arguments(folder), after, limit)
-        if code == 0:
-            break
-        where = f"{after:.1f} s" if after is not None else f"{limit[1]:,} bytes" if limit else "undisturbed"
-        endings.append(f"{where} (exit code {code})")
-        check(after is not None or limit is not None, f"{subject.name} cannot go on after {endings}: {output[-400:]}")
-    equal = code == 0 and subject.result(folder) == expected
-    return {"command": subject.name, "way": way, "endings": "; ".join(endings), "ended": len(endings), "equal": equal}
+    """End a command one to three times, finish it, and compare its result with that of the undisturbed run.
+
+    Args:
+        subject: the command.
+        way: kill, disk or memory.
+        expected: the result of the undisturbed run.
+        seconds: the time that it took.
+        draw: random numbers.
+        folder: for the folders of results.
+    """
+    for _ in range(MOST_FOLDERS):
+        with tempfile.TemporaryDirectory(dir=folder) as name:
+            results, endings = Path(name), []
+            for _ in range(draw.randint(1, 3)):
+                after = draw.uniform(0, seconds) if way == "kill" else None
+                limit = None if way == "kill" else (LIMITS[way][0], draw.randint(1, LIMITS[way][1]))
+                code, output = start(subject.arguments(results), after, limit)
+                if code == 0:
+                    break
+                where = f"{after:.1f} s" if limit is None else f"{limit[1]:,} bytes"
+                endings.append(f"{where} (exit code {code})")
+            if not endings:  # it was finished before
+                continue
+            code, output = start(subject.arguments(results))
+            equal = code == 0 and subject.result(results) == expected
+            went_on = "" if code == 0 else output[-400:]
+            found = {"ended": len(endings), "endings": "; ".join(endings), "equal": equal, "error": went_on}
+            return {"command": subject.name, "way": way, **found}
+    raise UserError(f"{subject.name}: no {way} of {MOST_FOLDERS} ended it before it was finished")
 
 
 def run(trials: int, seed: int, out: Path) -> list[dict[str, Any]]:
-    """Make some trials, three quarters of them with SIGKILL, and write their rows after each."""
+    """Make some trials, three of five with SIGKILL, and write the rows of all after each."""
     draw, rows = random.Random(seed), []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -235,8 +249,7 @@ def run(trials: int, seed: int, out: Path) -> list[dict[str, Any]]:
             known[subject.name] = subject.result(place), time.monotonic() - began
         for k in tqdm(range(trials), "trials"):
             subject, way = everything[k % len(everything)], ("kill", "kill", "kill", "disk", "memory")[k // 5 % 5]
-            with tempfile.TemporaryDirectory(dir=folder) as results:
-                rows.append(trial(subject, way, *known[subject.name], draw, Path(results)))
+            rows.append(trial(subject, way, *known[subject.name], draw, folder))
             text = io.StringIO()
             writer = csv.DictWriter(text, rows[0], lineterminator="\n")
             writer.writeheader()
@@ -258,7 +271,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> str:
 def main() -> int:
     """Run from the command line; returns 1 if a trial ended with another result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=int, default=75)
+    parser.add_argument("--trials", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=path_argument, default=Path("runs/endurance"), help="folder for CSV and table")
     options = parser.parse_args()

@@ -54,7 +54,7 @@ class Checkpoints(Checkpoint, Expected):
         self, trainer: Trainer, pl_module: DiffusionModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         names = []
-        if due(pl_module, self.every) or self.late(trainer, pl_module):
+        if (due(pl_module, self.every) or self.late(trainer, pl_module)) and not pl_module.lost:
             names.append(LAST)
         if due(pl_module, self.keep_every):
             names.append(f"images-{pl_module.images_seen:09d}.ckpt")
@@ -79,7 +79,7 @@ class Checkpoints(Checkpoint, Expected):
     def save_before_long_work(self, trainer: Trainer) -> None:
         """Save `last.ckpt` if steps have been made since it was saved; all devices must call this."""
         module = cast(DiffusionModule, trainer.lightning_module)
-        if (self.every or self.every_minutes) and module.images_seen != self.saved[0]:
+        if (self.every or self.every_minutes) and module.images_seen != self.saved[0] and not module.lost:
             self.save(trainer, [LAST])
 
     def improved(self, pl_module: DiffusionModule) -> bool:
@@ -95,9 +95,8 @@ class Checkpoints(Checkpoint, Expected):
             self.monitor in known,
             f"checkpoints.monitor is {self.monitor}, but the scores are {', '.join(known)}: choose one of them",
         )
-        signs = {"lower": 1.0, "higher": -1.0}
-        better = pl_module.better[self.monitor]
-        value = known[self.monitor] * signs[better] if better in signs else abs(known[self.monitor] - 1)
+        better, value = pl_module.better[self.monitor], known[self.monitor]
+        value = {"lower": value, "higher": -value, "near 1": abs(value - 1)}[better]
         if not value < self.best:
             return False
         self.best = value
@@ -107,8 +106,6 @@ class Checkpoints(Checkpoint, Expected):
         """Write checkpoints of these names; all devices must call this."""
         folder = Path(trainer.default_root_dir) / CHECKPOINTS
         module = cast(DiffusionModule, trainer.lightning_module)
-        if module.nonfinite_steps:  # the checkpoint of before is worth more
-            return
         for name in names:
             trainer.save_checkpoint(folder / name, weights_only=False)
             if name == LAST:

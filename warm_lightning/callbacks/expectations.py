@@ -1,4 +1,4 @@
-"""What a training will do and how long it will take, said at its start."""
+"""Messages at the start of a training: what it will save and score, and how long it will take."""
 
 import time
 from typing import Any, cast
@@ -14,7 +14,7 @@ class Expected(Callback):
     """A callback that says what it will do in a training."""
 
     def expectation(self, module: DiffusionModule) -> str:
-        """What it will do, as a clause; empty for nothing."""
+        """A clause that says what the callback will do; empty for nothing."""
         return ""
 
     def samples_to_go(self, module: DiffusionModule) -> int:
@@ -29,8 +29,8 @@ class Expectations(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
         self.began: tuple[float, int] | None = None
-        self.said = not trainer.is_global_zero or pl_module.images_seen >= pl_module.duration
-        if self.said:
+        self.announced = not trainer.is_global_zero or pl_module.images_seen >= pl_module.duration
+        if self.announced:
             return
         held_out = pl_module.data.held_out_images()
         few = f"no held-out images: validation uses {min(VALIDATION_IMAGES, len(pl_module.data.train_images())):,} "
@@ -44,14 +44,14 @@ class Expectations(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: DiffusionModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self.said or not pl_module.stepped:
+        if self.announced or not pl_module.stepped:
             return
         if self.began is None:  # after the first step, which is slower
             self.began = time.monotonic(), pl_module.images_seen
         passed_time = time.monotonic() - self.began[0]
         if passed_time < self.AFTER:
             return
-        self.said = True
+        self.announced = True
         rate = (pl_module.images_seen - self.began[1]) / passed_time
         rest = (pl_module.duration - pl_module.images_seen) / rate
         texts = [f"About {rate:.3g} images/s: {duration_text(rest)} of training to go"]

@@ -122,6 +122,5 @@ def reference_identity(evaluation: Evaluation) -> list[Any]:
     irrelevant = {"reference", *reference.describe_companions()}
     described = {name: value for name, value in reference.describe().items() if name not in irrelevant}
     size = None if reference.features is None else len(reference.features)
-    covariance = reference.normal.covariance
-    norms = [reference.normal.mean.norm(), covariance.trace(), covariance.norm()]
+    norms = [reference.normal.mean.norm(), reference.normal.trace(), reference.normal.covariance_norm()]
     return [described, size, reference.training is not None, *(f"{norm.item():.5e}" for norm in norms)]

@@ -46,6 +46,14 @@ class Normal:
         scatter = sums["products"] - count * torch.outer(mean, mean)
         return cls(mean, scatter / (count - 1))
 
+    def trace(self) -> Tensor:
+        """tr Σ, []."""
+        return self.covariance.trace()
+
+    def covariance_norm(self) -> Tensor:
+        """‖Σ‖, the root of the sum of all squares, []."""
+        return self.covariance.norm()
+
     @cached_property
     def spectrum(self) -> tuple[Tensor, Tensor]:
         """Eigenvalues Λ, ascending, float64 [F], and eigenvectors Q, float64 [F, F], of Σ = Q Λ Qᵀ."""
@@ -89,6 +97,14 @@ class ThinNormal:
         """Σ, float64 [F, F], made anew each time."""
         return self.root @ self.root.T
 
+    def trace(self) -> Tensor:
+        """tr Σ, []."""
+        return self.root.square().sum()
+
+    def covariance_norm(self) -> Tensor:
+        """‖Σ‖, the root of the sum of all squares, [], without Σ itself."""
+        return (self.root.T @ self.root).norm()
+
 
 def moment_sums(features: Tensor) -> dict[str, Tensor]:
     """Sums over images from which `Normal.from_sums` gets mean and covariance, in float64.
@@ -117,13 +133,8 @@ def frechet_distance(a: Normal | ThinNormal, b: Normal | ThinNormal) -> float:
     needed: with thin factors of N and M columns the product is [N, M].
     """
     cross = torch.linalg.svdvals(a.root.T @ b.root).sum()
-    distance = (a.mean - b.mean).square().sum() + _trace(a) + _trace(b) - 2 * cross
+    distance = (a.mean - b.mean).square().sum() + a.trace() + b.trace() - 2 * cross
     return max(0.0, distance.item())  # rounding can leave -1e-14 for a set and itself
-
-
-def _trace(normal: Normal | ThinNormal) -> Tensor:
-    """tr Σ, []."""
-    return normal.root.square().sum() if isinstance(normal, ThinNormal) else normal.covariance.trace()
 
 
 def frechet_memory(features: int, counts: Sequence[int]) -> int:
