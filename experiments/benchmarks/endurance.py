@@ -7,7 +7,8 @@ A trial starts a command in an empty folder, ends it in one of three ways, and s
     memory    a limit on the address space, which an allocation meets as it meets full memory
 
 Moments are drawn evenly up to what the undisturbed run took, and limits up to those of `LIMITS`. A command that is
-finished before it is ended is started again in an empty folder. `Subject.result` says what must be equal at the end. Results go to a CSV file and a table in Markdown.
+finished before it is ended is started again in an empty folder. `Subject.result` says what must be equal at the end.
+Results go to a CSV file and a table in Markdown.
 """
 
 import argparse
