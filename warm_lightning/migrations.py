@@ -20,6 +20,7 @@ MODULES = {
     "warm_lightning.data.ffhq": "warm_lightning.data.datasets",
     "warm_lightning.data.folder": "warm_lightning.data.datasets",
     "warm_lightning.data.lsun": "warm_lightning.data.datasets",
+    "warm_lightning.metrics.digits": "warm_lightning.metrics.classifiers",
     "warm_lightning.metrics.extractors": "warm_lightning.metrics.features",
     "warm_lightning.networks.ddpm": "warm_lightning.networks.unet",
     "warm_lightning.processes.paths": "warm_lightning.processes.warm",

@@ -127,7 +127,11 @@ class ImageDataModule(LightningDataModule, ABC):
         trainer = self._attached_trainer()
         module = cast(_TrainingModule, trainer.lightning_module)
         sampler = StreamSampler(lambda: module.images_seen, micro_batch, trainer.global_rank, trainer.world_size)
-        return self._loader(TrainingStream(self.train_images(), module.seed, self.xflip), sampler)
+        return self._loader(self.training_batches(module.seed), sampler)
+
+    def training_batches(self, seed: int) -> Dataset[Batch]:
+        """The batches of the training stream by position, for a training seed."""
+        return TrainingStream(self.train_images(), seed, self.xflip)
 
     def val_dataloader(self) -> DataLoader:
         """A loader of the held-out images, or else of a few training images; each image once over all devices."""

@@ -1,18 +1,21 @@
-"""The data sets: any folder or zip of images, scikit-learn's digits, FFHQ, LSUN Church and CIFAR-10."""
+"""The data sets: any folder or zip of images, scikit-learn's digits, dead leaves, FFHQ, LSUN Church and CIFAR-10."""
 
 from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
+from torch.utils.data import Dataset
 
 from warm_lightning.data.datamodule import ImageDataModule
 from warm_lightning.data.decode import UNCHANGED, CropResize
 from warm_lightning.data.image_set import ImageSet, check_rgb
+from warm_lightning.data.leaves import FIRST_HELD_OUT, RESOLUTIONS, EndlessLeaves, read_leaves
 from warm_lightning.data.listing import find_metadata
 from warm_lightning.data.sources import Source, is_missing
 from warm_lightning.errors import UserError, check, error_text
 from warm_lightning.paths import PathText, expand
 from warm_lightning.rng import key
+from warm_lightning.types import Batch
 
 
 class ImageFolder(ImageDataModule):
@@ -109,6 +112,63 @@ class Digits(ImageDataModule):
         index = (order[:train] if split == "train" else order[train:]).sort().values
         images = torch.from_numpy(digits.images).mul(255 / 16).round().to(torch.uint8)[:, None]
         return ImageSet(images[index], torch.from_numpy(digits.target)[index], tuple("0123456789"))
+
+
+class DeadLeaves(ImageDataModule):
+    """Images of opaque shapes that hide each other, RGB, in ten classes, with the power spectrum of photographs.
+
+    They need no download: they are drawn when first needed, and cached. The classes are five shapes, each with fine
+    and with coarse leaves; image k is a function of k and the seed alone. See `warm_lightning.data.leaves`.
+
+    Args:
+        resolution: height and width: 8, 16, 32 or 64.
+        num_images: number of training images; scores compare with these.
+        held_out: number of held-out images, which have other indices.
+        endless: whether training goes on to images that it has not seen instead of repeating the first
+            `num_images`. They are drawn when they are needed, in `num_workers` processes.
+        leaves_seed: of all images.
+        **kwargs: the arguments of `ImageDataModule`.
+    """
+
+    def __init__(
+        self,
+        resolution: int = 16,
+        *,
+        num_images: int = 50_000,
+        held_out: int = 10_000,
+        endless: bool = False,
+        leaves_seed: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        check(resolution in RESOLUTIONS, f"resolution must be one of {RESOLUTIONS}, not {resolution}")
+        check(1 <= num_images <= FIRST_HELD_OUT, f"num_images must be from 1 to {FIRST_HELD_OUT}, not {num_images}")
+        check(held_out >= 0, f"held_out must be at least 0, not {held_out}")
+        check(0 <= leaves_seed < 2**63, f"leaves_seed must be from 0 to 2**63 - 1, not {leaves_seed}")
+        check(
+            not (endless and self.xflip),
+            "xflip shows images again, and endless never does: set xflip or endless to false",
+        )
+        self.side = resolution
+        self.num_images = num_images
+        self.held_out = held_out
+        self.endless = endless
+        self.leaves_seed = leaves_seed
+
+    def prepare_data(self) -> None:
+        """Draw all images that are not in the cache. Lightning calls this in one process only."""
+        self.train_images()
+        self.held_out_images()
+
+    def load(self, split: str) -> ImageSet | None:
+        """Read one split; see `ImageDataModule.load`."""
+        if split == "train":
+            return read_leaves(self.side, 0, self.num_images, self.leaves_seed)
+        return read_leaves(self.side, FIRST_HELD_OUT, self.held_out, self.leaves_seed) if self.held_out else None
+
+    def training_batches(self, seed: int) -> Dataset[Batch]:
+        """The training batches by position; in endless training, image p at position p for every training seed."""
+        return EndlessLeaves(self.side, self.leaves_seed) if self.endless else super().training_batches(seed)
 
 
 class FFHQ(ImageFolder):

@@ -1,6 +1,6 @@
 """Scores of generated images: Fréchet and kernel distances, class scores, precision and recall, memorisation."""
 
-from warm_lightning.metrics.digits import DigitsFeatures
+from warm_lightning.metrics.classifiers import DigitsFeatures, LeavesFeatures
 from warm_lightning.metrics.evaluation import Evaluation, split_rounds, summarise_rounds
 from warm_lightning.metrics.features import (
     BATCH_SIZE,
@@ -26,6 +26,7 @@ __all__ = [
     "FrechetDistance",
     "ImportedFeatures",
     "InceptionFeatures",
+    "LeavesFeatures",
     "Pixels",
     "Reference",
     "Score",
