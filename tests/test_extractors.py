@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from warm_lightning.cache import cache_folder
 from warm_lightning.data import Digits
 from warm_lightning.errors import UserError
 from warm_lightning.metrics import (
@@ -21,14 +22,12 @@ from warm_lightning.metrics import (
     TorchScriptFeatures,
     default_extractor,
 )
-from warm_lightning.metrics import digits as digits_module
-from warm_lightning.metrics.digits import cache_path, load_classifier, train_classifier
 from warm_lightning.metrics.distances import Normal
 
 
 @pytest.fixture(scope="module")
 def trained() -> dict[str, Tensor]:
-    return train_classifier()
+    return DigitsFeatures().train_classifier()
 
 
 @pytest.fixture
@@ -122,7 +121,7 @@ def test_pixels_are_the_default_up_to_32_pixels_and_inception_above():
 
 
 def test_digits_classifier_knows_its_digits(trained, cache, monkeypatch):
-    monkeypatch.setattr(digits_module, "train_classifier", lambda: trained)
+    monkeypatch.setattr(DigitsFeatures, "train_classifier", lambda self: trained)
     data = Digits().train_images()
     extractor = DigitsFeatures()
     features, logits = extractor(data.images)
@@ -141,7 +140,7 @@ def test_digits_classifier_is_the_same_whatever_surrounds_its_training(trained):
     state = torch.get_rng_state()
     try:
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16), torch.device("meta"):
-            again = train_classifier()
+            again = DigitsFeatures().train_classifier()
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(threads)
@@ -153,53 +152,56 @@ def test_digits_classifier_is_the_same_whatever_surrounds_its_training(trained):
 
 def test_digits_classifier_is_trained_once(trained, cache, monkeypatch):
     calls = []
-    monkeypatch.setattr(digits_module, "train_classifier", lambda: calls.append(1) or trained)
-    assert same(load_classifier().state_dict(), trained)
-    assert same(load_classifier().state_dict(), trained)
+    monkeypatch.setattr(DigitsFeatures, "train_classifier", lambda self: calls.append(1) or trained)
+    assert same(DigitsFeatures().load_classifier().state_dict(), trained)
+    assert same(DigitsFeatures().load_classifier().state_dict(), trained)
     assert len(calls) == 1
-    assert [file.name for file in (cache / "warm_lightning").iterdir()] == [cache_path().name]
+    assert [file.name for file in (cache / "warm_lightning").iterdir()] == ["digits-classifier-v1.pt"]
 
 
-@pytest.mark.parametrize("content", [b"", b"not a file of tensors", "code"])
+@pytest.mark.parametrize("content", [b"", b"not a file of tensors", "code", "other weights"])
 def test_a_damaged_cache_is_replaced_and_its_code_not_run(trained, cache, monkeypatch, tmp_path, content):
     class Code:
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "was run"),)
 
-    monkeypatch.setattr(digits_module, "train_classifier", lambda: trained)
-    cache_path().parent.mkdir()
+    monkeypatch.setattr(DigitsFeatures, "train_classifier", lambda self: trained)
+    path = cache_folder() / DigitsFeatures().file_name
+    path.parent.mkdir()
     if content == "code":
-        torch.save({"0.weight": Code()}, cache_path())
+        torch.save({"0.weight": Code()}, path)
+    elif content == "other weights":
+        torch.save({"0.weight": torch.zeros(3)}, path)
     else:
-        cache_path().write_bytes(content)
+        path.write_bytes(content)
     with pytest.warns(UserWarning, match="made anew"):
-        assert same(load_classifier().state_dict(), trained)
+        assert same(DigitsFeatures().load_classifier().state_dict(), trained)
     assert not (tmp_path / "was run").exists()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert same(load_classifier().state_dict(), trained)
+        assert same(DigitsFeatures().load_classifier().state_dict(), trained)
 
 
 def test_a_cache_that_cannot_be_written_is_named(trained, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("WARM_CACHE", str(tmp_path / "file"))
-    monkeypatch.setattr(digits_module, "train_classifier", lambda: trained)
+    monkeypatch.setattr(DigitsFeatures, "train_classifier", lambda self: trained)
     with (
         pytest.warns(UserWarning, match="made anew"),
         pytest.raises(UserError, match="set WARM_CACHE to a folder"),
     ):
-        load_classifier()
+        DigitsFeatures().load_classifier()
 
 
 def test_cache_is_where_the_environment_says(monkeypatch, tmp_path):
     for variable in ("WARM_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert cache_path().parent == tmp_path / ".cache" / "warm_lightning"
+    assert cache_folder() == tmp_path / ".cache" / "warm_lightning"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert cache_path().parent == tmp_path / "xdg" / "warm_lightning"
+    assert cache_folder() == tmp_path / "xdg" / "warm_lightning"
     monkeypatch.setenv("WARM_CACHE", str(tmp_path / "warm"))
-    assert cache_path().parent == tmp_path / "warm" / "warm_lightning"
+    assert cache_folder() == tmp_path / "warm" / "warm_lightning"
 
 
 def test_digits_features_refuse_other_images():

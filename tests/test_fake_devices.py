@@ -31,7 +31,7 @@ from warm_lightning.data.image_set import ImageSet
 from warm_lightning.ema import EMA
 from warm_lightning.errors import UserError
 from warm_lightning.metrics import DigitsFeatures, Evaluation, Extraction, Pixels, measure_reference
-from warm_lightning.metrics.digits import _network
+from warm_lightning.metrics.classifiers import ClassifierFeatures
 from warm_lightning.metrics.distances import Normal
 from warm_lightning.metrics.features import FeatureExtractor, ImportedFeatures
 from warm_lightning.metrics.paired import paired_frechet
@@ -340,8 +340,9 @@ EXTRACTORS = [(Pixels(), None), (DigitsFeatures(), DATA), (ImportedFeatures(f"{_
 @pytest.mark.parametrize(("extractor", "held_out"), EXTRACTORS, ids=kind_name)
 def test_scores(extractor: FeatureExtractor, held_out: ImageSet | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """All scores that the features allow, against a reference with all companions."""
-    untrained = _network(torch.float32).to_empty(device="cpu")
-    monkeypatch.setattr("warm_lightning.metrics.digits.load_classifier", lambda: untrained)
+    monkeypatch.setattr(
+        ClassifierFeatures, "load_classifier", lambda self: self._build(torch.float32).to_empty(device="cpu")
+    )
     monkeypatch.setattr("warm_lightning.metrics.distances.SUBSETS", 2)
     monkeypatch.setattr("warm_lightning.metrics.reference.available_memory", lambda device: None)  # asks the driver
     extraction = Extraction(extractor, 5, "cuda")

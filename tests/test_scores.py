@@ -11,6 +11,7 @@ import torch.distributed as dist
 from processes import spawn
 from torch import Tensor
 
+from warm_lightning.cache import cache_folder
 from warm_lightning.data import CIFAR10, Digits, ImageSet
 from warm_lightning.errors import UserError
 from warm_lightning.metrics import (
@@ -25,7 +26,6 @@ from warm_lightning.metrics import (
     measure_reference,
     summarise_rounds,
 )
-from warm_lightning.metrics.digits import cache_path
 from warm_lightning.metrics.distances import coverage
 
 
@@ -105,7 +105,7 @@ def test_two_processes_give_the_scores_of_one(cache):
     spawn(in_process, cache)
     first, second = (torch.load(cache / f"{rank}.pt") for rank in range(2))
     assert first == second
-    assert [file.name for file in cache_path().parent.iterdir()] == [cache_path().name]
+    assert [file.name for file in cache_folder().iterdir()] == [DigitsFeatures().file_name]
     # 1e-10: sums of float64 in another order, and what the eigenvalues make of it. Digits: their features are
     # of float32, with rounding that depends on the size of a batch.
     for ours, expected, tolerance in zip(first, in_all_ways(0, 1), [1e-10] * 4 + [1e-4], strict=True):
