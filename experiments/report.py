@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from experiments.cells import PRECISION, Cell, slug
 from experiments.experiment import Experiment, Plot, data_set
 from experiments.measures import Measure
+from experiments.paired import paired_table
 from experiments.plots import references, score_figure
 from experiments.results import Group, Result, duration, group_by_seed, shown_names
 from warm_lightning.analysis.figures import save_figure
@@ -108,6 +109,7 @@ def section(experiment: Experiment, measure: Measure, groups: Sequence[Group]) -
             pictures[f"{name} on {cell.data}"] = score_figure(groups, plot, name)
     elif shown:
         parts.append(markdown_table(*long_table(experiment, groups), words=len(experiment.axes)))
+        parts += [part for name in shown for part in paired_table(groups, name)]
         if plot:
             pictures[f"{shown[0]} on {cell.data}"] = score_figure(groups, plot, shown[0])
     over_cells = measure.pictures([(group.cell, group.results[0].folder) for group in groups])
