@@ -224,6 +224,25 @@ def test_seeds() -> None:
             parse_seeds(wrong)
 
 
+def test_no_seed_counts_twice() -> None:
+    """Nor one that is the same modulo 2³²."""
+    for wrong in ("0-3,2", "1,1", "0-1,0-1", "0,4294967296"):
+        with pytest.raises(UserError):
+            parse_seeds(wrong)
+    assert parse_seeds("3,4294967295,1") == [3, 4294967295, 1]
+    assert parse_seeds("1,1", distinct=False) == [1, 1]
+
+
+@pytest.mark.parametrize(
+    "text", ["model: {lr: 1}\nmodel: {lr: 2}\n", "model:\n  lr: 1\n  lr: 2\n", "- {a: 1,\n   a: 2}\n"]
+)
+def test_no_name_stands_twice_in_yaml(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str) -> None:
+    """The first would have no effect."""
+    file = tmp_path / "twice.yaml"
+    file.write_text(text)
+    assert "stands twice" in refusal(capsys, "describe", f"--config={DIGITS}", f"--config={file}")
+
+
 def test_load_config_overrides(capsys: pytest.CaptureFixture[str]) -> None:
     model, data = load_config(DIGITS, {"model.lr": 3e-4, "data.batch_size": 32, "model.ema_ramp": None})
     assert (model.lr, data.batch_size, model.ema.ramp) == (3e-4, 32, None)

@@ -329,3 +329,45 @@ def test_a_slow_precision_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     with pytest.warns(UserWarning, match="32-true"):
         check_precision("bf16-mixed", torch.device("cpu"))
+
+
+# ---------------------------------------------------------------------- numbers and labels are true
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "--model.duration=.inf",
+        "--model.lr=.inf",
+        "--model.lr_ramp=.inf",
+        "--model.betas=[1.5,0.9]",
+        "--model.eps=-1",
+        "--scores.every=.inf",
+        "--checkpoints.every=.inf",
+        "--trainer.min_steps=20",
+        "--trainer.min_epochs=1",
+    ],
+)
+def test_a_training_ends_as_its_settings_say_or_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    name = option.partition("=")[0].rpartition(".")[2].removeprefix("--")
+    line = refusal(capsys, *fit(tmp_path), option)
+    assert name in line
+    assert "WARM_TRACEBACK" not in line
+    assert not last(tmp_path).exists()
+
+
+def test_what_is_said_is_what_is_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The number of images to train on, where max_steps ends it before, and the images that a loss is of."""
+    here(*fit(tmp_path, "--trainer.max_steps=2"))
+    assert "Training from 0 to 64 images" in capsys.readouterr().out
+    assert read_checkpoint(last(tmp_path))["warm_lightning"]["images_seen"] == 64
+    folder = f"--trainer.default_root_dir={tmp_path}"
+    for options, text in (
+        ([], f"on {VALIDATION_IMAGES:,} training images, since none are held out"),
+        (["--trainer.limit_val_batches=2"], f"on trainer.limit_val_batches 2 of {VALIDATION_IMAGES:,} training images"),
+        (["--data.held_out=40"], "on 40 held-out images"),
+    ):
+        here("validate", *SMALL, folder, *options)
+        assert text in capsys.readouterr().out

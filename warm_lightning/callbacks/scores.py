@@ -353,7 +353,9 @@ class ScoreSamples(Expected):
             "images_seen": pl_module.images_seen,
             "extractors": [evaluation.describe(self.num_images) for evaluation in self.evaluations],
             "reference": [evaluation.reference.source for evaluation in self.evaluations],
+            "reference_moments": [evaluation.reference.moments() for evaluation in self.evaluations],
             "precision": str(trainer.precision),
             "config": pl_module.config,
             **provenance(pl_module.device.type),
+            **self.rounds.provenance(seeds),
         }
