@@ -142,6 +142,7 @@ def training_images(data: ImageDataModule, network: Network) -> ImageSet:
 def spectrum_of_data(data: ImageDataModule, network: Network) -> tuple[Tensor, dict[str, Any]]:
     """Measure S of the training images, float64 [C, H, W]; returns it with the name and number of the images."""
     images = training_images(data, network)
+    check(len(images) > 1, f"{data_name(data)}: one image has no spectrum: give more")
     power = power_spectrum(dequantised_batches(images, "Measuring the spectrum"))
     return power, {"data": data_name(data), "content": data_content(data), "num_images": len(images)}
 
