@@ -371,3 +371,13 @@ def test_what_is_said_is_what_is_done(tmp_path: Path, capsys: pytest.CaptureFixt
     ):
         here("validate", *SMALL, folder, *options)
         assert text in capsys.readouterr().out
+
+
+def test_the_best_is_the_best_of_its_own_score(tmp_path: Path) -> None:
+    """A training that goes on with another score does not compare it with values of the first."""
+    scored = ["--scores.every=160", "--scores.every_num_images=16"]
+    here(*fit(tmp_path, "--model.duration=160", *scored, "--checkpoints.monitor=kid16_pixel"))
+    here(*fit(tmp_path, "--ckpt_path=last", *scored, "--checkpoints.monitor=fd16_pixel"))  # a hundred times as large
+    names = {"best-kid16_pixel.ckpt": 160, "best-fd16_pixel.ckpt": 320}
+    for name, images_seen in names.items():
+        assert read_checkpoint(tmp_path / "checkpoints" / name)["warm_lightning"]["images_seen"] == images_seen
