@@ -14,6 +14,7 @@ from small import DIGITS, REPOSITORY, SMALL, here, refusal
 
 from warm_lightning import __version__, load_config
 from warm_lightning import trainer_cli as lightning_cli
+from warm_lightning.callbacks import ScoreSamples
 from warm_lightning.cli import main
 from warm_lightning.config import split_settings
 from warm_lightning.errors import UserError
@@ -231,6 +232,8 @@ def test_no_seed_counts_twice() -> None:
             parse_seeds(wrong)
     assert parse_seeds("3,4294967295,1") == [3, 4294967295, 1]
     assert parse_seeds("1,1", distinct=False) == [1, 1]
+    with pytest.raises(UserError, match="first_seed"):
+        ScoreSamples(first_seed=2**32 - 10, num_images=10, rounds=2)
 
 
 @pytest.mark.parametrize(
