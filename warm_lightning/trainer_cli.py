@@ -250,8 +250,12 @@ DATA_MAY_CHANGE = {"batch_size", "path", "held_out_path", "root", "cache", "num_
 
 
 def resumed_model(model: dict[str, Any] | None) -> dict[str, Any]:
-    """The settings of the model, beside those of `MEANING`, that must stay the same when a training is resumed."""
-    return {"model": {name: value for name, value in (model or {}).items() if name in ("process", *TRAINING)}}
+    """The settings of the model, beside those of `MEANING`, that must stay the same when a training is resumed.
+
+    Augmentation may change: runs of earlier versions go on without transformations that have another meaning now.
+    """
+    fixed = {"process", *TRAINING} - {"augment"}
+    return {"model": {name: value for name, value in (model or {}).items() if name in fixed}}
 
 
 def resumed_data(data: Any) -> dict[str, Any]:
