@@ -1,13 +1,14 @@
 """Checkpoint formats, and starting from another checkpoint's weights."""
 
 import re
+import shutil
 from pathlib import Path
 from typing import IO, Any
 
 import pytest
 import torch
 import yaml
-from small import DIGITS, REPOSITORY, SMALL, here
+from small import DIGITS, REPOSITORY, SMALL, here, refusal
 
 from warm_lightning import load_checkpoint, load_config
 from warm_lightning.checkpoints import (
@@ -241,3 +242,60 @@ def test_raw_and_averaged_weights_stand_under_their_names(hot: Path) -> None:
         == without_prefix(state, EMA_PREFIX).keys()
         == load_checkpoint(last(hot)).model().network.state_dict().keys()
     )
+
+
+# ---------------------------------------------------------------------- settings beside a checkpoint
+
+
+@pytest.mark.parametrize(
+    ("option", "named"),
+    [
+        ("--model.process=Warm", "--model.process.class_path is"),
+        ("--model.seed=9", "--model.seed is 0 there and 9 here"),
+        ("--model.clock_law.mean=0", "--model.clock_law"),
+        ("--model.preconditioning.sigma_data=0.1", "sigma_data is 0.75 there and 0.1 here"),
+        ("--data.held_out=500", "held_out is 0 there and 500 here"),
+        ("--data.xflip=true", "xflip is False there and True here"),
+    ],
+)
+def test_a_training_does_not_change_on_its_way(
+    hot: Path, capsys: pytest.CaptureFixture[str], option: str, named: str
+) -> None:
+    """Its record would name the later settings for all of its images, and held-out ones would have been trained on."""
+    resume = ["fit", *SMALL, HOT, "--model.duration=352", f"--trainer.default_root_dir={hot}", "--ckpt_path=last"]
+    assert named in refusal(capsys, *resume, option)
+    assert read_checkpoint(last(hot))[SECTION]["images_seen"] == 320
+
+
+def test_a_training_goes_on_with_other_settings_of_the_optimizer_and_sampler(hot: Path, tmp_path: Path) -> None:
+    shutil.copytree(hot, tmp_path / "run")
+    changes = ["--model.lr=1e-4", "--model.betas=[0.8,0.9]", "--model.sampler.grid.steps=5", "--data.batch_size=16"]
+    where = [f"--trainer.default_root_dir={tmp_path / 'run'}", "--ckpt_path=last"]
+    here("fit", *SMALL, HOT, "--model.duration=352", *where, *changes)
+    assert read_checkpoint(last(tmp_path / "run"))[SECTION]["images_seen"] == 352
+
+
+@pytest.mark.parametrize("command", ["test", "validate"])
+def test_weights_are_not_scored_as_those_of_another_model(
+    hot: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    options = [*SMALL, HOT, f"--trainer.default_root_dir={hot}", "--model.preconditioning.sigma_data=0.1"]
+    assert "its weights mean something else" in refusal(capsys, command, *options)
+
+
+@pytest.mark.parametrize(
+    ("setting", "named"),
+    [
+        ("seed=9", "only training depends on it"),
+        ("label_dropout=0.1", "only training depends on it"),
+        ("loss=SquaredError", "only training depends on it"),
+        ("preconditioning.sigma_data=0.1", "its weights mean something else"),
+        ("parameterization=Epsilon", "its weights mean something else"),
+    ],
+)
+def test_overrides_are_of_sampling(
+    hot: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], setting: str, named: str
+) -> None:
+    options = [f"--ckpt_path={last(hot)}", "--seeds=0", f"--outdir={tmp_path}", f"--override+={setting}"]
+    assert named in refusal(capsys, "generate", *options)
+    assert not list(tmp_path.iterdir())

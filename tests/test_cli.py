@@ -14,6 +14,7 @@ from small import DIGITS, REPOSITORY, SMALL, here, refusal
 
 from warm_lightning import __version__, load_config
 from warm_lightning import trainer_cli as lightning_cli
+from warm_lightning.callbacks import ScoreSamples
 from warm_lightning.cli import main
 from warm_lightning.config import split_settings
 from warm_lightning.errors import UserError
@@ -222,6 +223,27 @@ def test_seeds() -> None:
     for wrong in ("5-2", "", "1;2", "-3", "1-"):
         with pytest.raises(UserError):
             parse_seeds(wrong)
+
+
+def test_no_seed_counts_twice() -> None:
+    """Nor one that is the same modulo 2³²."""
+    for wrong in ("0-3,2", "1,1", "0-1,0-1", "0,4294967296"):
+        with pytest.raises(UserError):
+            parse_seeds(wrong)
+    assert parse_seeds("3,4294967295,1") == [3, 4294967295, 1]
+    assert parse_seeds("1,1", distinct=False) == [1, 1]
+    with pytest.raises(UserError, match="first_seed"):
+        ScoreSamples(first_seed=2**32 - 10, num_images=10, rounds=2)
+
+
+@pytest.mark.parametrize(
+    "text", ["model: {lr: 1}\nmodel: {lr: 2}\n", "model:\n  lr: 1\n  lr: 2\n", "- {a: 1,\n   a: 2}\n"]
+)
+def test_no_name_stands_twice_in_yaml(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str) -> None:
+    """The first would have no effect."""
+    file = tmp_path / "twice.yaml"
+    file.write_text(text)
+    assert "stands twice" in refusal(capsys, "describe", f"--config={DIGITS}", f"--config={file}")
 
 
 def test_load_config_overrides(capsys: pytest.CaptureFixture[str]) -> None:

@@ -329,3 +329,55 @@ def test_a_slow_precision_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     with pytest.warns(UserWarning, match="32-true"):
         check_precision("bf16-mixed", torch.device("cpu"))
+
+
+# ---------------------------------------------------------------------- numbers and labels are true
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "--model.duration=.inf",
+        "--model.lr=.inf",
+        "--model.lr_ramp=.inf",
+        "--model.betas=[1.5,0.9]",
+        "--model.eps=-1",
+        "--scores.every=.inf",
+        "--checkpoints.every=.inf",
+        "--trainer.min_steps=20",
+        "--trainer.min_epochs=1",
+    ],
+)
+def test_a_training_ends_as_its_settings_say_or_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    name = option.partition("=")[0].rpartition(".")[2].removeprefix("--")
+    line = refusal(capsys, *fit(tmp_path), option)
+    assert name in line
+    assert "WARM_TRACEBACK" not in line
+    assert not last(tmp_path).exists()
+
+
+def test_what_is_said_is_what_is_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The number of images to train on, where max_steps ends it before, and the images that a loss is of."""
+    here(*fit(tmp_path, "--trainer.max_steps=2"))
+    assert "Training from 0 to 64 images" in capsys.readouterr().out
+    assert read_checkpoint(last(tmp_path))["warm_lightning"]["images_seen"] == 64
+    folder = f"--trainer.default_root_dir={tmp_path}"
+    for options, text in (
+        ([], f"on {VALIDATION_IMAGES:,} training images, since none are held out"),
+        (["--trainer.limit_val_batches=2"], f"on trainer.limit_val_batches 2 of {VALIDATION_IMAGES:,} training images"),
+        (["--data.held_out=40"], "on 40 held-out images"),
+    ):
+        here("validate", *SMALL, folder, *options)
+        assert text in capsys.readouterr().out
+
+
+def test_the_best_is_the_best_of_its_own_score(tmp_path: Path) -> None:
+    """A training that goes on with another score does not compare it with values of the first."""
+    scored = ["--scores.every=160", "--scores.every_num_images=16"]
+    here(*fit(tmp_path, "--model.duration=160", *scored, "--checkpoints.monitor=kid16_pixel"))
+    here(*fit(tmp_path, "--ckpt_path=last", *scored, "--checkpoints.monitor=fd16_pixel"))  # a hundred times as large
+    names = {"best-kid16_pixel.ckpt": 160, "best-fd16_pixel.ckpt": 320}
+    for name, images_seen in names.items():
+        assert read_checkpoint(tmp_path / "checkpoints" / name)["warm_lightning"]["images_seen"] == images_seen

@@ -5,6 +5,7 @@ format and holds the configuration from which the model is made. `state_dict` ha
 `network.` and their average under `ema_network.`.
 """
 
+import json
 import os
 import pickle
 import zipfile
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import Tensor
 
 from warm_lightning.errors import UserError, check, error_text
@@ -274,6 +276,10 @@ def check_same_kernel(there: Mapping[str, Any] | None, config: Mapping[str, Any]
         )
 
 
+MEANING = ("network", "preconditioning", "parameterization")
+"""Sections of a model's configuration that say what its weights mean."""
+TRAINING = ("clock_law", "loss", "target", "label_dropout", "augment", "seed")
+"""Sections of a model's configuration that only training depends on."""
 UNCHECKED_ARGUMENTS = ("dropout", "activation_checkpointing", "attn_resolutions")
 """Arguments of networks that need no check: they do not change what weights mean, or show in the tensors' names."""
 
@@ -299,7 +305,7 @@ def check_start(config: Mapping[str, Any], network: Network) -> None:
     check(there is not None, f"init_from {path}: has no configuration, which says what its weights mean; use another")
     saved, ours = without_prefix(checkpoint["state_dict"], EMA_PREFIX), network.state_dict()
     copied = all(saved[name].shape == tensor.shape for name, tensor in ours.items())
-    sections = ("network", "preconditioning", *(["parameterization"] if copied else []))
+    sections = MEANING if copied else MEANING[:-1]
     check_same_meaning(there, config, sections, f"init_from {path}")
 
 
@@ -326,6 +332,44 @@ def check_same_meaning(
                 f"{source}: {name} is {values[0]} there and {values[1]} here, so its weights mean something else: make "
                 "them the same",
             )
+
+
+def check_resumed(there: Mapping[str, Any], here: Mapping[str, Any], source: str) -> None:
+    """Check that a training that goes on has the settings that it began with, as far as both have them.
+
+    Raises:
+        UserError: they differ; it names the first difference.
+
+    Args:
+        there: settings at the beginning.
+        here: settings now.
+        source: of the settings at the beginning, for the message.
+    """
+    before, now = (dict(dotted_settings(settings, "-")) for settings in (there, here))
+    for name in before.keys() & now.keys():
+        check(
+            before[name] == now[name] or name.rpartition(".")[2] in UNCHECKED_ARGUMENTS,
+            f"{source}: --{name[2:]} is {before[name]} there and {now[name]} here, and a training cannot change it: "
+            "make them the same, or begin another training in another folder, from these weights with "
+            "--model.init_from",
+        )
+
+
+def read_document(path: Path) -> dict[str, Any] | None:
+    """The content of a YAML or JSON file of a run; None if there is no such file.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    if not path.is_file():
+        return None
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text) if path.suffix == ".json" else current(yaml.safe_load(text))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: cannot be read ({error_text(error, 200)}): mend or remove it") from error
+    check(isinstance(content, dict), f"{path}: cannot be read: mend or remove it")
+    return content
 
 
 def dotted_settings(value: Any, name: str) -> Iterator[tuple[str, Any]]:

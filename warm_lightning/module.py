@@ -1,6 +1,7 @@
 """The LightningModule around a diffusion model: optimizer, averages, checkpoints, logging and devices."""
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -111,9 +112,11 @@ class DiffusionModule(LightningModule):
         **kwargs: Any,
     ) -> None:
         super().__init__()
-        check(duration >= 1, f"duration is {duration}: it is a number of images and must be positive")
-        check(lr > 0, f"lr is {lr}: it must be positive")
-        check(lr_ramp >= 0, f"lr_ramp is {lr_ramp}: it is a number of images, 0 for no ramp")
+        check(1 <= duration < math.inf, f"duration is {duration}: it is a number of images and must be positive")
+        check(0 < lr < math.inf, f"lr is {lr}: it must be positive and finite")
+        check(all(0 <= beta < 1 for beta in betas), f"betas are {list(betas)}: they must be from 0 to below 1")
+        check(0 <= eps < math.inf, f"eps is {eps}: it must be 0 or more")
+        check(0 <= lr_ramp < math.inf, f"lr_ramp is {lr_ramp}: it is a number of images, 0 for no ramp")
         self.duration = int(duration)
         self.lr, self.lr_ramp, self.betas, self.eps = lr, lr_ramp, betas, eps
         self.ema = EMA(ema_half_life, ema_ramp)
@@ -283,6 +286,12 @@ class DiffusionModule(LightningModule):
     def lost(self) -> bool:
         """Whether the training seems lost, so that its last checkpoint is worth more than a new one."""
         return self.nonfinite_steps >= LOST_STEPS
+
+    @property
+    def last_image(self) -> int:
+        """Images seen at the end of the training: `duration`, or fewer where trainer.max_steps ends it before."""
+        steps = self.trainer.max_steps
+        return min(self.duration, steps * self.batch_size) if steps > 0 else self.duration
 
     @property
     def batch_size(self) -> int:

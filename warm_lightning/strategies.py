@@ -81,6 +81,11 @@ def check_steps(trainer: Trainer) -> None:
         "epochs of which it could be a share: give a multiple of trainer.accumulate_grad_batches, or model.duration",
     )
     check(
+        not trainer.min_steps and not trainer.min_epochs,
+        "trainer.min_steps and trainer.min_epochs would train beyond model.duration, which ends a training: leave them "
+        "out",
+    )
+    check(
         trainer._accelerator_connector.use_distributed_sampler is False,
         "trainer.use_distributed_sampler must be false: the data modules share out the images themselves",
     )

@@ -33,12 +33,17 @@ from warm_lightning.callbacks import (
 from warm_lightning.checkpoints import (
     CHECKPOINTS,
     LAST,
+    MEANING,
     SECTION,
+    TRAINING,
+    check_resumed,
     check_same_kernel,
+    check_same_meaning,
     check_same_model,
     check_start,
     check_weights,
     read_checkpoint,
+    read_document,
     save_checkpoint,
 )
 from warm_lightning.data.datamodule import ImageDataModule
@@ -221,9 +226,15 @@ class WarmCLI(LightningCLI):
                 check_same_model(checkpoint["state_dict"], self.model.state_dict())
             except UserError as error:
                 raise UserError(f"{error}{own_configuration(self.settings.ckpt_path)}") from error
-            check_same_kernel(
-                checkpoint[SECTION]["config"], self.model.config, f"--ckpt_path {self.settings.ckpt_path}"
-            )
+            stored, source = checkpoint[SECTION]["config"], f"--ckpt_path {self.settings.ckpt_path}"
+            check_same_kernel(stored, self.model.config, source)
+            if stored:
+                check_same_meaning(stored, self.model.config, MEANING, source)
+            if self.config["subcommand"] == "fit":
+                config = Path(self.settings.ckpt_path).parent.parent / CONFIG
+                begun = read_document(config) or {}
+                check_resumed(resumed_model(stored), resumed_model(self.model.config), source)
+                check_resumed(resumed_data(begun.get("data")), resumed_data(self.config_dump["data"]), str(config))
             test = self.config["subcommand"] == "test"
             weights = self.settings.scores.weights if test else "ema"
             check_weights(self.settings.ckpt_path, checkpoint, weights, choice=test)
@@ -232,6 +243,27 @@ class WarmCLI(LightningCLI):
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         return super()._prepare_subcommand_kwargs(subcommand) | {"weights_only": True}
+
+
+DATA_MAY_CHANGE = {"batch_size", "path", "held_out_path", "root", "cache", "num_workers"}
+"""Settings of the data that may change when a training is resumed, such as the place of its files."""
+
+
+def resumed_model(model: dict[str, Any] | None) -> dict[str, Any]:
+    """The settings of the model, beside those of `MEANING`, that must stay the same when a training is resumed.
+
+    Augmentation may change: runs of earlier versions go on without transformations that have another meaning now.
+    """
+    fixed = {"process", *TRAINING} - {"augment"}
+    return {"model": {name: value for name, value in (model or {}).items() if name in fixed}}
+
+
+def resumed_data(data: Any) -> dict[str, Any]:
+    """The settings of the data that must stay the same when a training is resumed."""
+    if not isinstance(data, dict):
+        return {}
+    arguments = {n: value for n, value in (data.get("init_args") or {}).items() if n not in DATA_MAY_CHANGE}
+    return {"data": {**data, "init_args": arguments}}
 
 
 def resume_path(command: str, ckpt_path: str | None, folder: Path, trial: bool = False) -> str | None:

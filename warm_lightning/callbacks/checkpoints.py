@@ -37,7 +37,7 @@ class Checkpoints(Checkpoint, Expected):
         self.every_minutes = every_minutes
         self.keep_every = check_every(keep_every)
         self.monitor = monitor
-        self.best = float("inf")
+        self.best: dict[str, float] = {}  # by the name of the score, since a training may go on with another one
         self.saved = (-1, 0.0)  # images seen and time of the last saving
 
     def expectation(self, module: DiffusionModule) -> str:
@@ -97,9 +97,9 @@ class Checkpoints(Checkpoint, Expected):
         )
         better, value = pl_module.better[self.monitor], known[self.monitor]
         value = {"lower": value, "higher": -value, "near 1": abs(value - 1)}[better]
-        if not value < self.best:
+        if not value < self.best.get(self.monitor, float("inf")):
             return False
-        self.best = value
+        self.best[self.monitor] = value
         return True
 
     def save(self, trainer: Trainer, names: list[str]) -> None:
@@ -115,4 +115,5 @@ class Checkpoints(Checkpoint, Expected):
         return {"best": self.best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best = state_dict["best"]
+        best = state_dict["best"]
+        self.best = best if isinstance(best, dict) else {}  # earlier versions did not write the name of the score

@@ -36,6 +36,7 @@ from warm_lightning.metrics import (
 from warm_lightning.module import DiffusionModule, SeedPlan
 from warm_lightning.paths import PathText
 from warm_lightning.records import provenance, to_json, write_file
+from warm_lightning.rng import SEEDS
 from warm_lightning.strategies import check_unsharded
 from warm_lightning.types import Weights
 
@@ -91,6 +92,8 @@ class ScoreSamples(Expected):
             check(count > NEIGHBOURS, f"{name} is {count}: scores need at least {NEIGHBOURS + 1} samples")
         check(rounds >= 1, f"rounds is {rounds}: it must be at least 1")
         check(first_seed >= 0, f"first_seed is {first_seed}: it must be 0 or more")
+        last = first_seed + rounds * num_images - 1
+        check(last < SEEDS, f"first_seed is {first_seed}: the last seed, {last}, must be below {SEEDS}")
         check(batch_size > 0, f"batch_size is {batch_size}: it must be at least 1")
         frechet, given = FrechetDistance(), extractors or []
         names = [extractor.score_name(frechet.name(extractor), num_images) for extractor in given]
@@ -353,7 +356,9 @@ class ScoreSamples(Expected):
             "images_seen": pl_module.images_seen,
             "extractors": [evaluation.describe(self.num_images) for evaluation in self.evaluations],
             "reference": [evaluation.reference.source for evaluation in self.evaluations],
+            "reference_moments": [evaluation.reference.moments() for evaluation in self.evaluations],
             "precision": str(trainer.precision),
             "config": pl_module.config,
             **provenance(pl_module.device.type),
+            **self.rounds.provenance(seeds),
         }

@@ -1,5 +1,6 @@
 """Callbacks around training: intervals in images, the log, progress bars, and Ctrl-C."""
 
+import math
 import signal
 import sys
 import time
@@ -12,6 +13,7 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 
+from warm_lightning.data.datamodule import VALIDATION_IMAGES
 from warm_lightning.errors import check
 from warm_lightning.module import DiffusionModule
 from warm_lightning.types import Batch
@@ -23,7 +25,7 @@ def check_every(every: float) -> int:
     Raises:
         UserError: if it is neither 0 nor at least 1.
     """
-    check(every == 0 or every >= 1, f"every is {every}: it is a number of images, or 0 for never")
+    check(every == 0 or 1 <= every < math.inf, f"every is {every}: it is a number of images, or 0 for never")
     return int(every)
 
 
@@ -94,7 +96,13 @@ class TrainingLog(Callback):
         for logger in trainer.loggers:
             logger.log_metrics(values, step=pl_module.images_seen)
         if trainer.state.fn == TrainerFn.VALIDATING and trainer.is_global_zero:
+            data = pl_module.data
+            held_out, limit = data.held_out_images(), trainer.limit_val_batches
+            count = min(VALIDATION_IMAGES, len(data.train_images())) if held_out is None else len(held_out)
+            share = "" if limit == 1.0 else f"trainer.limit_val_batches {limit} of "
             print(*(f"{name:<20} {value:.5g}" for name, value in values.items()), sep="\n")
+            images = "training images, since none are held out" if held_out is None else "held-out images"
+            print(f"on {share}{count:,} {images}")
 
     def losses(self, sums: torch.Tensor, name: str) -> dict[str, float]:
         """The mean loss of each branch and their sum, from sums [branches + 1], the last being the number of images."""
@@ -108,9 +116,8 @@ class ImageProgressBar(TQDMProgressBar):
     def on_train_start(self, trainer: Trainer, *args: Any) -> None:
         super().on_train_start(trainer, *args)
         module, bar = cast(DiffusionModule, trainer.lightning_module), self.train_progress_bar
-        steps = trainer.max_steps * module.batch_size if trainer.max_steps > 0 else float("inf")
         bar.unit, bar.unit_scale = " images", True
-        bar.reset(total=min(module.duration, steps))
+        bar.reset(total=module.last_image)
         bar.initial = bar.n = module.images_seen  # a resumed run goes on where it was, at its own rate
         bar.set_description("Training")
 

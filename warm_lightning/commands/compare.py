@@ -5,6 +5,7 @@ from pathlib import Path
 from pathlib import PurePosixPath as Name
 from typing import Any
 
+import numpy as np
 import torch
 
 from warm_lightning.commands.shared import make_extraction, open_images
@@ -149,6 +150,12 @@ def compare_rounds(a: Path, b: Path) -> tuple[dict[str, Difference], dict[str, A
         not different,
         f"{a} and {b} differ in {', '.join(different)} ({[first.get(n) for n in different]} and "
         f"{[second.get(n) for n in different]}): score both by one protocol",
+    )
+    here, there = (np.ravel(protocol.get("reference_moments", [])) for protocol in protocols)
+    check(
+        len(here) != len(there) or np.allclose(here, there, rtol=1e-3),  # earlier versions did not write them
+        f"{a} and {b} were scored against different images, though both name them {first['reference']}: score both "
+        "against the same",
     )
     of_a, of_b = (split_rounds(values, len(seeds_a)) for values in scores)
     known = {

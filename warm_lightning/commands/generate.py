@@ -7,7 +7,7 @@ import torch
 
 from warm_lightning.checkpoints import SECTION, read_checkpoint
 from warm_lightning.commands.image_records import GENERATED, add_to_record, check_unmixed, model_settings
-from warm_lightning.commands.shared import Devices, Precision, load, parse_labels
+from warm_lightning.commands.shared import Devices, Precision, check_finite, load, parse_labels
 from warm_lightning.errors import check
 from warm_lightning.images import grid as make_picture
 from warm_lightning.images import quantise, read_png, write_png
@@ -92,6 +92,7 @@ def generate(
         images = model.sample(
             model.sampler, [numbers[k] for k in batch], [classes[k] for k in batch] if classes else None
         )
+        check_finite(images, [f"of seed {numbers[k]}" for k in batch])
         if batch[0] == 0:
             add_to_record(folder / GENERATED, settings, files, provenance(model.device))
         for k, image in zip(batch, quantise(images), strict=True):
