@@ -249,6 +249,38 @@ def start_from(path: str | Path, network: Network) -> None:
     network.load_state_dict(saved)
 
 
+MAY_CHANGE = ("duration", "sampler", "guidance", "channels_last", "compile")
+"""Settings of the model that may change when a run is resumed, and also when it has ended."""
+MAY_CHANGE_WHILE_TRAINING = ("init_from", "lr", "lr_ramp", "betas", "eps", "ema_half_life", "ema_ramp")
+"""Settings that may also change as long as there are images to train on."""
+
+
+def check_same_training(there: Mapping[str, Any] | None, config: Mapping[str, Any], ended: bool, source: str) -> None:
+    """Check that a run goes on as the training that it is: another one would write over its checkpoints.
+
+    Settings that only one of the two has are left out, since versions have added some.
+
+    Raises:
+        UserError: a setting differs that must not; it names the first one.
+
+    Args:
+        there: configuration of the model in the checkpoint, if it is known.
+        config: configuration of the model.
+        ended: whether there is nothing left to train.
+        source: the checkpoint, for the message.
+    """
+    free = MAY_CHANGE if ended else MAY_CHANGE + MAY_CHANGE_WHILE_TRAINING
+    stored = dict(dotted_settings(there or {}, ""))
+    for name, value in dotted_settings(config, ""):
+        _, section, *_ = name.split(".")
+        different = name in stored and stored[name] != value
+        check(
+            not different or section in free or name.rpartition(".")[2] in UNCHECKED_ARGUMENTS,
+            f"{source}: model{name} is {stored.get(name)} there and {value} here: a run is one training, so give "
+            "another folder with --trainer.default_root_dir, or the setting that it has",
+        )
+
+
 def check_same_kernel(there: Mapping[str, Any] | None, config: Mapping[str, Any] | None, source: str) -> None:
     """Check that a model of Lee et al.'s process blurs as that of a checkpoint, which may be older than the choice.
 

@@ -57,6 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0; 2 for a user's error, which is one line on stderr; 130 after Ctrl-C; 141 if the reader of the output has
         closed it.
     """
+    open_streams()
     use_utf8(restart=arguments is None)
     try:
         return answer(list(sys.argv[1:] if arguments is None else arguments))
@@ -87,6 +88,20 @@ def answer(arguments: list[str]) -> int:
         with suppress(OSError):
             print(one_line(f"warm {command}: {reason(error)}"), file=sys.stderr)
         return 2
+
+
+def open_streams() -> None:
+    """Open the standard streams that this program was started without, to nothing.
+
+    Otherwise the next files would get their numbers, and what libraries write to standard error would be in them.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w", encoding="utf-8", closefd=False))
 
 
 def use_utf8(restart: bool) -> None:

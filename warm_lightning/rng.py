@@ -108,6 +108,10 @@ class SeedStreams(Draws):
         return torch.stack([draw(generator) for generator in self.generators]).to(self.device)
 
 
+MOST_SEEDS = 10_000_000
+"""The longest range of seeds, whose list takes 0.4 GB."""
+
+
 def parse_seeds(text: str) -> list[int]:
     """The seeds that a text such as "0-3,7" lists, here [0, 1, 2, 3, 7].
 
@@ -121,5 +125,6 @@ def parse_seeds(text: str) -> list[int]:
             raise UserError(f"seeds {text!r}: write numbers and ranges separated by commas, such as 0-63 or 1,5,8-11")
         first, last = int(match[1]), int(match[2] or match[1])
         check(first <= last, f"seeds {text!r}: the range {part.strip()} runs backwards; write {last}-{first}")
+        check(last - first < MOST_SEEDS, f"seeds {text!r}: at most {MOST_SEEDS:,} at once: sample them in parts")
         seeds.extend(range(first, last + 1))
     return seeds

@@ -12,7 +12,7 @@ from warm_lightning.errors import check
 from warm_lightning.images import grid as make_picture
 from warm_lightning.images import quantise, read_png, write_png
 from warm_lightning.paths import PathText
-from warm_lightning.records import provenance, writable_folder
+from warm_lightning.records import check_out, provenance, writable_folder
 from warm_lightning.rng import parse_seeds
 from warm_lightning.types import Weights
 
@@ -78,7 +78,7 @@ def generate(
     if grid:
         among = Path(grid).resolve().is_relative_to(folder.resolve())
         check(not among, f"--grid {grid} is in --outdir, where it would count as an image: name a file elsewhere")
-        writable_folder(Path(grid).parent)
+        check_out(grid, replace=True)
 
     all_devices = Devices(accelerator, devices, precision)
     all_devices.move(model)
