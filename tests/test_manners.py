@@ -1,12 +1,14 @@
 """Tests of mistakes in a training: each is one line at the start, and nothing is lost or left half-done."""
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import redirect_stdout
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -464,10 +466,9 @@ def test_numbers_that_cannot_be_are_one_line(option: str, word: str, tmp_path: P
     assert word in refusal(capsys, *fit(tmp_path, option))
 
 
-@pytest.mark.parametrize(("every", "word"), [("160", "fd16_pixel"), ("0", "scores.every")])
-def test_a_score_that_does_not_exist_is_missed_at_the_start(every: str, word: str, tmp_path: Path, capsys) -> None:
-    options = ["--checkpoints.monitor=no_such", f"--scores.every={every}", "--scores.every_num_images=16"]
-    assert word in refusal(capsys, *fit(tmp_path, *options))
+def test_a_score_that_does_not_exist_is_missed_at_the_start(tmp_path: Path, capsys) -> None:
+    options = ["--checkpoints.monitor=no_such", "--scores.every=160", "--scores.every_num_images=16"]
+    assert "fd16_pixel" in refusal(capsys, *fit(tmp_path, *options))
     assert not last(tmp_path).exists()
 
 
@@ -499,3 +500,35 @@ def test_a_result_may_have_the_longest_name(tmp_path: Path) -> None:
         write_file(tmp_path / name, b"result")
         assert (tmp_path / name).read_bytes() == b"result"
     assert len(list(tmp_path.iterdir())) == 2
+
+
+class Unread(Callback):
+    """Closes the reader of this process's output after the second step, and then has something to say."""
+
+    reader = -1
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 1:
+            os.close(Unread.reader)
+        print("step", batch_idx, flush=True)
+
+
+def test_a_training_goes_on_without_a_reader(tmp_path: Path) -> None:
+    Unread.reader, writer = os.pipe()
+    with os.fdopen(writer, "w") as output, redirect_stdout(output):
+        here(*fit(tmp_path, "--trainer.callbacks+=test_manners.Unread"))
+    assert seen(last(tmp_path)) == 320
+
+
+class WorkerKilled(Callback):
+    """Kills a worker of the data."""
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 2:
+            os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+            time.sleep(60)  # until PyTorch notices
+
+
+def test_a_worker_that_dies_is_one_line(tmp_path: Path, capsys) -> None:
+    options = ["--trainer.callbacks+=test_manners.WorkerKilled", "--data.num_workers=1"]
+    assert "Lower data.num_workers" in refusal(capsys, *fit(tmp_path, *options))

@@ -1,7 +1,7 @@
 """Checkpoints of a training at intervals in images and in time."""
 
 import time
-from collections.abc import Collection
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -92,7 +92,7 @@ class Checkpoints(Checkpoint, Expected):
             return False
         if self.monitor == "first":
             self.monitor = next(iter(known))
-        self.check_monitor(known)
+        self.check_monitor(list(known))
         better, value = pl_module.better[self.monitor], known[self.monitor]
         value = {"lower": value, "higher": -value, "near 1": abs(value - 1)}[better]
         if not value < self.best:
@@ -100,16 +100,15 @@ class Checkpoints(Checkpoint, Expected):
         self.best = value
         return True
 
-    def check_monitor(self, names: Collection[str | None]) -> None:
+    def check_monitor(self, names: Sequence[str]) -> None:
         """Check that the score that is monitored is one of those that are computed.
 
         Raises:
             UserError: it is not.
         """
-        scores = ", ".join(map(str, names)) or "none, by scores.every"
         check(
             self.monitor in names,
-            f"checkpoints.monitor is {self.monitor}, but the scores are {scores}: choose one of them",
+            f"checkpoints.monitor is {self.monitor}, but the scores are {', '.join(names)}: choose one of them",
         )
 
     def save(self, trainer: Trainer, names: list[str]) -> None:

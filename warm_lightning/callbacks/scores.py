@@ -203,11 +203,9 @@ class ScoreSamples(Expected):
 
     def on_train_start(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
         for callback in self.checkpoints(trainer):
-            if callback.monitor in (None, "first") or pl_module.ended:
-                continue
-            if self.every:
+            if callback.monitor not in (None, "first") and times_to_go(pl_module, self.every):
                 self.prepare(pl_module)  # a score that does not exist is missed now, not after hours
-            callback.check_monitor([n for e in self.evaluations for n in e.names(self.every_num_images)])
+                callback.check_monitor([n for e in self.evaluations for n in e.names(self.every_num_images)])
         # A training that was killed while it scored goes on with the scores.
         if pl_module.images_seen and passed(pl_module, self.every) and self.scored_at != pl_module.images_seen:
             self.score(trainer, pl_module)
