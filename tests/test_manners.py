@@ -532,3 +532,15 @@ class WorkerKilled(Callback):
 def test_a_worker_that_dies_is_one_line(tmp_path: Path, capsys) -> None:
     options = ["--trainer.callbacks+=test_manners.WorkerKilled", "--data.num_workers=1"]
     assert "Lower data.num_workers" in refusal(capsys, *fit(tmp_path, *options))
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "samples", "posthoc"])
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_a_part_of_the_run_that_cannot_be_written_is_missed_at_the_start(
+    kind: str, name: str, tmp_path: Path, capsys
+) -> None:
+    """Such as a link to a disk that is not there."""
+    part = tmp_path / name
+    part.touch() if kind == "file" else part.symlink_to(tmp_path / "none" / "such")
+    assert f"{part}: cannot be written to" in refusal(capsys, *fit(tmp_path))
+    assert not (tmp_path / "config.yaml").exists()

@@ -31,6 +31,7 @@ from warm_lightning.callbacks import (
     ScoreSamples,
     TrainingLog,
 )
+from warm_lightning.callbacks.samples import SAMPLES
 from warm_lightning.checkpoints import (
     CHECKPOINTS,
     LAST,
@@ -44,6 +45,7 @@ from warm_lightning.checkpoints import (
     save_checkpoint,
 )
 from warm_lightning.data.datamodule import ImageDataModule
+from warm_lightning.ema import SNAPSHOTS
 from warm_lightning.errors import UserError, building, check, user_errors
 from warm_lightning.migrations import accept_old_names, current_option
 from warm_lightning.module import DiffusionModule
@@ -182,6 +184,9 @@ class WarmCLI(LightningCLI):
             command, trial = self.config["subcommand"], bool(settings.trainer.fast_dev_run)
             if not trial:
                 writable_folder(folder)
+                for name in (CHECKPOINTS, SAMPLES, SNAPSHOTS) if command == "fit" else ():
+                    if os.path.lexists(place := Path(folder) / name):
+                        writable_folder(place)
                 if command in ALONE and is_first_process():
                     self.held.enter_context(folder_lock(Path(folder)))
             self.goes_on = command == "fit" and is_checkpoint_of(settings.ckpt_path, Path(folder))
