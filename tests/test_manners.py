@@ -544,3 +544,24 @@ def test_a_part_of_the_run_that_cannot_be_written_is_missed_at_the_start(
     part.touch() if kind == "file" else part.symlink_to(tmp_path / "none" / "such")
     assert f"{part}: cannot be written to" in refusal(capsys, *fit(tmp_path))
     assert not (tmp_path / "config.yaml").exists()
+
+
+def test_generated_images_are_not_sampled_again(run: Path, tmp_path: Path, capsys) -> None:
+    """A call that was interrupted goes on where it was; what it has written is whole."""
+    generate = ["generate", f"--ckpt_path={last(run)}", "--seeds=0-5", f"--outdir={tmp_path / 'out'}"]
+    here(*generate)
+    first = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.png")}
+    missing, empty, *kept = sorted(written)
+    missing.unlink()
+    empty.write_bytes(b"")
+    here(*generate, "--batch_size=1")
+    assert "4 images of these settings were there already" in capsys.readouterr().out
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == first
+    assert all(path.stat().st_mtime_ns == written[path] for path in kept)
+
+
+@pytest.mark.parametrize("name", [".", "/"])
+def test_what_is_no_name_is_refused(name: str, run: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "not a name" in refusal(capsys, "export", str(last(run)), name)

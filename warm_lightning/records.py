@@ -169,6 +169,7 @@ def whole_file(path: Path, folder: bool = False) -> Iterator[Path]:
         UserError: the file cannot be written.
     """
     name = path.name
+    check(name not in ("", ".."), f"{path}: not a name that a new file or folder can have: give another one")
     if len(os.fsencode(name)) > LONGEST_NAME:
         name = hashlib.sha256(os.fsencode(name)).hexdigest()
     temporary = path.with_name(f".{name}.unfinished")
