@@ -234,7 +234,8 @@ class WarmCLI(LightningCLI):
             check_same_kernel(
                 checkpoint[SECTION]["config"], self.model.config, f"--ckpt_path {self.settings.ckpt_path}"
             )
-            if self.goes_on:
+            # Checkpoints of earlier versions, without the data, have settings whose meaning may have changed since.
+            if self.goes_on and "data" in checkpoint[SECTION]:
                 ended = checkpoint[SECTION]["images_seen"] >= self.model.duration
                 check_same_training(
                     checkpoint[SECTION]["config"], self.model.config, ended, str(self.settings.ckpt_path)
