@@ -1,7 +1,6 @@
 """Checkpoint formats, and starting from another checkpoint's weights."""
 
 import re
-import shutil
 from pathlib import Path
 from typing import IO, Any
 
@@ -245,34 +244,6 @@ def test_raw_and_averaged_weights_stand_under_their_names(hot: Path) -> None:
 
 
 # ---------------------------------------------------------------------- settings beside a checkpoint
-
-
-@pytest.mark.parametrize(
-    ("option", "named"),
-    [
-        ("--model.process=Warm", "--model.process.class_path is"),
-        ("--model.seed=9", "--model.seed is 0 there and 9 here"),
-        ("--model.clock_law.mean=0", "--model.clock_law"),
-        ("--model.preconditioning.sigma_data=0.1", "sigma_data is 0.75 there and 0.1 here"),
-        ("--data.held_out=500", "held_out is 0 there and 500 here"),
-        ("--data.xflip=true", "xflip is False there and True here"),
-    ],
-)
-def test_a_training_does_not_change_on_its_way(
-    hot: Path, capsys: pytest.CaptureFixture[str], option: str, named: str
-) -> None:
-    """Its record would name the later settings for all of its images, and held-out ones would have been trained on."""
-    resume = ["fit", *SMALL, HOT, "--model.duration=352", f"--trainer.default_root_dir={hot}", "--ckpt_path=last"]
-    assert named in refusal(capsys, *resume, option)
-    assert read_checkpoint(last(hot))[SECTION]["images_seen"] == 320
-
-
-def test_a_training_goes_on_with_other_settings_of_the_optimizer_and_sampler(hot: Path, tmp_path: Path) -> None:
-    shutil.copytree(hot, tmp_path / "run")
-    changes = ["--model.lr=1e-4", "--model.betas=[0.8,0.9]", "--model.sampler.grid.steps=5", "--data.batch_size=16"]
-    where = [f"--trainer.default_root_dir={tmp_path / 'run'}", "--ckpt_path=last"]
-    here("fit", *SMALL, HOT, "--model.duration=352", *where, *changes)
-    assert read_checkpoint(last(tmp_path / "run"))[SECTION]["images_seen"] == 352
 
 
 @pytest.mark.parametrize("command", ["test", "validate"])

@@ -1,6 +1,7 @@
 """The `warm` program: what it refuses, and in how many words."""
 
 import pickle
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -194,12 +195,13 @@ def test_labels_are_checked_before_sampling(tmp_path: Path, capsys: pytest.Captu
     assert len(list((tmp_path / "out").glob("*.png"))) == 2
 
 
-def test_a_resumed_run_has_the_optimizer_that_was_typed(run: Path) -> None:
+def test_a_resumed_run_has_the_optimizer_that_was_typed(run: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "copy"))
     here(
-        "fit", *SMALL, "--model.duration=96", "--model.betas=[0.5,0.9]", f"--trainer.default_root_dir={run}",
+        "fit", *SMALL, "--model.duration=96", "--model.betas=[0.5,0.9]", f"--trainer.default_root_dir={copy}",
         "--ckpt_path=last",
     )  # fmt: skip
-    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    checkpoint = torch.load(copy / "checkpoints" / "last.ckpt", weights_only=True)
     assert list(checkpoint["optimizer_states"][0]["param_groups"][0]["betas"]) == [0.5, 0.9]
 
 

@@ -251,6 +251,39 @@ def start_from(path: str | Path, network: Network) -> None:
     network.load_state_dict(saved)
 
 
+MAY_CHANGE = ("duration", "sampler", "guidance", "channels_last", "compile")
+"""Settings of the model that may change when a run is resumed, and also when it has ended."""
+MAY_CHANGE_WHILE_TRAINING = ("init_from", "lr", "lr_ramp", "betas", "eps", "ema_half_life", "ema_ramp")
+"""Settings that may also change as long as there are images to train on."""
+
+
+def check_same_training(there: Mapping[str, Any] | None, config: Mapping[str, Any], ended: bool, source: str) -> None:
+    """Check that a training goes on as it began: its record names the settings of now for all its images.
+
+    Settings that only one of the two has are left out, since versions have added some.
+
+    Raises:
+        UserError: a setting differs that must not; it names the first one.
+
+    Args:
+        there: configuration of the model in the checkpoint, if it is known.
+        config: configuration of the model.
+        ended: whether there is nothing left to train.
+        source: the checkpoint, for the message.
+    """
+    free = MAY_CHANGE if ended else MAY_CHANGE + MAY_CHANGE_WHILE_TRAINING
+    stored = dict(dotted_settings(there or {}, ""))
+    for name, value in dotted_settings(config, ""):
+        _, section, *_ = name.split(".")
+        different = name in stored and stored[name] != value
+        check(
+            not different or section in free or name.rpartition(".")[2] in UNCHECKED_ARGUMENTS,
+            f"{source}: model{name} is {stored.get(name)} there and {value} here, and a training cannot change it: "
+            "give the setting that it has, or begin another training in another folder, from these weights with "
+            "--model.init_from",
+        )
+
+
 def check_same_kernel(there: Mapping[str, Any] | None, config: Mapping[str, Any] | None, source: str) -> None:
     """Check that a model of Lee et al.'s process blurs as that of a checkpoint, which may be older than the choice.
 
@@ -332,27 +365,6 @@ def check_same_meaning(
                 f"{source}: {name} is {values[0]} there and {values[1]} here, so its weights mean something else: make "
                 "them the same",
             )
-
-
-def check_resumed(there: Mapping[str, Any], here: Mapping[str, Any], source: str) -> None:
-    """Check that a training that goes on has the settings that it began with, as far as both have them.
-
-    Raises:
-        UserError: they differ; it names the first difference.
-
-    Args:
-        there: settings at the beginning.
-        here: settings now.
-        source: of the settings at the beginning, for the message.
-    """
-    before, now = (dict(dotted_settings(settings, "-")) for settings in (there, here))
-    for name in before.keys() & now.keys():
-        check(
-            before[name] == now[name] or name.rpartition(".")[2] in UNCHECKED_ARGUMENTS,
-            f"{source}: --{name[2:]} is {before[name]} there and {now[name]} here, and a training cannot change it: "
-            "make them the same, or begin another training in another folder, from these weights with "
-            "--model.init_from",
-        )
 
 
 def read_document(path: Path) -> dict[str, Any] | None:

@@ -4,8 +4,9 @@ import io
 import locale
 import os
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from typing import Any, TextIO, cast
 
 from warm_lightning import __version__
 from warm_lightning.errors import UserError, check, error_text
@@ -57,6 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0; 2 for a user's error, which is one line on stderr; 130 after Ctrl-C; 141 if the reader of the output has
         closed it.
     """
+    open_streams()
     use_utf8(restart=arguments is None)
     try:
         return answer(list(sys.argv[1:] if arguments is None else arguments))
@@ -87,6 +89,63 @@ def answer(arguments: list[str]) -> int:
         with suppress(OSError):
             print(one_line(f"warm {command}: {reason(error)}"), file=sys.stderr)
         return 2
+
+
+def open_streams() -> None:
+    """Open the standard streams that this program was started without, to nothing.
+
+    Otherwise the next files would get their numbers, and what libraries write to standard error would be in them.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w", encoding="utf-8", closefd=False))
+
+
+class UnreadStream:
+    """A standard stream whose text is lost, without an error, once nobody can read it any more.
+
+    Its reader may have ended, its terminal be closed, or the disk of its file be full: no reason to end a training.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        try:
+            return self.stream.write(text)
+        except OSError:
+            self.drop()
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self.stream.flush()
+        except OSError:
+            self.drop()
+
+    def drop(self) -> None:
+        """Have the operating system discard this text and all that follows."""
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+
+
+@contextmanager
+def unread_streams() -> Iterator[None]:
+    """Write to standard output and error inside the `with` block as to an `UnreadStream`."""
+    with (
+        redirect_stdout(cast(TextIO, UnreadStream(sys.stdout))),
+        redirect_stderr(cast(TextIO, UnreadStream(sys.stderr))),
+    ):
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
 
 
 def use_utf8(restart: bool) -> None:
@@ -151,7 +210,8 @@ def run(command: str, arguments: list[str]) -> int:
     if command in TRAINER_COMMANDS:
         from warm_lightning.trainer_cli import run_trainer
 
-        return run_trainer(command, arguments)
+        with unread_streams():
+            return run_trainer(command, arguments)
     from warm_lightning.commands import run_command
 
     return run_command(command, arguments)

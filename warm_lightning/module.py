@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from lightning import LightningModule
 from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -232,7 +233,7 @@ class DiffusionModule(LightningModule):
 
     def on_train_start(self) -> None:
         # A finished run that is started again has nothing to do.
-        self.trainer.should_stop = self.images_seen >= self.duration
+        self.trainer.should_stop = self.ended
         process = self.model().process
         if process.learned is None:  # and no checkpoint has brought it
             first = self.trainer.is_global_zero
@@ -279,8 +280,13 @@ class DiffusionModule(LightningModule):
         self.stepped = True
         with gathered(self.network):
             self.ema.update(self.ema_network, self.network, images_seen, self.batch_size)
-        if images_seen >= self.duration:
+        if self.ended:
             self.trainer.should_stop = True
+
+    @property
+    def ended(self) -> bool:
+        """Whether there are no images left to train on."""
+        return self.images_seen >= self.duration
 
     @property
     def lost(self) -> bool:
@@ -346,6 +352,7 @@ class DiffusionModule(LightningModule):
             "nonfinite_gradients": self.nonfinite_gradients,
             "source": self.source,
             "learned": self.model().process.learned or {},
+            "data": self.data.identity(),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -355,6 +362,8 @@ class DiffusionModule(LightningModule):
             self.to(next(iter(checkpoint["state_dict"].values())).dtype)
         checkpoint.get("callbacks", {}).pop(Timer().state_key, None)  # trainer.max_time counts from each start
         section = checkpoint[SECTION]
+        if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
+            self.data.check_same(section.get("data"))
         self.images_seen = section["images_seen"]
         self.nonfinite_gradients = section["nonfinite_gradients"]
         self.source = section["source"]

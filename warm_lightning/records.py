@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import os
 import platform
 import shutil
 import subprocess
@@ -178,6 +179,10 @@ def text_table(rows: Iterable[Sequence[str]], align: str) -> str:
 # ---------------------------------------------------------------------- files
 
 
+LONGEST_NAME = 200
+"""Bytes of a name to which more can be added; file systems allow 255."""
+
+
 @contextmanager
 def whole_file(path: Path, folder: bool = False) -> Iterator[Path]:
     """Give a temporary path beside `path`, whose file or folder gets that name when the `with` block ends.
@@ -193,7 +198,11 @@ def whole_file(path: Path, folder: bool = False) -> Iterator[Path]:
     Raises:
         UserError: the file cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.unfinished")
+    name = path.name
+    check(name not in ("", ".."), f"{path}: not a name that a new file or folder can have: give another one")
+    if len(os.fsencode(name)) > LONGEST_NAME:
+        name = hashlib.sha256(os.fsencode(name)).hexdigest()
+    temporary = path.with_name(f".{name}.unfinished")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with locked(temporary, folder):
@@ -243,12 +252,17 @@ def writable_folder(path: str | Path) -> Path:
     return folder
 
 
-def check_out(path: str | None) -> None:
+def check_out(path: str | None, replace: bool = False) -> None:
     """Check that a result can be written to a path, if one is given, before the work that leads to it.
 
+    Args:
+        path: of the file.
+        replace: whether it may replace a file, as a picture may that can be drawn again.
+
     Raises:
-        UserError: the path is a folder, or nothing can be written there.
+        UserError: the path is a folder or, unless `replace`, a file, or nothing can be written there.
     """
     if path:
         check(not Path(path).is_dir(), f"{path} is a folder: give the path of a file")
+        check(replace or not Path(path).exists(), f"{path} already exists: give another name, or remove it")
         writable_folder(Path(path).parent)

@@ -112,6 +112,10 @@ class SeedStreams(Draws):
         return torch.stack([draw(generator) for generator in self.generators]).to(self.device)
 
 
+MOST_SEEDS = 10_000_000
+"""The longest range of seeds, whose list takes 0.4 GB."""
+
+
 def parse_seeds(text: str, distinct: bool = True) -> list[int]:
     """The seeds that a text such as "0-3,7" lists, here [0, 1, 2, 3, 7].
 
@@ -130,6 +134,7 @@ def parse_seeds(text: str, distinct: bool = True) -> list[int]:
         first, last = int(match[1]), int(match[2] or match[1])
         check(first <= last, f"seeds {text!r}: the range {part.strip()} runs backwards; write {last}-{first}")
         check(last < SEEDS, f"seeds {text!r}: {last} is too large, the largest seed is {SEEDS - 1}")
+        check(last - first < MOST_SEEDS, f"seeds {text!r}: at most {MOST_SEEDS:,} at once: sample them in parts")
         seeds.extend(range(first, last + 1))
     twice = len(seeds) - len(set(seeds))
     check(not distinct or not twice, f"seeds {text!r}: names {twice} of its seeds more than once; name each once")

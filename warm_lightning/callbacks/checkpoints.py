@@ -1,6 +1,7 @@
 """Checkpoints of a training at intervals in images and in time."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -91,16 +92,24 @@ class Checkpoints(Checkpoint, Expected):
             return False
         if self.monitor == "first":
             self.monitor = next(iter(known))
-        check(
-            self.monitor in known,
-            f"checkpoints.monitor is {self.monitor}, but the scores are {', '.join(known)}: choose one of them",
-        )
+        self.check_monitor(list(known))
         better, value = pl_module.better[self.monitor], known[self.monitor]
         value = {"lower": value, "higher": -value, "near 1": abs(value - 1)}[better]
         if not value < self.best.get(self.monitor, float("inf")):
             return False
         self.best[self.monitor] = value
         return True
+
+    def check_monitor(self, names: Sequence[str]) -> None:
+        """Check that the score that is monitored is one of those that are computed.
+
+        Raises:
+            UserError: it is not.
+        """
+        check(
+            self.monitor in names,
+            f"checkpoints.monitor is {self.monitor}, but the scores are {', '.join(names)}: choose one of them",
+        )
 
     def save(self, trainer: Trainer, names: list[str]) -> None:
         """Write checkpoints of these names; all devices must call this."""

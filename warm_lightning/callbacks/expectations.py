@@ -29,7 +29,10 @@ class Expectations(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
         self.began: tuple[float, int] | None = None
-        self.announced = not trainer.is_global_zero or pl_module.images_seen >= pl_module.last_image
+        self.announced = not trainer.is_global_zero or pl_module.ended
+        if pl_module.ended and trainer.is_global_zero:
+            seen = f"{pl_module.images_seen:,} images seen of {pl_module.duration:,}"
+            tqdm.write(f"Nothing to train: {seen}. For a longer training raise --model.duration.")
         if self.announced:
             return
         held_out = pl_module.data.held_out_images()

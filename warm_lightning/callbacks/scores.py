@@ -205,6 +205,10 @@ class ScoreSamples(Expected):
         return self.every_num_images * times_to_go(module, self.every)
 
     def on_train_start(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
+        for callback in self.checkpoints(trainer):
+            if callback.monitor not in (None, "first") and times_to_go(pl_module, self.every):
+                self.prepare(pl_module)  # a score that does not exist is missed now, not after hours
+                callback.check_monitor([n for e in self.evaluations for n in e.names(self.every_num_images)])
         # A training that was killed while it scored goes on with the scores.
         if pl_module.images_seen and passed(pl_module, self.every) and self.scored_at != pl_module.images_seen:
             self.score(trainer, pl_module)
@@ -215,11 +219,14 @@ class ScoreSamples(Expected):
         if due(pl_module, self.every):
             self.score(trainer, pl_module)
 
+    def checkpoints(self, trainer: Trainer) -> list[Checkpoints]:
+        """The callbacks of this package that save checkpoints."""
+        return [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, Checkpoints)]
+
     def score(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
         """Sample and score, and log the scores; all devices must call this."""
-        for callback in trainer.checkpoint_callbacks:
-            if isinstance(callback, Checkpoints):
-                callback.save_before_long_work(trainer)
+        for callback in self.checkpoints(trainer):
+            callback.save_before_long_work(trainer)
         self.prepare(pl_module)
         plan = self.plan(self.every_num_images)
         for seeds in plan.batches(0, trainer.global_rank, trainer.world_size):

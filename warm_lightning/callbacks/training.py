@@ -1,9 +1,10 @@
-"""Callbacks around training: intervals in images, the log, progress bars, and Ctrl-C."""
+"""Callbacks around training: intervals in images, the log, progress bars, and signals to stop."""
 
 import math
 import signal
 import sys
 import time
+from contextlib import suppress
 from types import FrameType
 from typing import Any, cast
 
@@ -176,33 +177,50 @@ class ImageProgressBar(TQDMProgressBar):
 
 
 class Interrupt(Callback):
-    """Ends training after the current step on Ctrl-C (SIGINT), so that the checkpoint is that of a whole step.
+    """Ends training after the current step on Ctrl-C, SIGTERM and SIGHUP, so that a whole step is saved.
 
-    A second SIGINT interrupts at once. `interrupted` tells afterwards whether there was one.
+    SIGTERM comes from `kill` and from clusters whose time is over, SIGHUP from a terminal that is closed. A signal that
+    this program was started to ignore, as by nohup, stays ignored. A second signal interrupts at once.
+
+    Attributes:
+        number: of the signal that has ended the training; 0 if none has.
     """
 
+    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
     def __init__(self) -> None:
-        self.interrupted = False
+        self.number = 0
+        self.previous: dict[int, Any] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
         def request(number: int, frame: FrameType | None) -> None:
-            self.interrupted = True
+            self.number = number
             trainer.state.status = TrainerStatus.INTERRUPTED
-            signal.signal(signal.SIGINT, self.previous)
+            self.restore()
             if trainer.is_global_zero:
-                print("\nInterrupted: finishing this step and saving; press Ctrl-C again to leave at once.", flush=True)
+                with suppress(OSError):  # the terminal may be gone
+                    print(
+                        "\nInterrupted: finishing this step and saving; press Ctrl-C again to leave at once.",
+                        flush=True,
+                    )
 
-        self.previous = signal.signal(signal.SIGINT, request)
+        for number in self.SIGNALS:
+            if signal.getsignal(number) != signal.SIG_IGN:
+                self.previous[number] = signal.signal(number, request)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: DiffusionModule, *args: Any) -> None:
         # All devices must stop after the same whole step, and the signal may reach them during different ones.
-        if pl_module.stepped and trainer.strategy.reduce_boolean_decision(self.interrupted, all=False):
+        if pl_module.stepped and trainer.strategy.reduce_boolean_decision(bool(self.number), all=False):
             trainer.should_stop = True
             trainer.limit_val_batches = 0  # or a last validation would come first
 
     def on_train_end(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
-        signal.signal(signal.SIGINT, self.previous)
+        self.restore()
 
     def on_exception(self, trainer: Trainer, pl_module: DiffusionModule, exception: BaseException) -> None:
-        if hasattr(self, "previous"):
-            signal.signal(signal.SIGINT, self.previous)
+        self.restore()
+
+    def restore(self) -> None:
+        """Handle signals as before the training."""
+        while self.previous:
+            signal.signal(*self.previous.popitem())

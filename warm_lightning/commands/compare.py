@@ -74,9 +74,6 @@ def compare(
     rows = [["score", "A", "B", "A − B", "95 % confidence interval"]]
     for name, d in differences.items():
         rows.append([name, *(f"{value:.4g}" for value in (d.a, d.b, d.value)), f"{d.low:.4g} to {d.high:.4g}"])
-    print(text_table(rows, "<>>><"))
-    if about.get("note"):
-        print(about["note"])
     if out:
         values = {
             name: {"a": d.a, "b": d.b, "difference": d.value, "interval": [d.low, d.high]}
@@ -84,6 +81,10 @@ def compare(
         }
         about = {"a": a, "b": b, "interval": MEANING, **provenance("cpu"), **about}
         write_file(Path(out), to_json({**values, "protocol": about}).encode())
+    print(text_table(rows, "<>>><"))
+    if about.get("note"):
+        print(about["note"])
+    if out:
         print(f"\nwritten to {out}")
 
 

@@ -8,6 +8,7 @@ from warm_lightning.checkpoints import (
     CHECKPOINTS,
     EMA_PREFIX,
     LEARNED_PREFIX,
+    MAY_CHANGE,
     RAW_PREFIX,
     RESULTS,
     SECTION,
@@ -47,10 +48,6 @@ def export(ckpt: Path, dst: Path, weights: Weights = "ema") -> None:
     document = {name: value for name, value in section.items() if name != "learned"}
     write_folder(dst, tensors | learned, document | {"weights": weights}, card)
     print(f"{dst}: {weights} weights of {parameters:,} parameters, configuration and model card")
-
-
-MAY_CHANGE = ("duration", "sampler", "guidance", "channels_last", "compile")
-"""Settings of the model that may change when a run is resumed."""
 
 
 def run_of(ckpt: Path, section: Mapping[str, Any]) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:

@@ -122,7 +122,7 @@ def restore(
     )
     check_output_paths([images, *([clean] if clean else [])], outdir, grid, given.names[:count])
     folder = writable_folder(outdir)
-    check_out(grid)
+    check_out(grid, replace=True)
 
     all_devices = Devices(accelerator, devices, precision)
     model = all_devices.move(model)

@@ -69,8 +69,9 @@ def score(
         scores.update(samples.take(index))
     count, values = scores.compute()
     values |= scores.companions(count)
-    print(scores.table(values, count))
     if out:
         about = {"images": images, **scores.describe(count), **provenance(extraction.device)}
         write_file(Path(out), to_json({**values, "protocol": about}).encode())
+    print(scores.table(values, count))
+    if out:
         print(f"\nwritten to {out}")
