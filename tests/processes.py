@@ -25,7 +25,8 @@ def forkserver() -> ForkServerContext:
     They have the environment of the first call of a test session, but for what they set themselves.
     """
     context = get_context("forkserver")
-    context.set_forkserver_preload(["warm_lightning.trainer_cli", "warm_lightning.commands.score"])
+    own = ["warm_lightning.trainer_cli", "warm_lightning.commands.score"]
+    context.set_forkserver_preload([*own, "sklearn.datasets", "torch.utils.tensorboard"])  # which a training imports
     return context
 
 
