@@ -15,9 +15,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
-from processes import forkserver
+from processes import as_a_program, forkserver
 from small import REPOSITORY, SMALL, here
 
 from experiments.__main__ import main as experiments
@@ -49,7 +48,7 @@ def limited(program: Callable[[Sequence[str]], int], largest: int, *arguments: s
 def _limited(
     sending: Connection, largest: int, program: Callable[[Sequence[str]], int], arguments: Sequence[str]
 ) -> None:
-    torch.set_num_threads(1)
+    as_a_program()
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     os.dup2(sending.fileno(), 2)
     sys.stderr = os.fdopen(2, "w", closefd=False)  # the stream there may be of a file, which a pipe is not
