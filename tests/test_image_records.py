@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import signal
-import subprocess
 import time
 import zipfile
 from pathlib import Path
@@ -11,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from small import SMALL, command, environment, here, refusal
+from processes import start_warm
+from small import SMALL, here, refusal
 
 from warm_lightning.cli import main
 
@@ -77,12 +76,12 @@ def test_more_seeds_of_the_same_settings_are_added(models: dict[str, Path], tmp_
 def test_an_interrupted_call_goes_on(models: dict[str, Path], tmp_path: Path) -> None:
     out = tmp_path / "out"
     generate = ["generate", f"--ckpt_path={models['plain']}", f"--outdir={out}", "--seeds=0-40", "--batch_size=1"]
-    process = subprocess.Popen(command(*generate), env=environment(), stderr=subprocess.DEVNULL)
+    process = start_warm(tmp_path, *generate)
     while len(pngs(out)) < 3:
-        assert process.poll() is None
+        assert process.is_alive()
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     assert main(["score", str(out), str(out), "--extractor=Pixels"]) == 2 or len(pngs(out)) == 41
     here(*generate)
     assert len(pngs(out)) == 41
