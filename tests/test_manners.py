@@ -619,3 +619,9 @@ def test_generated_images_are_not_sampled_again(run: Path, tmp_path: Path, capsy
 def test_what_is_no_name_is_refused(name: str, run: Path, tmp_path: Path, capsys, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert "not a name" in refusal(capsys, "export", str(last(run)), name)
+
+
+@pytest.mark.parametrize("work", [lambda: [0] * 2**60, lambda: torch.empty(2**50)], ids=["Python", "PyTorch"])
+def test_a_full_memory_is_one_line(work: Any, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("warm_lightning.cli.run", lambda command, arguments: work())
+    assert "the memory is full" in refusal(capsys, "describe")

@@ -9,7 +9,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppres
 from typing import Any, TextIO, cast
 
 from warm_lightning import __version__
-from warm_lightning.errors import UserError, check, error_text
+from warm_lightning.errors import UserError, check, error_text, is_full_memory
 from warm_lightning.paths import expand
 
 LONGEST = 800  # characters of an error message
@@ -83,8 +83,9 @@ def answer(arguments: list[str]) -> int:
         code = run(command, arguments[1:])
         sys.stdout.flush()
         return code
-    except (UserError, OSError) as error:
-        if os.environ.get("WARM_TRACEBACK") or isinstance(error, BrokenPipeError):
+    except Exception as error:
+        expected = isinstance(error, UserError | OSError) or is_full_memory(error)
+        if not expected or os.environ.get("WARM_TRACEBACK") or isinstance(error, BrokenPipeError):
             raise
         with suppress(OSError):
             print(one_line(f"warm {command}: {reason(error)}"), file=sys.stderr)
@@ -165,15 +166,19 @@ def use_utf8(restart: bool) -> None:
 
 
 def reason(error: Exception) -> str:
-    """The message of an error that a user or the operating system caused.
+    """The message of an error that a user, the operating system or a full memory caused.
 
     After an error, loggers may fail once more while they end: the first `UserError` counts.
     """
     first: BaseException | None = error
     while first and not isinstance(first, UserError):
         first = first.__context__
-    if first or not isinstance(error, OSError):
-        return str(first or error)
+    if first:
+        return str(first)
+    if is_full_memory(error):
+        return f"the memory is full ({error_text(error, 200)}): use smaller batches or images, or fewer processes"
+    if not isinstance(error, OSError):
+        return str(error)
     file = f"{error.filename}: " if error.filename else ""
     return f"{file}{error_text(error)}: look at the free space and the permissions of files, and start it again"
 
