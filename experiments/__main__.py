@@ -17,7 +17,7 @@ from experiments.cells import Budget
 from experiments.experiment import Experiment, read
 from experiments.identity import PAPERS
 from experiments.run import run
-from warm_lightning.cli import reason, use_utf8
+from warm_lightning.cli import open_streams, reason, use_utf8
 from warm_lightning.errors import UserError
 from warm_lightning.paths import path_argument
 
@@ -71,6 +71,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit code: 1 if a run failed, 2 for a user's error, 130 after Ctrl-C."""
+    open_streams()
     use_utf8(restart=arguments is None)
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     end = arguments.index("--") if "--" in arguments else len(arguments)

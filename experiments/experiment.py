@@ -13,8 +13,9 @@ from jsonargparse import ArgumentParser
 
 import experiments.analyses  # noqa: F401  (files name measures by their classes)
 from experiments.cells import CONDITIONAL, Budget, Cell, DataSet, Point, Settings
-from experiments.identity import DATA
+from experiments.identity import DATA, REPOSITORY
 from experiments.measures import Measure
+from warm_lightning.checkpoints import dotted_settings
 from warm_lightning.errors import UserError, check, user_errors
 
 # ---------------------------------------------------------------------- the format
@@ -318,10 +319,19 @@ def check_axes(experiment: Experiment) -> None:
     check(not wrong, f"{experiment.title}: {wrong[:1]} is no axis; they are {', '.join(experiment.axes) or 'none'}")
 
 
+def overlay_settings(overlay: str) -> set[str]:
+    """The dotted names of the settings in an overlay of configs/."""
+    content = yaml.safe_load((REPOSITORY / "configs" / f"{overlay}.yaml").read_text(encoding="utf-8"))
+    names = (name.removeprefix(".") for name, _ in dotted_settings(content, ""))
+    return {name.removesuffix(".class_path").replace(".init_args.", ".") for name in names}
+
+
 def check_extra(experiment: Experiment, extra: Sequence[str]) -> None:
     """Raise UserError for options of `warm` that the runner gives by itself, or that contradict labels of cells."""
     points = [point for axis in experiment.axes.values() for point in axis.by_label().values()]
     fixed = {name for point in points for name in (*point.set, *point.sample)} | set(RUNNER_OPTIONS)
+    overlays = {overlay for point in points for overlay in (*point.overlays, *point.sample_overlays)}
+    whole = fixed | {name for overlay in overlays for name in overlay_settings(overlay)}
     for option in extra:
         name = option.removeprefix("--").partition("=")[0]
         check(option.startswith("--") and "=" in option, f"{option}: write options of warm as --name=value")
@@ -336,7 +346,8 @@ def check_extra(experiment: Experiment, extra: Sequence[str]) -> None:
             "experiments/data, under set and score",
         )
         check(
-            name not in fixed,
+            not any(f"{name}.".startswith(f"{other}.") for other in fixed)
+            and not any(f"{other}.".startswith(f"{name}.") for other in whole),
             f"--{name}: is what the cells of this experiment differ in, or what their files say; choose cells with "
             "--only, samples with --num_images and --rounds, seeds with --seeds",
         )

@@ -17,7 +17,7 @@ from typing import Any
 from warm_lightning.config import resolved_config
 from warm_lightning.data.sources import source_name
 from warm_lightning.paths import expand
-from warm_lightning.records import file_hash
+from warm_lightning.records import file_hash, fingerprint
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PAPERS = REPOSITORY / "experiments" / "papers"
@@ -176,23 +176,3 @@ def file_sha256(path: Path) -> str | None:
 @cache
 def _file_sha256(path: Path, modified: int, size: int) -> str:
     return file_hash(path)  # once: checkpoints may have gigabytes, and several jobs ask for each
-
-
-FINGERPRINTED = 1 << 20
-"""Bytes at each end of a file that its fingerprint is made from."""
-
-
-def fingerprint(path: Path) -> str | None:
-    """The size of a file with a hash of its beginning and end; None if there is no such file.
-
-    A data set may have hundreds of gigabytes. The end of a zip file lists the checksums of all its members.
-    """
-    if not path.is_file():
-        return None
-    with path.open("rb") as file:
-        size = file.seek(0, 2)
-        parts = []
-        for start in (0, max(0, size - FINGERPRINTED)):
-            file.seek(start)
-            parts.append(file.read(FINGERPRINTED))
-    return f"{size}-{hashlib.sha256(b''.join(parts)).hexdigest()[:16]}"

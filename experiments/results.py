@@ -16,6 +16,7 @@ from typing import Any
 from experiments.cells import Cell
 from experiments.measures import Measure, Reading
 from experiments.runner import Job
+from warm_lightning.errors import UserError
 from warm_lightning.records import write_file
 
 # ---------------------------------------------------------------------- one cell
@@ -43,11 +44,19 @@ class Result:
 
 
 def collect(cell: Cell, measure: Measure, job: Job, training: Job | None) -> Result:
-    """Read the result of a finished job, and of the training before it where there was one."""
+    """Read the result of a finished job, and of the training before it where there was one.
+
+    Raises:
+        UserError: it cannot be read.
+    """
     note, training_note = job.note(), training.note() if training else {}
     provenance = note | {f"training_{name}": training_note.get(name) for name in ("machine", "git_commit")}
     seconds = training_note.get("seconds", 0.0), note["seconds"]
-    return Result(cell, measure, job.folder, measure.read(cell, job.folder), seconds, provenance)
+    try:
+        reading = measure.read(cell, job.folder)
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        raise UserError(f"{job.folder / job.result}: not what was written there: remove it, and run again") from error
+    return Result(cell, measure, job.folder, reading, seconds, provenance)
 
 
 # ---------------------------------------------------------------------- results.csv
@@ -205,9 +214,21 @@ class Invocations:
     folder: Path
 
     def read(self) -> list[dict[str, Any]]:
-        """Read all invocations that were noted, the first one first."""
-        paths = (self.folder / INVOCATIONS, self.folder / INVOCATIONS_BEFORE)
-        return next((list(json.loads(path.read_text(encoding="utf-8"))) for path in paths if path.exists()), [])
+        """Read all invocations that were noted, the first one first.
+
+        Raises:
+            UserError: the file holds something else.
+        """
+        for path in (self.folder / INVOCATIONS, self.folder / INVOCATIONS_BEFORE):
+            if not path.exists():
+                continue
+            try:
+                invocations = list(json.loads(path.read_text(encoding="utf-8")))
+                self.texts(invocations)
+            except (ValueError, LookupError, TypeError) as error:
+                raise UserError(f"{path}: no list of invocations: remove it") from error
+            return invocations
+        return []
 
     @contextmanager
     def noted(self, command: str, has_work: bool) -> Iterator[None]:
@@ -237,8 +258,12 @@ class Invocations:
 
     def lines(self) -> list[str]:
         """The invocations in words, for reports."""
+        return self.texts(self.read())
+
+    def texts(self, invocations: Sequence[Mapping[str, Any]]) -> list[str]:
+        """Invocations in words."""
         lines = []
-        for invocation in self.read():
+        for invocation in invocations:
             time = "" if invocation["seconds"] is None else f" after {duration(invocation['seconds'])}"
             end = f"ended{time}" if invocation["ended"] else f"stopped{time}" if time else "killed"
             lines.append(f"`{invocation['command']}` of {invocation['began']}: {end}")

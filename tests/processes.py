@@ -5,7 +5,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Sequence
-from multiprocessing import get_context
+from multiprocessing import get_context, set_start_method
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,8 @@ def forkserver() -> ForkServerContext:
     They have the environment of the first call of a test session, but for what they set themselves.
     """
     context = get_context("forkserver")
-    context.set_forkserver_preload(["warm_lightning.trainer_cli", "warm_lightning.commands.score"])
+    own = ["warm_lightning.trainer_cli", "warm_lightning.commands.score"]
+    context.set_forkserver_preload([*own, "sklearn.datasets", "torch.utils.tensorboard"])  # which a training imports
     return context
 
 
@@ -57,8 +58,17 @@ def warm_on_two(folder: Path, *arguments: str) -> list[str]:
     return [(folder / f"{rank}.txt").read_text() for rank in range(2)]
 
 
-def _warm(folder: Path, arguments: Sequence[str]) -> None:
+def as_a_program() -> None:
+    """Undo what a process that is forked from the server of multiprocessing has other than one that is started.
+
+    Its workers would be forked from a server, too, which outlives a process that is killed.
+    """
     torch.set_num_threads(1)
+    set_start_method(None, force=True)
+
+
+def _warm(folder: Path, arguments: Sequence[str]) -> None:
+    as_a_program()
     os.chdir(folder)
     with Path("output.txt").open("w") as output:
         os.dup2(output.fileno(), 1)
@@ -67,7 +77,7 @@ def _warm(folder: Path, arguments: Sequence[str]) -> None:
 
 
 def _warm_of_two(rank: int, folder: Path, port: int, arguments: list[str]) -> None:
-    torch.set_num_threads(1)
+    as_a_program()
     place = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
     os.environ |= {name: str(value) for name, value in {**place, **meeting}.items()}

@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 REPOSITORY = Path(__file__).resolve().parent.parent
 DIGITS = REPOSITORY / "configs" / "digits.yaml"
 
-# The digits configuration without pictures and scores on the way.
+# The digits configuration without pictures and scores on the way, and with four batches of validation.
 PLAIN = [
     f"--config={DIGITS}",
+    "--trainer.limit_val_batches=4",
     "--samples.every=0",
     "--samples.seeds=0-3",
     "--samples.trajectory=0",

@@ -7,7 +7,7 @@ from typing import IO, Any
 import pytest
 import torch
 import yaml
-from small import DIGITS, REPOSITORY, SMALL, here
+from small import DIGITS, REPOSITORY, SMALL, here, refusal
 
 from warm_lightning import load_checkpoint, load_config
 from warm_lightning.checkpoints import (
@@ -241,3 +241,32 @@ def test_raw_and_averaged_weights_stand_under_their_names(hot: Path) -> None:
         == without_prefix(state, EMA_PREFIX).keys()
         == load_checkpoint(last(hot)).model().network.state_dict().keys()
     )
+
+
+# ---------------------------------------------------------------------- settings beside a checkpoint
+
+
+@pytest.mark.parametrize("command", ["test", "validate"])
+def test_weights_are_not_scored_as_those_of_another_model(
+    hot: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    options = [*SMALL, HOT, f"--trainer.default_root_dir={hot}", "--model.preconditioning.sigma_data=0.1"]
+    assert "its weights mean something else" in refusal(capsys, command, *options)
+
+
+@pytest.mark.parametrize(
+    ("setting", "named"),
+    [
+        ("seed=9", "only training depends on it"),
+        ("label_dropout=0.1", "only training depends on it"),
+        ("loss=SquaredError", "only training depends on it"),
+        ("preconditioning.sigma_data=0.1", "its weights mean something else"),
+        ("parameterization=Epsilon", "its weights mean something else"),
+    ],
+)
+def test_overrides_are_of_sampling(
+    hot: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], setting: str, named: str
+) -> None:
+    options = [f"--ckpt_path={last(hot)}", "--seeds=0", f"--outdir={tmp_path}", f"--override+={setting}"]
+    assert named in refusal(capsys, "generate", *options)
+    assert not list(tmp_path.iterdir())

@@ -1,6 +1,7 @@
 """The `warm` program: what it refuses, and in how many words."""
 
 import pickle
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -14,6 +15,7 @@ from small import DIGITS, REPOSITORY, SMALL, here, refusal
 
 from warm_lightning import __version__, load_config
 from warm_lightning import trainer_cli as lightning_cli
+from warm_lightning.callbacks import ScoreSamples
 from warm_lightning.cli import main
 from warm_lightning.config import split_settings
 from warm_lightning.errors import UserError
@@ -193,12 +195,13 @@ def test_labels_are_checked_before_sampling(tmp_path: Path, capsys: pytest.Captu
     assert len(list((tmp_path / "out").glob("*.png"))) == 2
 
 
-def test_a_resumed_run_has_the_optimizer_that_was_typed(run: Path) -> None:
+def test_a_resumed_run_has_the_optimizer_that_was_typed(run: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "copy"))
     here(
-        "fit", *SMALL, "--model.duration=96", "--model.betas=[0.5,0.9]", f"--trainer.default_root_dir={run}",
+        "fit", *SMALL, "--model.duration=96", "--model.betas=[0.5,0.9]", f"--trainer.default_root_dir={copy}",
         "--ckpt_path=last",
     )  # fmt: skip
-    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    checkpoint = torch.load(copy / "checkpoints" / "last.ckpt", weights_only=True)
     assert list(checkpoint["optimizer_states"][0]["param_groups"][0]["betas"]) == [0.5, 0.9]
 
 
@@ -222,6 +225,27 @@ def test_seeds() -> None:
     for wrong in ("5-2", "", "1;2", "-3", "1-"):
         with pytest.raises(UserError):
             parse_seeds(wrong)
+
+
+def test_no_seed_counts_twice() -> None:
+    """Nor one that is the same modulo 2³²."""
+    for wrong in ("0-3,2", "1,1", "0-1,0-1", "0,4294967296"):
+        with pytest.raises(UserError):
+            parse_seeds(wrong)
+    assert parse_seeds("3,4294967295,1") == [3, 4294967295, 1]
+    assert parse_seeds("1,1", distinct=False) == [1, 1]
+    with pytest.raises(UserError, match="first_seed"):
+        ScoreSamples(first_seed=2**32 - 10, num_images=10, rounds=2)
+
+
+@pytest.mark.parametrize(
+    "text", ["model: {lr: 1}\nmodel: {lr: 2}\n", "model:\n  lr: 1\n  lr: 2\n", "- {a: 1,\n   a: 2}\n"]
+)
+def test_no_name_stands_twice_in_yaml(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str) -> None:
+    """The first would have no effect."""
+    file = tmp_path / "twice.yaml"
+    file.write_text(text)
+    assert "stands twice" in refusal(capsys, "describe", f"--config={DIGITS}", f"--config={file}")
 
 
 def test_load_config_overrides(capsys: pytest.CaptureFixture[str]) -> None:

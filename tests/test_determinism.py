@@ -3,21 +3,20 @@
 import os
 import random
 import signal
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from processes import warm_on_two
-from small import AUGMENTED, PLAIN, SMALL, command, environment, here, warm
+from processes import start_warm, warm_on_two
+from small import AUGMENTED, SMALL, here, warm
 
 from warm_lightning import load_checkpoint
 from warm_lightning.checkpoints import read_checkpoint
 from warm_lightning.images import quantise, read_png
 
-STEPS, BATCH = 40, 64
+STEPS, BATCH = 80, 64
 
 
 def last(folder: Path) -> Path:
@@ -46,19 +45,20 @@ def fit(folder: Path, *arguments: str) -> list[str]:
 
 
 def fit_digits(folder: Path) -> list[str]:
-    """40 steps of the digits configuration, with dropout and augmentation so that their randomness counts too."""
+    """80 steps of a small network, with dropout and augmentation so that their randomness counts too."""
     changes = [
         f"--model.duration={STEPS * BATCH}",
+        f"--data.batch_size={BATCH}",
         "--model.network.dropout=0.1",
         "--checkpoints.every=640",
         *AUGMENTED,
     ]
-    return ["fit", *PLAIN, f"--trainer.default_root_dir={folder}", "--ckpt_path=last", *changes]
+    return fit(folder, "--ckpt_path=last", *changes)
 
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run of these 40 steps that is not interrupted."""
+    """The folder of a run of these 80 steps that is not interrupted."""
     folder = tmp_path_factory.mktemp("straight")
     here(*fit_digits(folder))
     return folder
@@ -66,19 +66,13 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_killed_and_resumed_is_the_same_to_the_bit(straight: Path, tmp_path: Path) -> None:
     arguments = fit_digits(tmp_path)
-    process = subprocess.Popen(
-        command(*arguments),
-        cwd=tmp_path,
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    process = start_warm(tmp_path, *arguments)
     while not last(tmp_path).exists():
-        assert process.poll() is None, "ended before the first checkpoint"
+        assert process.is_alive(), "ended before the first checkpoint"
         time.sleep(0.005)
     time.sleep(random.SystemRandom().uniform(0, 1))
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     seen = read_checkpoint(last(tmp_path))["warm_lightning"]["images_seen"]
     assert 0 < seen < STEPS * BATCH, f"killed too late to test anything: {seen} images"
     here(*arguments)
@@ -176,24 +170,16 @@ def test_the_notebook_makes_the_programs_images(straight: Path, tmp_path: Path) 
 
 def test_ctrl_c_saves_and_exits_with_130(tmp_path: Path) -> None:
     arguments = fit(tmp_path, "--model.duration=1e6", "--checkpoints.every=0")
-    process = subprocess.Popen(
-        command(*arguments),
-        cwd=tmp_path,
-        env=environment(PYTHONUNBUFFERED="1"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-    assert process.stdout is not None
-    os.set_blocking(process.stdout.fileno(), True)
-    text = b""
-    while b"Training:" not in text or b"loss=" not in text:
-        chunk = process.stdout.read1(4096)
-        assert chunk, text.decode()
-        text += chunk
-    process.send_signal(signal.SIGINT)
-    rest, _ = process.communicate(timeout=60)
-    assert process.returncode == 130, (text + rest).decode()
-    assert b"Traceback" not in text + rest
+    process = start_warm(tmp_path, *arguments)
+    output = tmp_path / "output.txt"
+    while not output.exists() or not all(word in output.read_text() for word in ("Training:", "loss=")):
+        assert process.is_alive(), output.read_text()
+        time.sleep(0.005)
+    assert process.pid
+    os.kill(process.pid, signal.SIGINT)
+    process.join(60)
+    assert process.exitcode == 130, output.read_text()
+    assert "Traceback" not in output.read_text()
     seen = read_checkpoint(last(tmp_path))["warm_lightning"]["images_seen"]
     assert 0 < seen < 1e6
     here(*fit(tmp_path, f"--model.duration={seen + 64}", "--ckpt_path=last"))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import DIGITS, SMALL, here
+from small import DIGITS, SMALL, here, refusal
 from torch import Tensor
 from truths import digits, noise
 
@@ -301,3 +301,14 @@ def test_wrong_arguments_are_errors_of_one_line(
     assert main(arguments) == 2
     assert "pip install 'warm-lightning[plots]'" in capsys.readouterr().err
     assert not (tmp_path / "out" / "drift.json").exists()
+
+
+def test_estimates_that_are_not_finite_are_no_drift(
+    ckpt: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = torch.load(ckpt, weights_only=True)
+    checkpoint["state_dict"] = {n: torch.full_like(t, torch.nan) for n, t in checkpoint["state_dict"].items()}
+    torch.save(checkpoint, tmp_path / "nan.ckpt")
+    where = [f"--ckpt_path={tmp_path / 'nan.ckpt'}", f"--outdir={tmp_path / 'out'}", "--accelerator=cpu"]
+    assert "are not finite" in refusal(capsys, "drift", *CONDITIONAL, *where, "--num_images=2")
+    assert not list((tmp_path / "out").iterdir())

@@ -1,14 +1,12 @@
 """Trials of endurance with a command that takes a moment: what is counted as ended and as equal."""
 
 import random
-import resource
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from experiments.benchmarks import endurance
-from experiments.benchmarks.endurance import Subject, files_hash, summary, trial
+from experiments.benchmarks.endurance import Subject, Undisturbed, files_hash, run_undisturbed, summary, trial
 from warm_lightning.errors import UserError
 
 # Counts to ten in a file, a number at a time, and goes on where it was; or begins with what is there, and is wrong.
@@ -31,28 +29,28 @@ def result(folder: Path) -> str:
 
 def trials(way: str, name: str, folder: Path) -> list[dict[str, Any]]:
     subject = Subject(name, ("-c", COUNTS, "FOLDER", name), result)
-    expected = " ".join(map(str, range(10)))
-    return [trial(subject, way, expected, 0.4, random.Random(seed), folder) for seed in range(3)]
+    known = run_undisturbed(subject, folder / "undisturbed")
+    assert known.result == "0 1 2 3 4 5 6 7 8 9"
+    assert known.file_bytes == 19
+    return [trial(subject, way, known, random.Random(seed), folder) for seed in range(3)]
 
 
-@pytest.mark.parametrize("way", ["kill", "disk"])
-def test_a_command_that_goes_on_ends_equal(way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(endurance.LIMITS, "disk", (resource.RLIMIT_FSIZE, 18))  # the whole file has 19 bytes
+@pytest.mark.parametrize("way", ["kill", "disk", "memory"])
+def test_a_command_that_goes_on_ends_equal(way: str, tmp_path: Path) -> None:
     rows = trials(way, "goes on", tmp_path)
     assert all(1 <= row["ended"] <= 3 and row["equal"] for row in rows)
     assert summary(rows).splitlines()[2].startswith(f"| goes on | {way} | 3 |")
-    assert list(tmp_path.iterdir()) == []
+    assert [folder.name for folder in tmp_path.iterdir()] == ["undisturbed"]
 
 
-def test_a_command_that_begins_with_what_is_there_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(endurance.LIMITS, "disk", (resource.RLIMIT_FSIZE, 18))
+def test_a_command_that_begins_with_what_is_there_is_found(tmp_path: Path) -> None:
     assert not all(row["equal"] for row in trials("disk", "again", tmp_path))
 
 
 def test_a_command_that_nothing_ends_is_no_trial(tmp_path: Path) -> None:
     subject = Subject("at once", ("-c", "pass"), lambda folder: "")
     with pytest.raises(UserError, match="no kill"):
-        trial(subject, "kill", "", 60.0, random.Random(0), tmp_path)
+        trial(subject, "kill", Undisturbed("", 60.0, 1, 1), random.Random(0), tmp_path)
 
 
 def test_files_are_told_apart_by_name_and_content(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """`warm export`: the folder gives the same samples as the checkpoint, and says what it is."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -244,3 +245,13 @@ def short(path: Path) -> str:
 
 def age(path: Path) -> None:
     path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), "format_version": 99}))
+
+
+def test_the_card_says_that_scores_have_other_settings(run: Path, exported: Path, tmp_path: Path) -> None:
+    assert "other settings" not in (exported / "README.md").read_text()
+    shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("exported"))
+    where = [f"--trainer.default_root_dir={tmp_path / 'run'}", "--model.sampler.grid.steps=3"]
+    here("test", *SMALL, *where)
+    here("export", str(last(tmp_path / "run")), str(tmp_path / "card"))
+    card = (tmp_path / "card" / "README.md").read_text()
+    assert "These are scores with other settings: sampler was" in card

@@ -8,16 +8,19 @@ import os
 import resource
 import shutil
 import signal
-import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
 import yaml
-from small import REPOSITORY, SMALL, command, environment, here
+from processes import as_a_program, forkserver
+from small import REPOSITORY, SMALL, here
 
+from experiments.__main__ import main as experiments
+from warm_lightning.cli import main
 from warm_lightning.errors import UserError
 from warm_lightning.records import whole_file, write_file
 
@@ -30,12 +33,27 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def limited(words: list[str], largest: int) -> subprocess.CompletedProcess[str]:
-    """Run a program that cannot write files of more bytes."""
-    limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (largest, largest))
-    return subprocess.run(
-        words, cwd=REPOSITORY, env=environment(), capture_output=True, text=True, check=False, preexec_fn=limit
-    )
+def limited(program: Callable[[Sequence[str]], int], largest: int, *arguments: str) -> tuple[int | None, str]:
+    """Run a program in a process that cannot write files of more bytes; gives its exit code and standard error."""
+    receiving, sending = forkserver().Pipe(duplex=False)
+    process = forkserver().Process(target=_limited, args=(sending, largest, program, arguments))
+    process.start()
+    sending.close()
+    with receiving, os.fdopen(os.dup(receiving.fileno()), encoding="utf-8") as stream:
+        messages = stream.read()
+    process.join()
+    return process.exitcode, messages
+
+
+def _limited(
+    sending: Connection, largest: int, program: Callable[[Sequence[str]], int], arguments: Sequence[str]
+) -> None:
+    as_a_program()
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    os.dup2(sending.fileno(), 2)
+    sys.stderr = os.fdopen(2, "w", closefd=False)  # the stream there may be of a file, which a pipe is not
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
+    sys.exit(program(arguments))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -50,10 +68,10 @@ def test_a_training_that_cannot_write_loses_nothing(largest: int, run: Path, tmp
     shutil.copytree(run, folder)
     before = contents(folder)
     fit = ["fit", *SMALL, "--model.duration=128", f"--trainer.default_root_dir={folder}", "--ckpt_path=last"]
-    done = limited(command(*fit), largest)
-    assert done.returncode == 2, done.stderr
-    assert "Traceback" not in done.stderr
-    assert len([line for line in done.stderr.splitlines() if line.startswith("warm fit: ")]) == 1
+    code, messages = limited(main, largest, *fit)
+    assert code == 2, messages
+    assert "Traceback" not in messages
+    assert len([line for line in messages.splitlines() if line.startswith("warm fit: ")]) == 1
     after = contents(folder)
     assert after.keys() == before.keys()
     assert yaml.safe_load(after.pop("config.yaml"))["model"]
@@ -68,18 +86,17 @@ def test_a_test_that_cannot_write_keeps_its_earlier_results(run: Path, tmp_path:
     test = ["test", *SMALL, f"--trainer.default_root_dir={folder}", "--scores.num_images=8"]
     here(*test)
     before = contents(folder)
-    done = limited(command(*test, "--scores.first_seed=8"), 60)
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr
+    code, messages = limited(main, 60, *test, "--scores.first_seed=8")
+    assert code == 2
+    assert "Traceback" not in messages
     assert contents(folder) == before
 
 
 def test_experiments_on_a_full_disk_end_in_one_line(tmp_path: Path) -> None:
-    words = [sys.executable, "-m", "experiments", "run", "compare", "--data=digits", "--cells=1", f"--out={tmp_path}"]
-    done = limited(words, 60)
-    assert done.returncode == 2
-    assert len(done.stderr.splitlines()) == 1, done.stderr
-    assert "cannot be written" in done.stderr
+    code, messages = limited(experiments, 60, "run", "compare", "--data=digits", "--cells=1", f"--out={tmp_path}")
+    assert code == 2
+    assert len(messages.splitlines()) == 1, messages
+    assert "cannot be written" in messages
     assert not [path for path in tmp_path.rglob("*") if "unfinished" in path.name or path.suffix == ".json"]
 
 

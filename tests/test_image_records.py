@@ -2,15 +2,15 @@
 
 import json
 import shutil
-import signal
-import subprocess
 import time
 import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
-from small import SMALL, command, environment, here, refusal
+from processes import start_warm
+from small import SMALL, here, refusal
 
 from warm_lightning.cli import main
 
@@ -76,12 +76,12 @@ def test_more_seeds_of_the_same_settings_are_added(models: dict[str, Path], tmp_
 def test_an_interrupted_call_goes_on(models: dict[str, Path], tmp_path: Path) -> None:
     out = tmp_path / "out"
     generate = ["generate", f"--ckpt_path={models['plain']}", f"--outdir={out}", "--seeds=0-40", "--batch_size=1"]
-    process = subprocess.Popen(command(*generate), env=environment(), stderr=subprocess.DEVNULL)
+    process = start_warm(tmp_path, *generate)
     while len(pngs(out)) < 3:
-        assert process.poll() is None
+        assert process.is_alive()
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     assert main(["score", str(out), str(out), "--extractor=Pixels"]) == 2 or len(pngs(out)) == 41
     here(*generate)
     assert len(pngs(out)) == 41
@@ -163,3 +163,18 @@ def test_restored_images_of_other_settings_are_refused(
     here("score", str(tmp_path / "out"), str(tmp_path / "given"), "--extractor=Pixels")
     Image.new("L", (8, 8)).save(tmp_path / "out" / "stale.png")
     assert "stale.png" in refusal(capsys, "score", str(tmp_path / "out"), str(tmp_path / "given"), "--extractor=Pixels")
+
+
+def test_images_that_are_not_finite_are_refused(
+    models: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    contents_of = torch.load(models["plain"], weights_only=True)
+    contents_of["state_dict"] = {n: torch.full_like(t, torch.nan) for n, t in contents_of["state_dict"].items()}
+    torch.save(contents_of, tmp_path / "nan.ckpt")
+    where = [f"--ckpt_path={tmp_path / 'nan.ckpt'}", f"--outdir={tmp_path / 'out'}"]
+    assert "of seed 7 has pixels that are not finite" in refusal(capsys, "generate", *where, "--seeds=7-8", "--steps=2")
+    (tmp_path / "clean").mkdir()
+    Image.new("L", (8, 8)).save(tmp_path / "clean" / "a.png")
+    degraded = [str(tmp_path / "clean"), "--degrade", "--blur=0.25", "--noise=0.5"]
+    assert "image a has pixels that are not finite" in refusal(capsys, "restore", *degraded, *where)
+    assert not list((tmp_path / "out").iterdir())

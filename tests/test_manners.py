@@ -1,9 +1,14 @@
 """Tests of mistakes in a training: each is one line at the start, and nothing is lost or left half-done."""
 
 import json
+import multiprocessing
 import os
+import shutil
+import signal
 import subprocess
+import sys
 import time
+from contextlib import redirect_stdout
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +29,7 @@ from warm_lightning.config import resolved_config
 from warm_lightning.data.datamodule import VALIDATION_IMAGES
 from warm_lightning.errors import UserError
 from warm_lightning.metrics import Pixels
+from warm_lightning.records import write_file
 from warm_lightning.strategies import check_precision
 
 
@@ -151,7 +157,8 @@ def test_what_takes_long_begins_after_a_checkpoint(tmp_path: Path, monkeypatch) 
     monkeypatch.undo()
     # The scores that were not finished come first, as the training goes on.
     order = ["--trainer.callbacks+=test_manners.Order", "--ckpt_path=last", "--checkpoints.monitor=first"]
-    here(*fit(tmp_path, *order, "--scores.every=160", "--scores.every_num_images=16"))
+    whole = "--trainer.limit_val_batches=1.0"
+    here(*fit(tmp_path, *order, whole, "--scores.every=160", "--scores.every_num_images=16"))
     assert {images for _, images in Order.notes} == {320}
     assert len(Order.notes) == -(-VALIDATION_IMAGES // 32)
     assert (tmp_path / "checkpoints" / "best-fd16_pixel.ckpt").is_file()
@@ -329,3 +336,292 @@ def test_a_slow_precision_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     with pytest.warns(UserWarning, match="32-true"):
         check_precision("bf16-mixed", torch.device("cpu"))
+
+
+# ---------------------------------------------------------------------- numbers and labels are true
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "--model.duration=.inf",
+        "--model.lr=.inf",
+        "--model.lr_ramp=.inf",
+        "--model.betas=[1.5,0.9]",
+        "--model.eps=-1",
+        "--scores.every=.inf",
+        "--checkpoints.every=.inf",
+        "--trainer.min_steps=20",
+        "--trainer.min_epochs=1",
+    ],
+)
+def test_a_training_ends_as_its_settings_say_or_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    name = option.partition("=")[0].rpartition(".")[2].removeprefix("--")
+    line = refusal(capsys, *fit(tmp_path), option)
+    assert name in line
+    assert "WARM_TRACEBACK" not in line
+    assert not last(tmp_path).exists()
+
+
+def test_what_is_said_is_what_is_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The number of images to train on, where max_steps ends it before, and the images that a loss is of."""
+    here(*fit(tmp_path, "--trainer.max_steps=2"))
+    assert "Training from 0 to 64 images" in capsys.readouterr().out
+    assert read_checkpoint(last(tmp_path))["warm_lightning"]["images_seen"] == 64
+    folder = f"--trainer.default_root_dir={tmp_path}"
+    for options, text in (
+        ([], f"on {VALIDATION_IMAGES:,} training images, since none are held out"),
+        (["--trainer.limit_val_batches=2"], f"on trainer.limit_val_batches 2 of {VALIDATION_IMAGES:,} training images"),
+        (["--data.held_out=40"], "on 40 held-out images"),
+    ):
+        here("validate", *SMALL, folder, *options)
+        assert text in capsys.readouterr().out
+
+
+def test_the_best_is_the_best_of_its_own_score(tmp_path: Path) -> None:
+    """A training that goes on with another score does not compare it with values of the first."""
+    scored = ["--scores.every=160", "--scores.every_num_images=16"]
+    here(*fit(tmp_path, "--model.duration=160", *scored, "--checkpoints.monitor=kid16_pixel"))
+    here(*fit(tmp_path, "--ckpt_path=last", *scored, "--checkpoints.monitor=fd16_pixel"))  # a hundred times as large
+    names = {"best-kid16_pixel.ckpt": 160, "best-fd16_pixel.ckpt": 320}
+    for name, images_seen in names.items():
+        assert read_checkpoint(tmp_path / "checkpoints" / name)["warm_lightning"]["images_seen"] == images_seen
+
+
+# ---------------------------------------------------------------------- a run is one training, and goes on as such
+
+
+def seen(checkpoint: Path) -> int:
+    """The number of images of a checkpoint."""
+    return read_checkpoint(checkpoint)["warm_lightning"]["images_seen"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of 320 images, with checkpoints of 128 and 256."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    here(*fit(folder, "--checkpoints.keep_every=128"))
+    return folder
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    """A copy of that run."""
+    return Path(shutil.copytree(trained, tmp_path / "copy"))
+
+
+class Signalled(Callback):
+    """Sends this process a signal in its third step."""
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 2:
+            os.kill(os.getpid(), int(os.environ["SIGNAL"]))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_what_ends_a_training_lets_it_save_its_step(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SIGNAL", str(int(number)))
+    options = ["--trainer.callbacks+=test_manners.Signalled", "--ckpt_path=last"]
+    handler = signal.getsignal(number)
+    assert main(fit(tmp_path, *options)) == 128 + number
+    assert signal.getsignal(number) == handler
+    assert seen(last(tmp_path)) == 96
+    here(*fit(tmp_path, "--ckpt_path=last"))
+    assert seen(last(tmp_path)) == 320
+
+
+def test_a_signal_that_is_ignored_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As nohup starts a program."""
+    monkeypatch.setenv("SIGNAL", str(int(signal.SIGHUP)))
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        here(*fit(tmp_path, "--trainer.callbacks+=test_manners.Signalled"))
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert seen(last(tmp_path)) == 320
+
+
+@pytest.mark.parametrize(
+    ("option", "word"),
+    [
+        ("--model.process.path.bnr=2", "model.process.init_args.path.init_args.bnr is 0.5 there and 2.0 here"),
+        ("--model.process=Hot", "model.process.class_path"),
+        ("--model.preconditioning.sigma_data=0.1", "sigma_data"),
+        ("--model.seed=5", "model.seed is 0 there and 5 here"),
+        ("--model.label_dropout=0.1", "model.label_dropout"),
+        ("--model.clock_law.mean=0", "model.clock_law"),
+        ("--data.xflip=true", "xflip"),
+        ("--data.held_out=100", "number of images 1797 there, 1697 here"),
+    ],
+)
+def test_another_training_does_not_go_on_in_a_run(option: str, word: str, run: Path, capsys) -> None:
+    before = last(run).read_bytes(), (run / "config.yaml").read_bytes()
+    assert word in refusal(capsys, *fit(run, "--ckpt_path=last", "--model.duration=384", option))
+    assert (last(run).read_bytes(), (run / "config.yaml").read_bytes()) == before
+
+
+def test_what_may_change_within_a_run(run: Path) -> None:
+    options = ["--model.lr=1e-4", "--model.network.dropout=0.1", "--model.sampler.grid.steps=5", "--data.batch_size=64"]
+    here(*fit(run, "--ckpt_path=last", "--model.duration=384", *options))
+    assert seen(last(run)) == 384
+
+
+def test_a_run_that_has_ended_says_so_and_keeps_its_settings(run: Path, capsys) -> None:
+    """Such as by a loop over learning rates that forgets to give each training its folder."""
+    before = (run / "config.yaml").read_bytes()
+    assert "model.lr is 0.0015 there and 0.01 here" in refusal(capsys, *fit(run, "--ckpt_path=last", "--model.lr=0.01"))
+    here(*fit(run, "--ckpt_path=last", "--model.duration=160"))
+    assert "Nothing to train: 320 images seen of 160" in capsys.readouterr().out
+    assert (run / "config.yaml").read_bytes() == before
+
+
+def test_a_run_goes_on_from_what_is_left_of_its_checkpoints(run: Path, capsys) -> None:
+    last(run).unlink()
+    assert "already holds a run" in refusal(capsys, *fit(run))
+    here(*fit(run, "--ckpt_path=last"))
+    assert "Training from 256 to 320 images" in capsys.readouterr().out
+
+
+def test_a_later_checkpoint_is_not_written_over(run: Path, tmp_path: Path, capsys) -> None:
+    earlier = f"--ckpt_path={run / 'checkpoints' / 'images-000000128.ckpt'}"
+    assert "320, which would be lost" in refusal(capsys, *fit(run, earlier))
+    here(*fit(tmp_path / "branch", earlier, "--model.duration=160"))
+    last(run).write_bytes(last(run).read_bytes()[:1000])  # of a damaged one nothing can be lost
+    here(*fit(run, earlier, "--model.duration=160"))
+    assert seen(last(run)) == seen(last(tmp_path / "branch")) == 160
+
+
+@pytest.mark.parametrize("command", ["fit", "test"])
+def test_a_copied_run_is_not_taken_for_the_first(command: str, run: Path, trained: Path, capsys) -> None:
+    """Its configuration names the folder that it had."""
+    before = last(trained).read_bytes()
+    words = [command, f"--config={run / 'config.yaml'}", "--ckpt_path=last"]
+    assert f"add --trainer.default_root_dir={run}" in refusal(capsys, *words)
+    if command == "fit":
+        here("fit", str(run), "--model.duration=352")
+        assert seen(last(run)) == 352
+    assert last(trained).read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("option", "word"),
+    [
+        ("--model.betas=[1,1]", "betas"),
+        ("--model.eps=-1", "eps"),
+        ("--trainer.accumulate_grad_batches=0", "accumulate_grad_batches"),
+        ("--samples.seeds=0-3999999999", "10,000,000"),
+    ],
+)
+def test_numbers_that_cannot_be_are_one_line(option: str, word: str, tmp_path: Path, capsys) -> None:
+    assert word in refusal(capsys, *fit(tmp_path, option))
+
+
+def test_a_score_that_does_not_exist_is_missed_at_the_start(tmp_path: Path, capsys) -> None:
+    options = ["--checkpoints.monitor=no_such", "--scores.every=160", "--scores.every_num_images=16"]
+    assert "fd16_pixel" in refusal(capsys, *fit(tmp_path, *options))
+    assert not last(tmp_path).exists()
+
+
+def test_results_are_not_written_over(run: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("warm_lightning.commands.shared.Source", None)  # before any image is read
+    statistics = shutil.copy(last(run), run / "reference.npz")
+    for words in (
+        ["score", "a", "b", "--extractor=Pixels", f"--out={last(run)}"],
+        ["compare", "a", "b", "--reference=c", "--extractor=Pixels", f"--out={last(run)}"],
+        ["reference-stats", "a", str(statistics)],
+    ):
+        assert "already exists" in refusal(capsys, *words)
+
+
+def test_streams_that_are_closed_are_no_files() -> None:
+    """Whatever a program without standard streams opens first must not get what is written to these."""
+    child = os.fork()
+    if not child:
+        for number in range(3):
+            os.close(number)
+        sys.stdin = sys.stdout = sys.stderr = None  # as Python starts then
+        code = main(["--version"])
+        os._exit(code or os.open(os.devnull, os.O_RDONLY) < 3)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_a_result_may_have_the_longest_name(tmp_path: Path) -> None:
+    for name in ("ü" * 127 + "x", "x" * 255):
+        write_file(tmp_path / name, b"result")
+        assert (tmp_path / name).read_bytes() == b"result"
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+class Unread(Callback):
+    """Closes the reader of this process's output after the second step, and then has something to say."""
+
+    reader = -1
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 1:
+            os.close(Unread.reader)
+        print("step", batch_idx, flush=True)
+
+
+def test_a_training_goes_on_without_a_reader(tmp_path: Path) -> None:
+    Unread.reader, writer = os.pipe()
+    with os.fdopen(writer, "w") as output, redirect_stdout(output):
+        here(*fit(tmp_path, "--trainer.callbacks+=test_manners.Unread"))
+    assert seen(last(tmp_path)) == 320
+
+
+class WorkerKilled(Callback):
+    """Kills a worker of the data."""
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 2:
+            os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+            time.sleep(60)  # until PyTorch notices
+
+
+def test_a_worker_that_dies_is_one_line(tmp_path: Path, capsys) -> None:
+    options = ["--trainer.callbacks+=test_manners.WorkerKilled", "--data.num_workers=1"]
+    assert "Lower data.num_workers" in refusal(capsys, *fit(tmp_path, *options))
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "samples", "posthoc"])
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_a_part_of_the_run_that_cannot_be_written_is_missed_at_the_start(
+    kind: str, name: str, tmp_path: Path, capsys
+) -> None:
+    """Such as a link to a disk that is not there."""
+    part = tmp_path / name
+    part.touch() if kind == "file" else part.symlink_to(tmp_path / "none" / "such")
+    assert f"{part}: cannot be written to" in refusal(capsys, *fit(tmp_path))
+    assert not (tmp_path / "config.yaml").exists()
+
+
+def test_generated_images_are_not_sampled_again(run: Path, tmp_path: Path, capsys) -> None:
+    """A call that was interrupted goes on where it was; what it has written is whole."""
+    generate = ["generate", f"--ckpt_path={last(run)}", "--seeds=0-5", f"--outdir={tmp_path / 'out'}"]
+    here(*generate)
+    first = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.png")}
+    missing, empty, *kept = sorted(written)
+    missing.unlink()
+    empty.write_bytes(b"")
+    here(*generate, "--batch_size=1")
+    assert "4 images of these settings were there already" in capsys.readouterr().out
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == first
+    assert all(path.stat().st_mtime_ns == written[path] for path in kept)
+
+
+@pytest.mark.parametrize("name", [".", "/"])
+def test_what_is_no_name_is_refused(name: str, run: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "not a name" in refusal(capsys, "export", str(last(run)), name)
+
+
+@pytest.mark.parametrize("work", [lambda: [0] * 2**60, lambda: torch.empty(2**50)], ids=["Python", "PyTorch"])
+def test_a_full_memory_is_one_line(work: Any, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("warm_lightning.cli.run", lambda command, arguments: work())
+    assert "the memory is full" in refusal(capsys, "describe")

@@ -63,7 +63,7 @@ def test_inception_score_of_ignorance_is_1_and_of_certain_balanced_classes_their
 
 
 @pytest.mark.filterwarnings("ignore")  # torchmetrics warns that it keeps features
-@pytest.mark.parametrize(("subsets", "size"), [(1, 90), (7, 40)])
+@pytest.mark.parametrize(("subsets", "size"), [(1, 90), (7, 40), (7, 20)])  # the last with an own kernel each
 def test_kernel_distance_is_torchmetrics_on_the_same_subsets(subsets, size, monkeypatch):
     data, samples = draw(90, 12), draw(90, 12, seed=1) + 0.3
     monkeypatch.setattr(distances, "SUBSETS", subsets)

@@ -1,13 +1,15 @@
 """`warm oracle`: errors of sampling with a perfect network against closed forms, a second route, and chance."""
 
 import json
+import shutil
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from small import DIGITS, here
+from small import DIGITS, here, refusal
 from torch import Tensor
 from truths import digits, final_variance, gains_at
 
@@ -16,7 +18,7 @@ from warm_lightning.cli import main
 from warm_lightning.data import Digits
 from warm_lightning.data.image_set import random_order
 from warm_lightning.errors import UserError
-from warm_lightning.images import dequantise
+from warm_lightning.images import dequantise, write_png
 from warm_lightning.oracles import GaussianOracle
 from warm_lightning.processes import (
     IHDM,
@@ -273,3 +275,31 @@ def test_user_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[
         error = capsys.readouterr().err.strip()
         assert part in error
         assert "\n" not in error
+
+
+def test_a_stored_spectrum_is_of_the_images_that_are_there_now(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Images made anew under their old name are others."""
+    images = Digits().train_images().as_tensor()
+    data = [CONFIG, "--data={class_path: ImageFolder, init_args: {path: %s}}" % (tmp_path / "images")]
+    for name, chosen in (("images", images[:40]), ("others", images[40:80])):
+        for k, image in enumerate(chosen):
+            write_png(tmp_path / name / f"{k}.png", image)
+    command = ["oracle", *data, f"--outdir={tmp_path / 'out'}", f"--spectrum={tmp_path / 's.npz'}"]
+    here(*command)
+    here(*command)
+    shutil.rmtree(tmp_path / "images")
+    (tmp_path / "others").rename(tmp_path / "images")
+    assert "have changed since" in refusal(capsys, *command)
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
+        archive.writestr("0.png", (tmp_path / "images" / "0.png").read_bytes())
+    one = [word.replace("/images}", "/images.zip}") for word in command]
+    (tmp_path / "s.npz").unlink()
+    assert "one image has no spectrum" in refusal(capsys, *one)
+    with zipfile.ZipFile(tmp_path / "images.zip", "a") as archive:
+        archive.writestr("1.png", (tmp_path / "images" / "1.png").read_bytes())
+    here(*one)
+    with zipfile.ZipFile(tmp_path / "images.zip", "a") as archive:
+        archive.writestr("2.png", (tmp_path / "images" / "2.png").read_bytes())
+    assert "have changed since" in refusal(capsys, *one)

@@ -13,6 +13,7 @@ from experiments.experiment import Experiment, check_extra, expand, read, select
 from experiments.identity import PAPERS
 from experiments.report import published_numbers
 from experiments.reproduction import TABLES
+from warm_lightning.errors import UserError
 
 PAGE = (REPOSITORY / "docs" / "reproduction.md").read_text()
 ROWS = [
@@ -63,3 +64,19 @@ def test_results_in_git_are_small_and_kept_once() -> None:
     for report in folder.glob("*/report.md"):
         shown = re.findall(r"!\[[^\]]*\]\(([^)]*)\)", report.read_text())
         assert sorted(path.name for path in report.parent.iterdir()) == sorted([*shown, "report.md", "results.csv"])
+
+
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        ("table3_bnr", "--model.process=Hot"),
+        ("table3_bnr", "--model.process.path={class_path: PowerLaw}"),
+        ("table3_bnr", "--model={process: Hot}"),
+        ("table1_systems", "--model.process=Hot"),
+        ("table1_systems", "--model.parameterization=Epsilon"),
+    ],
+)
+def test_no_option_replaces_what_labels_name(name: str, option: str) -> None:
+    """Cells of different labels would be the same, and the report's rows false."""
+    with pytest.raises(UserError, match="what the cells of this experiment differ in"):
+        check_extra(read(PAPERS / f"{name}.yaml", Experiment), [option])

@@ -82,11 +82,11 @@ def test_only_rounds_of_equal_conditions_are_kept(double_ckpt, tmp_path, capsys,
     # What is printed beside the scores does not matter to them.
     here(*options(double_ckpt, tmp_path, "--scores.companions=true"))
     assert "round 1 (seeds 0-15)" in capsys.readouterr().out
-    # What the network computes with the same tensors does, and so does this package's version.
+    # Any setting of the model does, and so does this package's version.
     for change, name in (
         ("--scores.weights=raw", "weights, weights (sha256)"),
         ("--model.sampler.grid.rho=8", "sampler"),
-        ("--model.network.channels_per_head=4", "network"),
+        ("--model.network.dropout=0.1", "network"),
         ("--scores.max_neighbours=10", "scores, reference"),
     ):
         here(*options(double_ckpt, tmp_path, change))
@@ -241,3 +241,13 @@ def test_statistics_take_the_place_of_the_data(double_ckpt, tmp_path, monkeypatc
     found = scores(tmp_path / "both")
     assert {"fd16_pixel_gaussian", "recall16_pixel_halves"} <= set(found)
     assert {name: found[name] for name in names} == {name: expected[name] for name in names}
+
+
+def test_a_round_keeps_the_commit_that_it_is_of(double_ckpt, tmp_path, monkeypatch) -> None:
+    """A test that goes on with other code does not say that all of it is of that code."""
+    for commit, rounds in (("a", 1), ("b", 2), ("c", 2)):
+        monkeypatch.setattr("warm_lightning.records.git_commit", lambda commit=commit: commit)
+        here(*options(double_ckpt, tmp_path, f"--scores.rounds={rounds}"))
+        expected = {"a": "a", "b": ["a", "b"], "c": ["a", "b"]}[commit]
+        assert scores(tmp_path)["protocol"]["git_commit"] == expected
+    assert scores(tmp_path)["protocol"]["torch_version"] == torch.__version__

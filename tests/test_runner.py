@@ -247,3 +247,13 @@ def test_tables_are_markdown_in_files_and_aligned_at_a_terminal() -> None:
 def test_published_digits_are_kept() -> None:
     experiment = parse({**GRID, "published": [{"data": "cifar10", "BNR": 0, "FID": "1.80"}]}, Experiment, Path("x"))
     assert experiment.published[0]["FID"] == "1.80"
+
+
+@pytest.mark.parametrize("content", ["[]", '{"protocol": {}}', '{"protocol": {"extractors": 3}}'])
+def test_a_result_that_holds_something_else_leaves_the_others(content: str, tmp_path: Path, pretend: Pretend) -> None:
+    assert start(tmp_path, GRID) == 0
+    path = next((tmp_path / "out").glob("*/cells/digits-BNR-0-NFE-3-seed1/scores-1x16/scores.json"))
+    path.write_text(content)
+    assert start(tmp_path, GRID) == 1
+    assert len({row["cell"] for row in rows(tmp_path)}) == 7
+    assert "remove it, and run again" in (tmp_path / "out" / "grid-digits-smoke" / "report.md").read_text()

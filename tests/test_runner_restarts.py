@@ -15,6 +15,7 @@ from experiments.identity import PAPERS, resolved
 from experiments.results import Invocations
 from experiments.run import measurements_of
 from experiments.runner import Job
+from warm_lightning.errors import UserError
 
 PICTURES = {**GRID, "measures": ["Scores", {"class_path": "Samples", "init_args": {"seeds": "0"}}]}
 
@@ -235,3 +236,13 @@ def test_a_smoke_run_is_quick_whatever_an_experiment_needs() -> None:
     content = {**GRID, "for_data": {"digits": {"model.duration": 1e9}}}
     (cell, *_) = expand(parse(content, Experiment, Path("x")), "digits", "smoke")
     assert [option for option in cell.training if "duration" in option] == ["--model.duration=128"]
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", '[{"command": "run"}]'])
+def test_damaged_notes_of_invocations_are_one_line(content: str, tmp_path: Path) -> None:
+    (tmp_path / "invocations.json").write_text(content, encoding="utf-8")
+    invocations = Invocations(tmp_path)
+    with pytest.raises(UserError, match="remove it"), invocations.noted("run", True):
+        raise AssertionError
+    with pytest.raises(UserError, match="remove it"):
+        invocations.lines()

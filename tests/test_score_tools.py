@@ -156,6 +156,26 @@ def test_scores_by_different_protocols_are_not_compared(folders, monkeypatch, ca
     assert named in capsys.readouterr().err
 
 
+def test_scores_against_other_images_of_the_same_name_are_not_compared(folders, monkeypatch, capsys) -> None:
+    """Two data sets of as many images have the same name."""
+    monkeypatch.chdir(folders)
+    for name, moments in (("a", [1.0, 2.0, 3.0]), ("b", [1.0, 2.0, 3.1]), ("c", [1.0, 2.0, 3.000001])):
+        write_scores(folders / f"{name}.json", [3, 5, 7], reference_moments=[moments])
+    assert main(["compare", "a.json", "b.json"]) == 2
+    assert "scored against different images" in capsys.readouterr().err
+    assert main(["compare", "a.json", "c.json"]) == 0  # of another device
+
+
+def test_statistics_are_scored_with_their_own_number_of_images(warm, folders, monkeypatch, capsys) -> None:
+    warm("reference-stats", "data", "few.npz", *PIXELS, "--max_neighbours=20")
+    warm("score", "good", "few.npz", *PIXELS, "--max_neighbours=20")
+    warm("score", "good", "few.npz", *PIXELS)
+    monkeypatch.chdir(folders)
+    capsys.readouterr()
+    assert main(["score", "good", "few.npz", *PIXELS, "--max_neighbours=30"]) == 2
+    assert "--max_neighbours 30: few.npz was made with 20" in capsys.readouterr().err
+
+
 def refusals() -> list[tuple[list[str], str]]:
     return [
         (["score", "good", "nowhere", *PIXELS], "nowhere"),

@@ -5,6 +5,7 @@ format and holds the configuration from which the model is made. `state_dict` ha
 `network.` and their average under `ema_network.`.
 """
 
+import json
 import os
 import pickle
 import zipfile
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import Tensor
 
 from warm_lightning.errors import UserError, check, error_text
@@ -249,6 +251,39 @@ def start_from(path: str | Path, network: Network) -> None:
     network.load_state_dict(saved)
 
 
+MAY_CHANGE = ("duration", "sampler", "guidance", "channels_last", "compile")
+"""Settings of the model that may change when a run is resumed, and also when it has ended."""
+MAY_CHANGE_WHILE_TRAINING = ("init_from", "lr", "lr_ramp", "betas", "eps", "ema_half_life", "ema_ramp")
+"""Settings that may also change as long as there are images to train on."""
+
+
+def check_same_training(there: Mapping[str, Any] | None, config: Mapping[str, Any], ended: bool, source: str) -> None:
+    """Check that a training goes on as it began: its record names the settings of now for all its images.
+
+    Settings that only one of the two has are left out, since versions have added some.
+
+    Raises:
+        UserError: a setting differs that must not; it names the first one.
+
+    Args:
+        there: configuration of the model in the checkpoint, if it is known.
+        config: configuration of the model.
+        ended: whether there is nothing left to train.
+        source: the checkpoint, for the message.
+    """
+    free = MAY_CHANGE if ended else MAY_CHANGE + MAY_CHANGE_WHILE_TRAINING
+    stored = dict(dotted_settings(there or {}, ""))
+    for name, value in dotted_settings(config, ""):
+        _, section, *_ = name.split(".")
+        different = name in stored and stored[name] != value
+        check(
+            not different or section in free or name.rpartition(".")[2] in UNCHECKED_ARGUMENTS,
+            f"{source}: model{name} is {stored.get(name)} there and {value} here, and a training cannot change it: "
+            "give the setting that it has, or begin another training in another folder, from these weights with "
+            "--model.init_from",
+        )
+
+
 def check_same_kernel(there: Mapping[str, Any] | None, config: Mapping[str, Any] | None, source: str) -> None:
     """Check that a model of Lee et al.'s process blurs as that of a checkpoint, which may be older than the choice.
 
@@ -274,6 +309,10 @@ def check_same_kernel(there: Mapping[str, Any] | None, config: Mapping[str, Any]
         )
 
 
+MEANING = ("network", "preconditioning", "parameterization")
+"""Sections of a model's configuration that say what its weights mean."""
+TRAINING = ("clock_law", "loss", "target", "label_dropout", "augment", "seed")
+"""Sections of a model's configuration that only training depends on."""
 UNCHECKED_ARGUMENTS = ("dropout", "activation_checkpointing", "attn_resolutions")
 """Arguments of networks that need no check: they do not change what weights mean, or show in the tensors' names."""
 
@@ -299,7 +338,7 @@ def check_start(config: Mapping[str, Any], network: Network) -> None:
     check(there is not None, f"init_from {path}: has no configuration, which says what its weights mean; use another")
     saved, ours = without_prefix(checkpoint["state_dict"], EMA_PREFIX), network.state_dict()
     copied = all(saved[name].shape == tensor.shape for name, tensor in ours.items())
-    sections = ("network", "preconditioning", *(["parameterization"] if copied else []))
+    sections = MEANING if copied else MEANING[:-1]
     check_same_meaning(there, config, sections, f"init_from {path}")
 
 
@@ -326,6 +365,23 @@ def check_same_meaning(
                 f"{source}: {name} is {values[0]} there and {values[1]} here, so its weights mean something else: make "
                 "them the same",
             )
+
+
+def read_document(path: Path) -> dict[str, Any] | None:
+    """The content of a YAML or JSON file of a run; None if there is no such file.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    if not path.is_file():
+        return None
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text) if path.suffix == ".json" else current(yaml.safe_load(text))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: cannot be read ({error_text(error, 200)}): mend or remove it") from error
+    check(isinstance(content, dict), f"{path}: cannot be read: mend or remove it")
+    return content
 
 
 def dotted_settings(value: Any, name: str) -> Iterator[tuple[str, Any]]:

@@ -4,11 +4,12 @@ import io
 import locale
 import os
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from typing import Any, TextIO, cast
 
 from warm_lightning import __version__
-from warm_lightning.errors import UserError, check, error_text
+from warm_lightning.errors import UserError, check, error_text, is_full_memory
 from warm_lightning.paths import expand
 
 LONGEST = 800  # characters of an error message
@@ -57,6 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0; 2 for a user's error, which is one line on stderr; 130 after Ctrl-C; 141 if the reader of the output has
         closed it.
     """
+    open_streams()
     use_utf8(restart=arguments is None)
     try:
         return answer(list(sys.argv[1:] if arguments is None else arguments))
@@ -81,12 +83,70 @@ def answer(arguments: list[str]) -> int:
         code = run(command, arguments[1:])
         sys.stdout.flush()
         return code
-    except (UserError, OSError) as error:
-        if os.environ.get("WARM_TRACEBACK") or isinstance(error, BrokenPipeError):
+    except Exception as error:
+        expected = isinstance(error, UserError | OSError) or is_full_memory(error)
+        if not expected or os.environ.get("WARM_TRACEBACK") or isinstance(error, BrokenPipeError):
             raise
         with suppress(OSError):
             print(one_line(f"warm {command}: {reason(error)}"), file=sys.stderr)
         return 2
+
+
+def open_streams() -> None:
+    """Open the standard streams that this program was started without, to nothing.
+
+    Otherwise the next files would get their numbers, and what libraries write to standard error would be in them.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w", encoding="utf-8", closefd=False))
+
+
+class UnreadStream:
+    """A standard stream whose text is lost, without an error, once nobody can read it any more.
+
+    Its reader may have ended, its terminal be closed, or the disk of its file be full: no reason to end a training.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        try:
+            return self.stream.write(text)
+        except OSError:
+            self.drop()
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self.stream.flush()
+        except OSError:
+            self.drop()
+
+    def drop(self) -> None:
+        """Have the operating system discard this text and all that follows."""
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+
+
+@contextmanager
+def unread_streams() -> Iterator[None]:
+    """Write to standard output and error inside the `with` block as to an `UnreadStream`."""
+    with (
+        redirect_stdout(cast(TextIO, UnreadStream(sys.stdout))),
+        redirect_stderr(cast(TextIO, UnreadStream(sys.stderr))),
+    ):
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
 
 
 def use_utf8(restart: bool) -> None:
@@ -106,15 +166,19 @@ def use_utf8(restart: bool) -> None:
 
 
 def reason(error: Exception) -> str:
-    """The message of an error that a user or the operating system caused.
+    """The message of an error that a user, the operating system or a full memory caused.
 
     After an error, loggers may fail once more while they end: the first `UserError` counts.
     """
     first: BaseException | None = error
     while first and not isinstance(first, UserError):
         first = first.__context__
-    if first or not isinstance(error, OSError):
-        return str(first or error)
+    if first:
+        return str(first)
+    if is_full_memory(error):
+        return f"the memory is full ({error_text(error, 200)}): use smaller batches or images, or fewer processes"
+    if not isinstance(error, OSError):
+        return str(error)
     file = f"{error.filename}: " if error.filename else ""
     return f"{file}{error_text(error)}: look at the free space and the permissions of files, and start it again"
 
@@ -151,7 +215,8 @@ def run(command: str, arguments: list[str]) -> int:
     if command in TRAINER_COMMANDS:
         from warm_lightning.trainer_cli import run_trainer
 
-        return run_trainer(command, arguments)
+        with unread_streams():
+            return run_trainer(command, arguments)
     from warm_lightning.commands import run_command
 
     return run_command(command, arguments)

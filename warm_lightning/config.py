@@ -22,8 +22,10 @@ from jsonargparse import ArgumentParser
 import warm_lightning.networks  # noqa: F401  (short class names in YAML are those of imported classes)
 from warm_lightning.checkpoints import (
     EMA_PREFIX,
+    MEANING,
     RAW_PREFIX,
     SECTION,
+    TRAINING,
     check_same_kernel,
     check_same_meaning,
     check_same_model,
@@ -63,8 +65,12 @@ def load_checkpoint(path: str | Path, overrides: Mapping[str, Any] | None = None
         config is not None,
         f"{path}: was written by a module without a configuration; make the module yourself",
     )
-    model, config = build_model(config, overrides)
-    return attach_weights(model, config, checkpoint)
+    for name in overrides or {}:
+        check(name.partition(".")[0] not in TRAINING, f"model.{name}: only training depends on it: leave it out")
+    model, resolved = build_model(config, overrides)
+    if overrides:
+        check_same_meaning(config, resolved, MEANING, str(path))
+    return attach_weights(model, resolved, checkpoint)
 
 
 def build_model(
@@ -211,7 +217,6 @@ def trained_from_options(options: Sequence[str], ckpt_path: str) -> "tuple[Train
     stored = checkpoint[SECTION]["config"]
     check_same_model(checkpoint["state_dict"], module.state_dict())
     if stored and module.config:
-        sections = ("network", "preconditioning", "parameterization")
-        check_same_meaning(stored, module.config, sections, f"--ckpt_path {ckpt_path}")
+        check_same_meaning(stored, module.config, MEANING, f"--ckpt_path {ckpt_path}")
         check_same_kernel(stored, module.config, f"--ckpt_path {ckpt_path}")
     return attach_weights(module.model("raw"), module.config, checkpoint), data

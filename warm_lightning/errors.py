@@ -31,6 +31,12 @@ def error_text(error: Exception, limit: int | None = None) -> str:
     return " ".join(text.split())[:limit] or type(error).__name__
 
 
+def is_full_memory(error: BaseException) -> bool:
+    """Whether an exception says that the memory of the machine or of a device is full."""
+    kind = type(error).__name__  # PyTorch's own, without importing PyTorch
+    return isinstance(error, MemoryError) or kind == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
+
+
 @contextmanager
 def user_errors() -> Iterator[None]:
     """Turn what argument parsers and Lightning raise for a wrong name or value into a `UserError` of one line."""

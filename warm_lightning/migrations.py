@@ -73,4 +73,27 @@ yaml_load = get_loader("yaml")
 
 def accept_old_names() -> None:
     """Let all argument parsers read YAML with old names; calling it again changes nothing."""
-    set_loader("yaml", lambda text: current(yaml_load(text)), (yaml.YAMLError,))
+    set_loader("yaml", lambda text: current(yaml_load(checked(text))), (yaml.YAMLError,))
+
+
+def checked(text: str) -> str:
+    """The text of a YAML file, after a check that no name stands twice in a mapping: the first would have no effect.
+
+    Raises:
+        YAMLError: one does.
+    """
+    mappings = [yaml.compose(text, yaml.SafeLoader)] if "\n" in text.strip() else []
+    while mappings:
+        node = mappings.pop()
+        if isinstance(node, yaml.SequenceNode):
+            mappings += node.value
+        if not isinstance(node, yaml.MappingNode):
+            continue
+        names = set()
+        for name, value in node.value:
+            if name.value in names:
+                line = name.start_mark.line + 1
+                raise yaml.YAMLError(f"{name.value} stands twice in one mapping, again in line {line}: leave one")
+            names.add(name.value if isinstance(name, yaml.ScalarNode) else id(name))
+            mappings.append(value)
+    return text

@@ -1,6 +1,7 @@
 """The LightningModule around a diffusion model: optimizer, averages, checkpoints, logging and devices."""
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -8,6 +9,7 @@ from typing import Any, cast
 import torch
 from lightning import LightningModule
 from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -111,9 +113,11 @@ class DiffusionModule(LightningModule):
         **kwargs: Any,
     ) -> None:
         super().__init__()
-        check(duration >= 1, f"duration is {duration}: it is a number of images and must be positive")
-        check(lr > 0, f"lr is {lr}: it must be positive")
-        check(lr_ramp >= 0, f"lr_ramp is {lr_ramp}: it is a number of images, 0 for no ramp")
+        check(1 <= duration < math.inf, f"duration is {duration}: it is a number of images and must be positive")
+        check(0 < lr < math.inf, f"lr is {lr}: it must be positive and finite")
+        check(all(0 <= beta < 1 for beta in betas), f"betas are {list(betas)}: they must be from 0 to below 1")
+        check(0 <= eps < math.inf, f"eps is {eps}: it must be 0 or more")
+        check(0 <= lr_ramp < math.inf, f"lr_ramp is {lr_ramp}: it is a number of images, 0 for no ramp")
         self.duration = int(duration)
         self.lr, self.lr_ramp, self.betas, self.eps = lr, lr_ramp, betas, eps
         self.ema = EMA(ema_half_life, ema_ramp)
@@ -229,7 +233,7 @@ class DiffusionModule(LightningModule):
 
     def on_train_start(self) -> None:
         # A finished run that is started again has nothing to do.
-        self.trainer.should_stop = self.images_seen >= self.duration
+        self.trainer.should_stop = self.ended
         process = self.model().process
         if process.learned is None:  # and no checkpoint has brought it
             first = self.trainer.is_global_zero
@@ -276,13 +280,24 @@ class DiffusionModule(LightningModule):
         self.stepped = True
         with gathered(self.network):
             self.ema.update(self.ema_network, self.network, images_seen, self.batch_size)
-        if images_seen >= self.duration:
+        if self.ended:
             self.trainer.should_stop = True
+
+    @property
+    def ended(self) -> bool:
+        """Whether there are no images left to train on."""
+        return self.images_seen >= self.duration
 
     @property
     def lost(self) -> bool:
         """Whether the training seems lost, so that its last checkpoint is worth more than a new one."""
         return self.nonfinite_steps >= LOST_STEPS
+
+    @property
+    def last_image(self) -> int:
+        """Images seen at the end of the training: `duration`, or fewer where trainer.max_steps ends it before."""
+        steps = self.trainer.max_steps
+        return min(self.duration, steps * self.batch_size) if steps > 0 else self.duration
 
     @property
     def batch_size(self) -> int:
@@ -337,6 +352,7 @@ class DiffusionModule(LightningModule):
             "nonfinite_gradients": self.nonfinite_gradients,
             "source": self.source,
             "learned": self.model().process.learned or {},
+            "data": self.data.identity(),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -346,6 +362,8 @@ class DiffusionModule(LightningModule):
             self.to(next(iter(checkpoint["state_dict"].values())).dtype)
         checkpoint.get("callbacks", {}).pop(Timer().state_key, None)  # trainer.max_time counts from each start
         section = checkpoint[SECTION]
+        if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
+            self.data.check_same(section.get("data"))
         self.images_seen = section["images_seen"]
         self.nonfinite_gradients = section["nonfinite_gradients"]
         self.source = section["source"]

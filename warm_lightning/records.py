@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import os
 import platform
 import shutil
 import subprocess
@@ -117,6 +118,36 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+FINGERPRINTED = 1 << 20
+"""Bytes at each end of a file that its fingerprint is made from."""
+
+
+def fingerprint(path: Path) -> str | None:
+    """The size of a file with a hash of its beginning and end; None if there is no such file.
+
+    A data set may have hundreds of gigabytes. The end of a zip file lists the checksums of all its members.
+    """
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        size = file.seek(0, 2)
+        parts = []
+        for start in (0, max(0, size - FINGERPRINTED)):
+            file.seek(start)
+            parts.append(file.read(FINGERPRINTED))
+    return f"{size}-{hashlib.sha256(b''.join(parts)).hexdigest()[:16]}"
+
+
+def folder_fingerprint(path: Path) -> str:
+    """A hash of the names, sizes and times of change of all files below a folder."""
+    digest = hashlib.sha256()
+    for file in sorted(path.rglob("*")):
+        if file.is_file():
+            status = file.stat()
+            digest.update(f"{file.relative_to(path)} {status.st_size} {status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:16]
+
+
 # ---------------------------------------------------------------------- tables
 
 
@@ -148,6 +179,10 @@ def text_table(rows: Iterable[Sequence[str]], align: str) -> str:
 # ---------------------------------------------------------------------- files
 
 
+LONGEST_NAME = 200
+"""Bytes of a name to which more can be added; file systems allow 255."""
+
+
 @contextmanager
 def whole_file(path: Path, folder: bool = False) -> Iterator[Path]:
     """Give a temporary path beside `path`, whose file or folder gets that name when the `with` block ends.
@@ -163,7 +198,11 @@ def whole_file(path: Path, folder: bool = False) -> Iterator[Path]:
     Raises:
         UserError: the file cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.unfinished")
+    name = path.name
+    check(name not in ("", ".."), f"{path}: not a name that a new file or folder can have: give another one")
+    if len(os.fsencode(name)) > LONGEST_NAME:
+        name = hashlib.sha256(os.fsencode(name)).hexdigest()
+    temporary = path.with_name(f".{name}.unfinished")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with locked(temporary, folder):
@@ -213,12 +252,17 @@ def writable_folder(path: str | Path) -> Path:
     return folder
 
 
-def check_out(path: str | None) -> None:
+def check_out(path: str | None, replace: bool = False) -> None:
     """Check that a result can be written to a path, if one is given, before the work that leads to it.
 
+    Args:
+        path: of the file.
+        replace: whether it may replace a file, as a picture may that can be drawn again.
+
     Raises:
-        UserError: the path is a folder, or nothing can be written there.
+        UserError: the path is a folder or, unless `replace`, a file, or nothing can be written there.
     """
     if path:
         check(not Path(path).is_dir(), f"{path} is a folder: give the path of a file")
+        check(replace or not Path(path).exists(), f"{path} already exists: give another name, or remove it")
         writable_folder(Path(path).parent)

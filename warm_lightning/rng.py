@@ -20,6 +20,10 @@ def key(seed: int, *names: int | str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
+SEEDS = 2**32
+"""Number of seeds of images: `SeedStreams` takes larger ones modulo this."""
+
+
 class Draws(ABC):
     """Random draws for the images of a batch, one row per image; drawn in float32 and then converted."""
 
@@ -87,7 +91,7 @@ class SeedStreams(Draws):
 
     def __init__(self, seeds: Sequence[int], device: torch.device | str = "cpu") -> None:
         # Drawn on the CPU: a CUDA generator gives other bits for the same seed.
-        self.generators = [torch.Generator("cpu").manual_seed(seed % 2**32) for seed in seeds]
+        self.generators = [torch.Generator("cpu").manual_seed(seed % SEEDS) for seed in seeds]
         self.device = device
 
     def normal(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -108,11 +112,19 @@ class SeedStreams(Draws):
         return torch.stack([draw(generator) for generator in self.generators]).to(self.device)
 
 
-def parse_seeds(text: str) -> list[int]:
+MOST_SEEDS = 10_000_000
+"""The longest range of seeds, whose list takes 0.4 GB."""
+
+
+def parse_seeds(text: str, distinct: bool = True) -> list[int]:
     """The seeds that a text such as "0-3,7" lists, here [0, 1, 2, 3, 7].
 
+    Args:
+        text: numbers and ranges.
+        distinct: whether no seed may come twice, which would be one image counted as two.
+
     Raises:
-        UserError: for anything but non-negative numbers and rising ranges, separated by commas.
+        UserError: for anything but numbers from 0 to 2³² - 1 and rising ranges, separated by commas.
     """
     seeds: list[int] = []
     for part in str(text).split(","):
@@ -121,5 +133,9 @@ def parse_seeds(text: str) -> list[int]:
             raise UserError(f"seeds {text!r}: write numbers and ranges separated by commas, such as 0-63 or 1,5,8-11")
         first, last = int(match[1]), int(match[2] or match[1])
         check(first <= last, f"seeds {text!r}: the range {part.strip()} runs backwards; write {last}-{first}")
+        check(last < SEEDS, f"seeds {text!r}: {last} is too large, the largest seed is {SEEDS - 1}")
+        check(last - first < MOST_SEEDS, f"seeds {text!r}: at most {MOST_SEEDS:,} at once: sample them in parts")
         seeds.extend(range(first, last + 1))
+    twice = len(seeds) - len(set(seeds))
+    check(not distinct or not twice, f"seeds {text!r}: names {twice} of its seeds more than once; name each once")
     return seeds

@@ -21,6 +21,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
+from warm_lightning.data.stream import WORKER_DIED
 from warm_lightning.errors import UserError, check, error_text
 
 StrategyRegistry.register(
@@ -81,6 +82,11 @@ def check_steps(trainer: Trainer) -> None:
         "epochs of which it could be a share: give a multiple of trainer.accumulate_grad_batches, or model.duration",
     )
     check(
+        not trainer.min_steps and not trainer.min_epochs,
+        "trainer.min_steps and trainer.min_epochs would train beyond model.duration, which ends a training: leave them "
+        "out",
+    )
+    check(
         trainer._accelerator_connector.use_distributed_sampler is False,
         "trainer.use_distributed_sampler must be false: the data modules share out the images themselves",
     )
@@ -88,10 +94,15 @@ def check_steps(trainer: Trainer) -> None:
 
 @contextmanager
 def lost_processes() -> Iterator[None]:
-    """Turn the error of a process whose connection to another one broke into a `UserError` of one line."""
+    """Turn the error of a process that has lost another one, or a worker, into a `UserError` of one line."""
     try:
         yield
     except RuntimeError as error:
+        if str(error).startswith(WORKER_DIED):
+            raise UserError(
+                f"a worker has died ({error_text(error)}): is there enough memory? Lower data.num_workers, and go on "
+                "with --ckpt_path last"
+            ) from error
         broken = isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "NCCL"))
         if not broken:
             raise

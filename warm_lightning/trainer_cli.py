@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import threading
 import warnings
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -30,18 +31,23 @@ from warm_lightning.callbacks import (
     ScoreSamples,
     TrainingLog,
 )
+from warm_lightning.callbacks.samples import SAMPLES
 from warm_lightning.checkpoints import (
     CHECKPOINTS,
     LAST,
+    MEANING,
     SECTION,
     check_same_kernel,
+    check_same_meaning,
     check_same_model,
+    check_same_training,
     check_start,
     check_weights,
     read_checkpoint,
     save_checkpoint,
 )
 from warm_lightning.data.datamodule import ImageDataModule
+from warm_lightning.ema import SNAPSHOTS
 from warm_lightning.errors import UserError, building, check, user_errors
 from warm_lightning.migrations import accept_old_names, current_option
 from warm_lightning.module import DiffusionModule
@@ -65,7 +71,7 @@ class SaveConfig(SaveConfigCallback):
         """Do nothing yet: the checkpoint to resume may turn out to be of another model."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and not cast(DiffusionModule, pl_module).ended:
             text = self.parser.dump(self.config, skip_unset=False)
             write_file(Path(trainer.default_root_dir) / self.config_filename, text.encode())
 
@@ -106,6 +112,7 @@ class WarmCLI(LightningCLI):
         expand_in_parsers()
         arguments = [current_option(argument) for argument in arguments]
         refuse_optimizers(arguments)
+        self.arguments = arguments
         self.command = arguments[:1] if run else []
         super().__init__(
             DiffusionModule,
@@ -174,10 +181,14 @@ class WarmCLI(LightningCLI):
             stems = [Path(str(path)).stem for path in settings.config or []]
             settings.trainer.default_root_dir = str(Path(RUNS) / ("-".join(stems) or "run"))
         folder = settings.trainer.default_root_dir
+        check_own_folder([str(path) for path in settings.config or []], folder, self.arguments)
         if self.config.get("subcommand"):
             command, trial = self.config["subcommand"], bool(settings.trainer.fast_dev_run)
             if not trial:
                 writable_folder(folder)
+                for name in (CHECKPOINTS, SAMPLES, SNAPSHOTS) if command == "fit" else ():
+                    if os.path.lexists(place := Path(folder) / name):
+                        writable_folder(place)
                 if command in ALONE and is_first_process():
                     self.held.enter_context(folder_lock(Path(folder)))
             settings.ckpt_path = resume_path(command, settings.ckpt_path, Path(folder), trial)
@@ -221,9 +232,14 @@ class WarmCLI(LightningCLI):
                 check_same_model(checkpoint["state_dict"], self.model.state_dict())
             except UserError as error:
                 raise UserError(f"{error}{own_configuration(self.settings.ckpt_path)}") from error
-            check_same_kernel(
-                checkpoint[SECTION]["config"], self.model.config, f"--ckpt_path {self.settings.ckpt_path}"
-            )
+            stored, source = checkpoint[SECTION]["config"], f"--ckpt_path {self.settings.ckpt_path}"
+            check_same_kernel(stored, self.model.config, source)
+            if stored:
+                check_same_meaning(stored, self.model.config, MEANING, source)
+            # Checkpoints of earlier versions, without the data, have settings whose meaning may have changed since.
+            if self.config["subcommand"] == "fit" and "data" in checkpoint[SECTION]:
+                ended = checkpoint[SECTION]["images_seen"] >= self.model.duration
+                check_same_training(stored, self.model.config, ended, source)
             test = self.config["subcommand"] == "test"
             weights = self.settings.scores.weights if test else "ema"
             check_weights(self.settings.ckpt_path, checkpoint, weights, choice=test)
@@ -238,7 +254,8 @@ def resume_path(command: str, ckpt_path: str | None, folder: Path, trial: bool =
     """The checkpoint to start from, read once so that a bad one is found before anything else happens.
 
     "last" is the last one of the run; `warm fit` starts from the beginning if there is none yet, so that one command
-    line serves a first start and every restart. It is the default of `warm validate` and `warm test`.
+    line serves a first start and every restart, and from the newest of the others if only that file is missing. It is
+    the default of `warm validate` and `warm test`.
 
     Args:
         command: fit, validate or test.
@@ -247,9 +264,9 @@ def resume_path(command: str, ckpt_path: str | None, folder: Path, trial: bool =
         trial: whether nothing will be written into the folder.
     """
     last = folder / CHECKPOINTS / LAST
-    is_of_this_run = ckpt_path is not None and (
-        ckpt_path == "last" or Path(ckpt_path).resolve().parent == last.parent.resolve()
-    )
+    if command == "fit":
+        last = newest_checkpoint(last)
+    is_of_this_run = is_checkpoint_of(ckpt_path, folder)
     check(
         command != "fit" or is_of_this_run or trial or not last.exists(),
         f"{folder} already holds a run: go on with it by --ckpt_path last, or choose another folder with "
@@ -267,7 +284,36 @@ def resume_path(command: str, ckpt_path: str | None, folder: Path, trial: bool =
         command != "fit" or "optimizer_states" in checkpoint,
         f"{ckpt_path}: holds weights only, with which no training can be resumed: start one with --model.init_from",
     )
+    seen = checkpoint[SECTION]["images_seen"]
+    later = 0 if command != "fit" or trial or not is_of_this_run else images_seen(last)
+    check(
+        later <= seen,
+        f"{ckpt_path} has seen {seen:,} images and {last} {later:,}, which would be lost: go on with --ckpt_path last, "
+        "or choose another folder with --trainer.default_root_dir",
+    )
     return ckpt_path
+
+
+def is_checkpoint_of(ckpt_path: str | None, folder: Path) -> bool:
+    """Whether the checkpoint to start from, as given, is of the run in a folder."""
+    return ckpt_path is not None and (
+        ckpt_path == "last" or Path(ckpt_path).resolve().parent == (folder / CHECKPOINTS).resolve()
+    )
+
+
+def newest_checkpoint(last: Path) -> Path:
+    """The last checkpoint of a run or, if that is missing, the one beside it from which the fewest images are lost."""
+    others = [] if last.exists() else [path for path in last.parent.glob("*.ckpt") if images_seen(path)]
+    return max(others, key=images_seen, default=last)
+
+
+def images_seen(path: Path) -> int:
+    """The number of images of a checkpoint from which a training can go on; 0 for any other file."""
+    try:
+        checkpoint = read_checkpoint(path)
+    except UserError:
+        return 0
+    return int(checkpoint[SECTION]["images_seen"]) if "optimizer_states" in checkpoint else 0
 
 
 def own_configuration(ckpt_path: str) -> str:
@@ -277,8 +323,25 @@ def own_configuration(ckpt_path: str) -> str:
     return f"; that run's own is {run / CONFIG}, which `warm test {run}` takes" if known else ""
 
 
+def check_own_folder(configs: Sequence[str], folder: str, arguments: Sequence[str]) -> None:
+    """Check that a run's own configuration is used for that run: a copied or renamed one names the folder it had.
+
+    Raises:
+        UserError: it is used for another folder, which no option names.
+    """
+    given = any(argument.startswith("--trainer.default_root_dir") for argument in arguments)
+    for path in map(Path, configs):
+        run = path.parent
+        of_run = path.name == CONFIG and (run / CHECKPOINTS).is_dir()
+        check(
+            given or not of_run or Path(folder).resolve() == run.resolve(),
+            f"{path} names the folder {folder}, and lies in another: add --trainer.default_root_dir={run} to go on "
+            "there, or another folder",
+        )
+
+
 def expand_run(arguments: list[str]) -> list[str]:
-    """The arguments of `warm test RUN` and `warm validate RUN`, with the options that the folder of a run stands for.
+    """The arguments of `warm fit RUN`, `validate` and `test`, with the options that the folder of a run stands for.
 
     Raises:
         UserError: the folder is not that of a run.
@@ -374,16 +437,16 @@ def spell_out(arguments: list[str]) -> list[str]:
 
 
 def run_trainer(command: str, arguments: list[str]) -> int:
-    """Run a command of the Trainer; returns the exit code, 130 if it was interrupted, 143 if it was terminated."""
+    """Run a command of the Trainer; returns the exit code, 128 and the signal's number if one has ended it."""
     interrupt = Interrupt()
     try:
         with user_errors(), lost_processes(), ExitStack() as held:
-            given = arguments if command == "fit" else expand_run(spell_out(arguments))
+            given = expand_run(arguments if command == "fit" else spell_out(arguments))
             WarmCLI([command, *given], interrupt, True, held)
     except SIGTERMException:  # a SystemExit of Lightning's, whose code would be that of success
         return 143
     except SystemExit as end:
-        if not interrupt.interrupted and not isinstance(end.__context__, KeyboardInterrupt):
+        if not interrupt.number and not isinstance(end.__context__, KeyboardInterrupt):
             raise
-        return 130
-    return 130 if interrupt.interrupted else 0
+        return 128 + (interrupt.number or signal.SIGINT)
+    return 128 + interrupt.number if interrupt.number else 0

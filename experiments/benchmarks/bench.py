@@ -199,7 +199,7 @@ def measure(device: str, quick: bool) -> dict[str, Any]:
         "warm_over_hot": measure_warm_over_hot(networks[WIDE], device, 1.5 * limit),
         "updates": measure_updates(QUICK if quick else {}, device, limit / 4),
         "sampling": measure_sampling(networks[SMALL], device, limit / 4),
-        "reading": reading.measure_reading(64 if quick else 512, seconds=0.05 if quick else 1.0),
+        "reading": reading.measure_reading(16 if quick else 512, seconds=0.05 if quick else 1.0),
         "help_seconds": help_seconds(),
     }
 

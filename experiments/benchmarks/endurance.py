@@ -6,9 +6,10 @@ A trial starts a command in an empty folder, ends it in one of three ways, and s
     disk      a limit on the size of files, which a write meets as it meets a full disk
     memory    a limit on the address space, which an allocation meets as it meets full memory
 
-Moments are drawn evenly up to what the undisturbed run took, and limits up to those of `LIMITS`. A command that is
-finished before it is ended is started again in an empty folder. `Subject.result` says what must be equal at the end.
-Results go to a CSV file and a table in Markdown.
+Moments are drawn evenly up to the time that the undisturbed run took, limits of files up to its largest file, and those
+of memory from 80 % of its largest address space on, which PyTorch's libraries nearly fill. A command that is finished
+before it is ended is started again in an empty folder. `Subject.result` says what must be equal at the end. Results go
+to a CSV file and a table in Markdown.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import csv
 import hashlib
 import io
 import json
+import math
 import os
 import random
 import resource
@@ -25,10 +27,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from tqdm import tqdm
@@ -48,8 +51,8 @@ SMALL = (
     "--trainer.enable_progress_bar=false",
 )
 AUGMENTED = ("--model.network.augment_dim=9", "--model.augment={class_path: NonLeaky, init_args: {p: 0.5}}")
-LIMITS = {"disk": (resource.RLIMIT_FSIZE, 2**21), "memory": (resource.RLIMIT_AS, 2**33)}
-"""The limit of each way to end a command, and the largest that is drawn, in bytes."""
+LIMITS = {"disk": resource.RLIMIT_FSIZE, "memory": resource.RLIMIT_AS}
+"""The limit, in bytes, of each way to end a command but kill."""
 FOLDER = "FOLDER"
 MOST_FOLDERS = 20
 """Number of times that a trial begins anew, because its command was finished before it was ended."""
@@ -170,7 +173,10 @@ def prepare(folder: Path) -> None:
 
 
 def start(
-    arguments: Sequence[str], kill_after: float | None = None, limit: tuple[int, int] | None = None
+    arguments: Sequence[str],
+    kill_after: float = math.inf,
+    limit: tuple[int, int] | None = None,
+    watch: Callable[[int], object] | None = None,
 ) -> tuple[int, str]:
     """Run Python with some arguments to its end, or to its killing; gives its exit code and its output.
 
@@ -178,6 +184,7 @@ def start(
         arguments: of Python.
         kill_after: seconds, after which all its processes are killed.
         limit: number and value of a resource limit.
+        watch: called with the number of the process ten times a second.
     """
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(
@@ -191,25 +198,74 @@ def start(
         )
         if limit:
             resource.prlimit(process.pid, limit[0], (limit[1], limit[1]))
-        try:
-            process.wait(kill_after)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        end = time.monotonic() + kill_after
+        while process.poll() is None:
+            if watch:
+                watch(process.pid)
+            left = end - time.monotonic()
+            if left <= 0:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(min(left, 0.1))
         output.seek(0)
         return process.returncode, output.read().decode(errors="replace")
 
 
-def trial(
-    subject: Subject, way: str, expected: str, seconds: float, draw: random.Random, folder: Path
-) -> dict[str, Any]:
+class Undisturbed(NamedTuple):
+    """What an undisturbed run of a command gave.
+
+    Attributes:
+        result: `Subject.result`.
+        seconds: that it took.
+        file_bytes: the size of its largest file.
+        memory: the largest address space of its processes, in bytes.
+    """
+
+    result: str
+    seconds: float
+    file_bytes: int
+    memory: int
+
+    def limit(self, way: str, draw: random.Random) -> int:
+        """A random limit, in bytes, that probably ends the command in this way."""
+        return draw.randint(1, self.file_bytes) if way == "disk" else draw.randint(self.memory * 4 // 5, self.memory)
+
+
+def address_space(process: int) -> int:
+    """The largest address space so far of a process and of all that it started and that still run, in bytes."""
+    peak = 0
+    with suppress(OSError):  # it has ended
+        status = Path(f"/proc/{process}/status").read_text(encoding="utf-8", errors="replace")
+        peak = max(
+            (1024 * int(line.split()[1]) for line in status.splitlines() if line.startswith("VmPeak")), default=0
+        )
+        started = Path(f"/proc/{process}/task/{process}/children").read_text(encoding="ascii").split()
+        peak = max([peak, *(address_space(int(child)) for child in started)])
+    return peak
+
+
+def run_undisturbed(subject: Subject, folder: Path) -> Undisturbed:
+    """Run a command from its start to its end in an empty folder.
+
+    Raises:
+        UserError: it fails.
+    """
+    folder.mkdir()
+    began, memory = time.monotonic(), [0]
+    code, output = start(subject.arguments(folder), watch=lambda process: memory.append(address_space(process)))
+    check(code == 0, f"{subject.name} fails undisturbed: {output[-400:]}")
+    sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
+    return Undisturbed(subject.result(folder), time.monotonic() - began, max(sizes), max(memory))
+
+
+def trial(subject: Subject, way: str, known: Undisturbed, draw: random.Random, folder: Path) -> dict[str, Any]:
     """End a command one to three times, finish it, and compare its result with that of the undisturbed run.
 
     Args:
         subject: the command.
         way: kill, disk or memory.
-        expected: the result of the undisturbed run.
-        seconds: the time that it took.
+        known: of the undisturbed run.
         draw: random numbers.
         folder: for the folders of results.
     """
@@ -217,8 +273,8 @@ def trial(
         with tempfile.TemporaryDirectory(dir=folder) as name:
             results, endings = Path(name), []
             for _ in range(draw.randint(1, 3)):
-                after = draw.uniform(0, seconds) if way == "kill" else None
-                limit = None if way == "kill" else (LIMITS[way][0], draw.randint(1, LIMITS[way][1]))
+                after = draw.uniform(0, known.seconds) if way == "kill" else math.inf
+                limit = None if way == "kill" else (LIMITS[way], known.limit(way, draw))
                 code, output = start(subject.arguments(results), after, limit)
                 if code == 0:
                     break
@@ -227,7 +283,7 @@ def trial(
             if not endings:  # it was finished before
                 continue
             code, output = start(subject.arguments(results))
-            equal = code == 0 and subject.result(results) == expected
+            equal = code == 0 and subject.result(results) == known.result
             went_on = "" if code == 0 else output[-400:]
             found = {"ended": len(endings), "endings": "; ".join(endings), "equal": equal, "error": went_on}
             return {"command": subject.name, "way": way, **found}
@@ -240,17 +296,14 @@ def run(trials: int, seed: int, out: Path) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prepare(folder)
-        known: dict[str, tuple[str, float]] = {}
         everything = subjects(folder)
-        for subject in tqdm(everything, "undisturbed"):
-            (place := folder / f"undisturbed-{subject.name}").mkdir()
-            began = time.monotonic()
-            code, output = start(subject.arguments(place))
-            check(code == 0, f"{subject.name} fails undisturbed: {output[-400:]}")
-            known[subject.name] = subject.result(place), time.monotonic() - began
+        known = {
+            subject.name: run_undisturbed(subject, folder / f"undisturbed-{subject.name}")
+            for subject in tqdm(everything, "undisturbed")
+        }
         for k in tqdm(range(trials), "trials"):
             subject, way = everything[k % len(everything)], ("kill", "kill", "kill", "disk", "memory")[k // 5 % 5]
-            rows.append(trial(subject, way, *known[subject.name], draw, folder))
+            rows.append(trial(subject, way, known[subject.name], draw, folder))
             text = io.StringIO()
             writer = csv.DictWriter(text, rows[0], lineterminator="\n")
             writer.writeheader()

@@ -330,7 +330,7 @@ def check_files(out: Path, plot: Path | None) -> None:
     for name, path, suffix in (("--out", out, ".json"), ("--plot", plot, ".png")):
         check(path is None or path.suffix == suffix, f"{name} {path}: name a file that ends in {suffix}")
     for path in filter(None, (out, out.with_suffix(".md"), plot)):
-        check_out(str(path))
+        check_out(str(path), replace=True)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,6 +1,7 @@
 """Checkpoints of a training at intervals in images and in time."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -37,7 +38,7 @@ class Checkpoints(Checkpoint, Expected):
         self.every_minutes = every_minutes
         self.keep_every = check_every(keep_every)
         self.monitor = monitor
-        self.best = float("inf")
+        self.best: dict[str, float] = {}  # by the name of the score, since a training may go on with another one
         self.saved = (-1, 0.0)  # images seen and time of the last saving
 
     def expectation(self, module: DiffusionModule) -> str:
@@ -91,16 +92,24 @@ class Checkpoints(Checkpoint, Expected):
             return False
         if self.monitor == "first":
             self.monitor = next(iter(known))
-        check(
-            self.monitor in known,
-            f"checkpoints.monitor is {self.monitor}, but the scores are {', '.join(known)}: choose one of them",
-        )
+        self.check_monitor(list(known))
         better, value = pl_module.better[self.monitor], known[self.monitor]
         value = {"lower": value, "higher": -value, "near 1": abs(value - 1)}[better]
-        if not value < self.best:
+        if not value < self.best.get(self.monitor, float("inf")):
             return False
-        self.best = value
+        self.best[self.monitor] = value
         return True
+
+    def check_monitor(self, names: Sequence[str]) -> None:
+        """Check that the score that is monitored is one of those that are computed.
+
+        Raises:
+            UserError: it is not.
+        """
+        check(
+            self.monitor in names,
+            f"checkpoints.monitor is {self.monitor}, but the scores are {', '.join(names)}: choose one of them",
+        )
 
     def save(self, trainer: Trainer, names: list[str]) -> None:
         """Write checkpoints of these names; all devices must call this."""
@@ -115,4 +124,5 @@ class Checkpoints(Checkpoint, Expected):
         return {"best": self.best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best = state_dict["best"]
+        best = state_dict["best"]
+        self.best = best if isinstance(best, dict) else {}  # earlier versions did not write the name of the score

@@ -29,13 +29,16 @@ class Expectations(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
         self.began: tuple[float, int] | None = None
-        self.announced = not trainer.is_global_zero or pl_module.images_seen >= pl_module.duration
+        self.announced = not trainer.is_global_zero or pl_module.ended
+        if pl_module.ended and trainer.is_global_zero:
+            seen = f"{pl_module.images_seen:,} images seen of {pl_module.duration:,}"
+            tqdm.write(f"Nothing to train: {seen}. For a longer training raise --model.duration.")
         if self.announced:
             return
         held_out = pl_module.data.held_out_images()
         few = f"no held-out images: validation uses {min(VALIDATION_IMAGES, len(pl_module.data.train_images())):,} "
         texts = [
-            f"Training from {pl_module.images_seen:,} to {pl_module.duration:,.0f} images",
+            f"Training from {pl_module.images_seen:,} to {pl_module.last_image:,} images",
             *(text for callback in self.parts(trainer) if (text := callback.expectation(pl_module))),
             *([] if held_out is not None else [few + "training images"]),
         ]
@@ -53,7 +56,7 @@ class Expectations(Callback):
             return
         self.announced = True
         rate = (pl_module.images_seen - self.began[1]) / passed_time
-        rest = (pl_module.duration - pl_module.images_seen) / rate
+        rest = (pl_module.last_image - pl_module.images_seen) / rate
         texts = [f"About {rate:.3g} images/s: {duration_text(rest)} of training to go"]
         for callback in self.parts(trainer):
             if samples := callback.samples_to_go(pl_module):
@@ -70,7 +73,7 @@ class Expectations(Callback):
 
 def times_to_go(module: DiffusionModule, every: int) -> int:
     """How many multiples of `every` images the training has still to pass."""
-    return 0 if every == 0 else max(0, int(module.duration) // every - module.images_seen // every)
+    return 0 if every == 0 else max(0, module.last_image // every - module.images_seen // every)
 
 
 def duration_text(seconds: float) -> str:

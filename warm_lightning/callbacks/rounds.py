@@ -10,12 +10,14 @@ from typing import Any
 
 from warm_lightning.metrics import Evaluation
 from warm_lightning.module import DiffusionModule
-from warm_lightning.records import PACKAGE_VERSION, tensors_hash, to_json, write_file
+from warm_lightning.records import PACKAGE_VERSION, provenance, tensors_hash, to_json, write_file
 from warm_lightning.types import Weights
 
 FILE = "rounds.json"
 NONFINITE = "nonfinite_images"
 """Among a round's values, the number of its images with pixels that are not finite."""
+MADE_BY = ("git_commit", "torch_version")
+"""Facts that a finished round keeps, since a test may go on with others."""
 MODEL = ("network", "sampler", "process", "parameterization", "preconditioning", "guidance")
 
 
@@ -32,6 +34,7 @@ class Rounds:
         names: of the values of each round: of the scores, and `NONFINITE`.
         undefined: the names of values that may be not a number, which the file holds as null.
         finished: values by name, for each round.
+        made_by: the commit and the version of PyTorch that each finished round is of, as far as they are known.
     """
 
     path: Path
@@ -39,6 +42,7 @@ class Rounds:
     names: Sequence[str]
     undefined: Sequence[str] = ()
     finished: dict[str, dict[str, float]] = field(default_factory=dict)
+    made_by: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
@@ -55,6 +59,7 @@ class Rounds:
         if stored is None:
             return f"{self.path} cannot be read: all rounds are sampled."
         rounds = stored.get(self.key, {}).get("rounds", {})
+        self.made_by = stored.get(self.key, {}).get("made_by", {})
         self.finished = {seeds: read for seeds, values in rounds.items() if (read := self._read(values))}
         if bad := [seeds for seeds in rounds if seeds not in self.finished]:
             return f"{self.path} has damaged rounds, which are sampled again: seeds {', '.join(bad)}."
@@ -69,10 +74,17 @@ class Rounds:
     def add(self, seeds: str, values: Mapping[str, float]) -> None:
         """Store a finished round, beside the rounds that other tests have stored in the meantime."""
         self.finished[seeds] = dict(values)
+        self.made_by[seeds] = {name: value for name, value in provenance("cpu").items() if name in MADE_BY}
         stored = self._stored() or {}
         entry = stored.setdefault(self.key, {"conditions": self.conditions, "rounds": {}})
         entry["rounds"][seeds] = dict(values)
+        entry.setdefault("made_by", {})[seeds] = self.made_by[seeds]
         write_file(self.path, to_json(stored).encode())
+
+    def provenance(self, rounds: Sequence[str]) -> dict[str, Any]:
+        """The commit and the version of PyTorch of some rounds: one value if all have it, or each one's."""
+        made = {name: [self.made_by.get(seeds, {}).get(name) for seeds in rounds] for name in MADE_BY}
+        return {name: values[0] if len(set(values)) == 1 else values for name, values in made.items()}
 
     def _stored(self) -> dict[str, dict[str, Any]] | None:
         """The entries of the file; None where it cannot be read."""
@@ -81,7 +93,8 @@ class Rounds:
         try:
             stored = json.loads(self.path.read_text(encoding="utf-8"))
             entries = stored.items()
-            return {key: {name: dict(entry[name]) for name in ("conditions", "rounds")} for key, entry in entries}
+            parts = ("conditions", "rounds", "made_by")  # earlier versions did not write the last one
+            return {key: {name: dict(entry.get(name, {})) for name in parts} for key, entry in entries}
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
@@ -122,5 +135,4 @@ def reference_identity(evaluation: Evaluation) -> list[Any]:
     irrelevant = {"reference", *reference.describe_companions()}
     described = {name: value for name, value in reference.describe().items() if name not in irrelevant}
     size = None if reference.features is None else len(reference.features)
-    norms = [reference.normal.mean.norm(), reference.normal.trace(), reference.normal.covariance_norm()]
-    return [described, size, reference.training is not None, *(f"{norm.item():.5e}" for norm in norms)]
+    return [described, size, reference.training is not None, *(f"{m:.5e}" for m in reference.moments())]

@@ -23,6 +23,9 @@ from warm_lightning.spectral import idct
 from warm_lightning.strategies import check_unsharded
 from warm_lightning.types import Level, Weights
 
+SAMPLES = "samples"
+"""The folder of a run's pictures."""
+
 
 class SampleGrid(Expected):
     """Samples of the same seeds at intervals and at the end of training, to TensorBoard and as PNG.
@@ -83,7 +86,7 @@ class SampleGrid(Expected):
         if self.trajectory:
             model = pl_module.model(self.weights)
             pictures["trajectory"] = trajectory(model, model.sampler, self.seeds[: self.trajectory])
-        folder = Path(trainer.default_root_dir) / "samples"
+        folder = Path(trainer.default_root_dir) / SAMPLES
         for name, picture in pictures.items():
             write_png(folder / f"{name}-{pl_module.images_seen:09d}.png", picture)
             for logger in trainer.loggers:

@@ -36,6 +36,7 @@ from warm_lightning.metrics import (
 from warm_lightning.module import DiffusionModule, SeedPlan
 from warm_lightning.paths import PathText
 from warm_lightning.records import provenance, to_json, write_file
+from warm_lightning.rng import SEEDS
 from warm_lightning.strategies import check_unsharded
 from warm_lightning.types import Weights
 
@@ -91,6 +92,8 @@ class ScoreSamples(Expected):
             check(count > NEIGHBOURS, f"{name} is {count}: scores need at least {NEIGHBOURS + 1} samples")
         check(rounds >= 1, f"rounds is {rounds}: it must be at least 1")
         check(first_seed >= 0, f"first_seed is {first_seed}: it must be 0 or more")
+        last = first_seed + rounds * num_images - 1
+        check(last < SEEDS, f"first_seed is {first_seed}: the last seed, {last}, must be below {SEEDS}")
         check(batch_size > 0, f"batch_size is {batch_size}: it must be at least 1")
         frechet, given = FrechetDistance(), extractors or []
         names = [extractor.score_name(frechet.name(extractor), num_images) for extractor in given]
@@ -202,6 +205,10 @@ class ScoreSamples(Expected):
         return self.every_num_images * times_to_go(module, self.every)
 
     def on_train_start(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
+        for callback in self.checkpoints(trainer):
+            if callback.monitor not in (None, "first") and times_to_go(pl_module, self.every):
+                self.prepare(pl_module)  # a score that does not exist is missed now, not after hours
+                callback.check_monitor([n for e in self.evaluations for n in e.names(self.every_num_images)])
         # A training that was killed while it scored goes on with the scores.
         if pl_module.images_seen and passed(pl_module, self.every) and self.scored_at != pl_module.images_seen:
             self.score(trainer, pl_module)
@@ -212,11 +219,14 @@ class ScoreSamples(Expected):
         if due(pl_module, self.every):
             self.score(trainer, pl_module)
 
+    def checkpoints(self, trainer: Trainer) -> list[Checkpoints]:
+        """The callbacks of this package that save checkpoints."""
+        return [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, Checkpoints)]
+
     def score(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
         """Sample and score, and log the scores; all devices must call this."""
-        for callback in trainer.checkpoint_callbacks:
-            if isinstance(callback, Checkpoints):
-                callback.save_before_long_work(trainer)
+        for callback in self.checkpoints(trainer):
+            callback.save_before_long_work(trainer)
         self.prepare(pl_module)
         plan = self.plan(self.every_num_images)
         for seeds in plan.batches(0, trainer.global_rank, trainer.world_size):
@@ -353,7 +363,9 @@ class ScoreSamples(Expected):
             "images_seen": pl_module.images_seen,
             "extractors": [evaluation.describe(self.num_images) for evaluation in self.evaluations],
             "reference": [evaluation.reference.source for evaluation in self.evaluations],
+            "reference_moments": [evaluation.reference.moments() for evaluation in self.evaluations],
             "precision": str(trainer.precision),
             "config": pl_module.config,
             **provenance(pl_module.device.type),
+            **self.rounds.provenance(seeds),
         }

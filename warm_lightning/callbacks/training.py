@@ -1,8 +1,10 @@
-"""Callbacks around training: intervals in images, the log, progress bars, and Ctrl-C."""
+"""Callbacks around training: intervals in images, the log, progress bars, and signals to stop."""
 
+import math
 import signal
 import sys
 import time
+from contextlib import suppress
 from types import FrameType
 from typing import Any, cast
 
@@ -12,6 +14,7 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 
+from warm_lightning.data.datamodule import VALIDATION_IMAGES
 from warm_lightning.errors import check
 from warm_lightning.module import DiffusionModule
 from warm_lightning.types import Batch
@@ -23,7 +26,7 @@ def check_every(every: float) -> int:
     Raises:
         UserError: if it is neither 0 nor at least 1.
     """
-    check(every == 0 or every >= 1, f"every is {every}: it is a number of images, or 0 for never")
+    check(every == 0 or 1 <= every < math.inf, f"every is {every}: it is a number of images, or 0 for never")
     return int(every)
 
 
@@ -94,7 +97,13 @@ class TrainingLog(Callback):
         for logger in trainer.loggers:
             logger.log_metrics(values, step=pl_module.images_seen)
         if trainer.state.fn == TrainerFn.VALIDATING and trainer.is_global_zero:
+            data = pl_module.data
+            held_out, limit = data.held_out_images(), trainer.limit_val_batches
+            count = min(VALIDATION_IMAGES, len(data.train_images())) if held_out is None else len(held_out)
+            share = "" if limit == 1.0 else f"trainer.limit_val_batches {limit} of "
             print(*(f"{name:<20} {value:.5g}" for name, value in values.items()), sep="\n")
+            images = "training images, since none are held out" if held_out is None else "held-out images"
+            print(f"on {share}{count:,} {images}")
 
     def losses(self, sums: torch.Tensor, name: str) -> dict[str, float]:
         """The mean loss of each branch and their sum, from sums [branches + 1], the last being the number of images."""
@@ -108,9 +117,8 @@ class ImageProgressBar(TQDMProgressBar):
     def on_train_start(self, trainer: Trainer, *args: Any) -> None:
         super().on_train_start(trainer, *args)
         module, bar = cast(DiffusionModule, trainer.lightning_module), self.train_progress_bar
-        steps = trainer.max_steps * module.batch_size if trainer.max_steps > 0 else float("inf")
         bar.unit, bar.unit_scale = " images", True
-        bar.reset(total=min(module.duration, steps))
+        bar.reset(total=module.last_image)
         bar.initial = bar.n = module.images_seen  # a resumed run goes on where it was, at its own rate
         bar.set_description("Training")
 
@@ -169,33 +177,50 @@ class ImageProgressBar(TQDMProgressBar):
 
 
 class Interrupt(Callback):
-    """Ends training after the current step on Ctrl-C (SIGINT), so that the checkpoint is that of a whole step.
+    """Ends training after the current step on Ctrl-C, SIGTERM and SIGHUP, so that a whole step is saved.
 
-    A second SIGINT interrupts at once. `interrupted` tells afterwards whether there was one.
+    SIGTERM comes from `kill` and from clusters whose time is over, SIGHUP from a terminal that is closed. A signal that
+    this program was started to ignore, as by nohup, stays ignored. A second signal interrupts at once.
+
+    Attributes:
+        number: of the signal that has ended the training; 0 if none has.
     """
 
+    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
     def __init__(self) -> None:
-        self.interrupted = False
+        self.number = 0
+        self.previous: dict[int, Any] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
         def request(number: int, frame: FrameType | None) -> None:
-            self.interrupted = True
+            self.number = number
             trainer.state.status = TrainerStatus.INTERRUPTED
-            signal.signal(signal.SIGINT, self.previous)
+            self.restore()
             if trainer.is_global_zero:
-                print("\nInterrupted: finishing this step and saving; press Ctrl-C again to leave at once.", flush=True)
+                with suppress(OSError):  # the terminal may be gone
+                    print(
+                        "\nInterrupted: finishing this step and saving; press Ctrl-C again to leave at once.",
+                        flush=True,
+                    )
 
-        self.previous = signal.signal(signal.SIGINT, request)
+        for number in self.SIGNALS:
+            if signal.getsignal(number) != signal.SIG_IGN:
+                self.previous[number] = signal.signal(number, request)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: DiffusionModule, *args: Any) -> None:
         # All devices must stop after the same whole step, and the signal may reach them during different ones.
-        if pl_module.stepped and trainer.strategy.reduce_boolean_decision(self.interrupted, all=False):
+        if pl_module.stepped and trainer.strategy.reduce_boolean_decision(bool(self.number), all=False):
             trainer.should_stop = True
             trainer.limit_val_batches = 0  # or a last validation would come first
 
     def on_train_end(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
-        signal.signal(signal.SIGINT, self.previous)
+        self.restore()
 
     def on_exception(self, trainer: Trainer, pl_module: DiffusionModule, exception: BaseException) -> None:
-        if hasattr(self, "previous"):
-            signal.signal(signal.SIGINT, self.previous)
+        self.restore()
+
+    def restore(self) -> None:
+        """Handle signals as before the training."""
+        while self.previous:
+            signal.signal(*self.previous.popitem())

@@ -5,6 +5,7 @@ from pathlib import Path
 from pathlib import PurePosixPath as Name
 from typing import Any
 
+import numpy as np
 import torch
 
 from warm_lightning.commands.shared import make_extraction, open_images
@@ -73,9 +74,6 @@ def compare(
     rows = [["score", "A", "B", "A − B", "95 % confidence interval"]]
     for name, d in differences.items():
         rows.append([name, *(f"{value:.4g}" for value in (d.a, d.b, d.value)), f"{d.low:.4g} to {d.high:.4g}"])
-    print(text_table(rows, "<>>><"))
-    if about.get("note"):
-        print(about["note"])
     if out:
         values = {
             name: {"a": d.a, "b": d.b, "difference": d.value, "interval": [d.low, d.high]}
@@ -83,6 +81,10 @@ def compare(
         }
         about = {"a": a, "b": b, "interval": MEANING, **provenance("cpu"), **about}
         write_file(Path(out), to_json({**values, "protocol": about}).encode())
+    print(text_table(rows, "<>>><"))
+    if about.get("note"):
+        print(about["note"])
+    if out:
         print(f"\nwritten to {out}")
 
 
@@ -149,6 +151,12 @@ def compare_rounds(a: Path, b: Path) -> tuple[dict[str, Difference], dict[str, A
         not different,
         f"{a} and {b} differ in {', '.join(different)} ({[first.get(n) for n in different]} and "
         f"{[second.get(n) for n in different]}): score both by one protocol",
+    )
+    here, there = (np.ravel(protocol.get("reference_moments", [])) for protocol in protocols)
+    check(
+        len(here) != len(there) or np.allclose(here, there, rtol=1e-3),  # earlier versions did not write them
+        f"{a} and {b} were scored against different images, though both name them {first['reference']}: score both "
+        "against the same",
     )
     of_a, of_b = (split_rounds(values, len(seeds_a)) for values in scores)
     known = {

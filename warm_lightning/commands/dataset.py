@@ -20,7 +20,7 @@ from warm_lightning.data.decode import CropResize
 from warm_lightning.data.image_set import ImageFiles, image_files
 from warm_lightning.data.listing import DATASET_JSON, Listing, image_name, list_images, write_labels
 from warm_lightning.data.sources import open_reader
-from warm_lightning.data.stream import Loader
+from warm_lightning.data.stream import WORKER_DIED, Loader
 from warm_lightning.distributed import progress
 from warm_lightning.errors import UserError, check, error_text
 from warm_lightning.paths import PathText, expand
@@ -228,7 +228,7 @@ def items_of_workers(loader: Loader) -> Iterator[list[bytes]]:
     except OSError as error:
         raise UserError(f"the workers cannot be run ({error_text(error)}): use fewer --workers") from error
     except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker (pid"):  # PyTorch's message for a worker that the system killed
+        if not str(error).startswith(WORKER_DIED):
             raise
         raise UserError(
             f"a worker has died ({error_text(error)}): is there enough memory? Use fewer --workers"

@@ -108,6 +108,10 @@ def drift(
             run = partial(model.sample, model.sampler, seeds, classes)
             trajectories.append(measurement.of_trajectories(run, estimator))
             truth.append(measurement.of_degraded(estimator, levels, u0.to(like), noise))
+    check(
+        all(bool(part.isfinite().all()) for part in (*trajectories, *truth)),
+        f"the estimates of the network with weights {weights} are not finite: use other weights",
+    )
     expected = measurement.expected_power(
         levels, second_moment(dequantised_batches(data.train_images(), "Measuring power"))
     )

@@ -1,26 +1,24 @@
 """`warm export`: writes a trained model as a folder to publish: weights, configuration and model card."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from warm_lightning.checkpoints import (
     CHECKPOINTS,
     EMA_PREFIX,
     LEARNED_PREFIX,
+    MAY_CHANGE,
     RAW_PREFIX,
     RESULTS,
     SECTION,
     check_weights,
     read_checkpoint,
+    read_document,
     without_prefix,
 )
 from warm_lightning.commands.ema import KIND as POST_HOC
 from warm_lightning.config import load_checkpoint
-from warm_lightning.errors import UserError, check
 from warm_lightning.interop.exported import model_card, write_folder
 from warm_lightning.records import tensors_hash
 from warm_lightning.types import Weights
@@ -52,35 +50,18 @@ def export(ckpt: Path, dst: Path, weights: Weights = "ema") -> None:
     print(f"{dst}: {weights} weights of {parameters:,} parameters, configuration and model card")
 
 
-MAY_CHANGE = ("duration", "sampler", "guidance", "channels_last", "compile")
-"""Settings of the model that may change when a run is resumed."""
-
-
 def run_of(ckpt: Path, section: Mapping[str, Any]) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
     """Configuration and scores of the run of a checkpoint; None for each that is missing or of another model."""
     folder = ckpt.resolve().parent
     if folder.name != CHECKPOINTS or (section["source"] or {}).get("kind", POST_HOC) != POST_HOC:
         return None, None
-    settings = _read_if_exists(folder.parent / "config.yaml") or {}
+    settings = read_document(folder.parent / "config.yaml") or {}
     model = settings.get("model")
     if not isinstance(model, dict) or fixed_settings(model) != fixed_settings(section["config"]):
         return None, None
-    return settings, _read_if_exists(folder.parent / RESULTS)
+    return settings, read_document(folder.parent / RESULTS)
 
 
 def fixed_settings(model: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a model that cannot change within a run."""
     return {name: value for name, value in model.items() if name not in MAY_CHANGE}
-
-
-def _read_if_exists(path: Path) -> dict[str, Any] | None:
-    """The content of a YAML or JSON file of the run; None if there is no such file."""
-    if not path.is_file():
-        return None
-    try:
-        text = path.read_text(encoding="utf-8")
-        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: cannot be read for the model card; mend or remove it") from error
-    check(isinstance(content, dict), f"{path}: cannot be read for the model card; mend or remove it")
-    return content

@@ -7,12 +7,12 @@ import torch
 
 from warm_lightning.checkpoints import SECTION, read_checkpoint
 from warm_lightning.commands.image_records import GENERATED, add_to_record, check_unmixed, model_settings
-from warm_lightning.commands.shared import Devices, Precision, load, parse_labels
+from warm_lightning.commands.shared import Devices, Precision, check_finite, load, parse_labels
 from warm_lightning.errors import check
 from warm_lightning.images import grid as make_picture
 from warm_lightning.images import quantise, read_png, write_png
 from warm_lightning.paths import PathText
-from warm_lightning.records import provenance, writable_folder
+from warm_lightning.records import check_out, provenance, writable_folder
 from warm_lightning.rng import parse_seeds
 from warm_lightning.types import Weights
 
@@ -39,7 +39,8 @@ def generate(
     """Sample images of given seeds; each image is a pure function of weights, seed, class and sampler.
 
     Writes PNG files, and generated.json, which lists them with their settings. A folder takes images of one setting
-    only; more seeds can be added by further calls, and an interrupted call can be repeated.
+    only; more seeds can be added by further calls. Images that are there are not sampled again, so that an interrupted
+    call goes on when it is repeated.
 
     Args:
         ckpt_path: checkpoint that `warm fit` wrote, or folder that `warm export` did.
@@ -78,7 +79,7 @@ def generate(
     if grid:
         among = Path(grid).resolve().is_relative_to(folder.resolve())
         check(not among, f"--grid {grid} is in --outdir, where it would count as an image: name a file elsewhere")
-        writable_folder(Path(grid).parent)
+        check_out(grid, replace=True)
 
     all_devices = Devices(accelerator, devices, precision)
     all_devices.move(model)
@@ -87,17 +88,27 @@ def generate(
         "labels": "one for each image" if labels and "," in labels else labels
     }
     check_unmixed(folder / GENERATED, settings, files)
+    missing = [k for k, name in enumerate(f"{seed:06d}.png" for seed in numbers) if not is_written(folder / name)]
     all_devices.wait()
-    for batch in all_devices.batches(len(numbers), batch_size, "Sampling"):
+    for batch in all_devices.batches(len(missing), batch_size, "Sampling"):
+        indices = [missing[i] for i in batch]
         images = model.sample(
-            model.sampler, [numbers[k] for k in batch], [classes[k] for k in batch] if classes else None
+            model.sampler, [numbers[k] for k in indices], [classes[k] for k in indices] if classes else None
         )
+        check_finite(images, [f"of seed {numbers[k]}" for k in batch])
         if batch[0] == 0:
             add_to_record(folder / GENERATED, settings, files, provenance(model.device))
-        for k, image in zip(batch, quantise(images), strict=True):
+        for k, image in zip(indices, quantise(images), strict=True):
             write_png(folder / f"{numbers[k]:06d}.png", image)
     if all_devices.first:
+        if len(missing) < len(numbers):
+            print(f"{len(numbers) - len(missing)} images of these settings were there already")
         finish(folder, numbers, grid)
+
+
+def is_written(path: Path) -> bool:
+    """Whether a file is there and not empty, as one may be after a power failure."""
+    return path.is_file() and path.stat().st_size > 0
 
 
 def check_bnr(ckpt_path: str) -> None:

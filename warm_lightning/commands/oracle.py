@@ -20,8 +20,16 @@ from warm_lightning.errors import UserError, check
 from warm_lightning.images import dequantise
 from warm_lightning.model import check_data
 from warm_lightning.networks.base import Network
-from warm_lightning.paths import PathText
-from warm_lightning.records import provenance, text_table, to_json, writable_folder, write_file
+from warm_lightning.paths import PathText, expand
+from warm_lightning.records import (
+    fingerprint,
+    folder_fingerprint,
+    provenance,
+    text_table,
+    to_json,
+    writable_folder,
+    write_file,
+)
 from warm_lightning.rng import parse_seeds
 from warm_lightning.spectral import power_spectrum
 
@@ -111,6 +119,15 @@ def data_name(data: ImageDataModule) -> str:
     return json.dumps({"class": type(data).__name__, **chosen}, sort_keys=True)
 
 
+def data_content(data: ImageDataModule) -> str | None:
+    """A text that changes with the files of a data set; None for data that are not at a path."""
+    given = getattr(data, "path", None)
+    path = None if given is None else expand(given)
+    if path is None:
+        return None
+    return folder_fingerprint(path) if path.is_dir() else fingerprint(path)
+
+
 def training_images(data: ImageDataModule, network: Network) -> ImageSet:
     """The training images.
 
@@ -125,8 +142,9 @@ def training_images(data: ImageDataModule, network: Network) -> ImageSet:
 def spectrum_of_data(data: ImageDataModule, network: Network) -> tuple[Tensor, dict[str, Any]]:
     """Measure S of the training images, float64 [C, H, W]; returns it with the name and number of the images."""
     images = training_images(data, network)
+    check(len(images) > 1, f"{data_name(data)}: one image has no spectrum: give more")
     power = power_spectrum(dequantised_batches(images, "Measuring the spectrum"))
-    return power, {"data": data_name(data), "num_images": len(images)}
+    return power, {"data": data_name(data), "content": data_content(data), "num_images": len(images)}
 
 
 def read_or_measure(file: str | None, data: ImageDataModule, network: Network) -> tuple[Tensor, dict[str, Any]]:
@@ -149,12 +167,16 @@ def read_or_measure(file: str | None, data: ImageDataModule, network: Network) -
     try:
         with np.load(path) as arrays:
             power, about = torch.from_numpy(arrays["spectrum"]), json.loads(str(arrays["about"]))
-        stored = about["data"]
+        stored, content = about["data"], about.get("content")
     except (OSError, EOFError, KeyError, TypeError, ValueError, BadZipFile) as error:
         raise UserError(f"--spectrum {path}: not a spectrum written by this command; name another file") from error
     expected, shape = data_name(data), (network.image_channels, network.resolution, network.resolution)
     check(
         stored == expected and power.shape == shape,
         f"--spectrum {path}: is of {stored} {list(power.shape)}, not of {expected} {list(shape)}; name another file",
+    )
+    check(
+        content in (None, data_content(data)),  # None in files of before
+        f"--spectrum {path}: the images of {stored} have changed since; remove it, or name another file",
     )
     return power, about

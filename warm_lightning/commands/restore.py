@@ -12,7 +12,7 @@ from torch import Tensor
 
 from warm_lightning.commands.degraded_images import InputImages, open_input_images, pair
 from warm_lightning.commands.image_records import RESTORED, add_to_record, check_unmixed, model_settings
-from warm_lightning.commands.shared import Devices, Precision, load, parse_labels
+from warm_lightning.commands.shared import Devices, Precision, check_finite, load, parse_labels
 from warm_lightning.data.listing import SUFFIXES
 from warm_lightning.errors import check
 from warm_lightning.images import grid as image_grid
@@ -110,7 +110,7 @@ def restore(
     start = find_start(model.process, model.sampler.grid, torch.zeros(1, *shape), blur, noise, add_noise)
     given = open_input_images(images, shape, 0.0 if degrade else noise, split)
     count = min(limit or len(given), len(given))
-    numbers = parse_seeds(seeds) if seeds is not None else list(range(count))
+    numbers = parse_seeds(seeds, distinct=False) if seeds is not None else list(range(count))
     check(len(numbers) == count, f"--seeds: {len(numbers)} seeds for {count} images; give one per image, 0-{count - 1}")
     classes = parse_labels(labels, count, model.network.label_dim)
     class_known = classes is not None or not model.network.label_dim or model.label_dropout > 0
@@ -122,7 +122,7 @@ def restore(
     )
     check_output_paths([images, *([clean] if clean else [])], outdir, grid, given.names[:count])
     folder = writable_folder(outdir)
-    check_out(grid)
+    check_out(grid, replace=True)
 
     all_devices = Devices(accelerator, devices, precision)
     model = all_devices.move(model)
@@ -142,7 +142,10 @@ def restore(
     for batch in all_devices.batches(count, batch_size, "Restoring"):
         batch_classes = [classes[k] for k in batch] if classes else None
         batch_seeds = [numbers[k] for k in batch]
-        restored = model.restore(model.sampler, start, task.degraded(batch), batch_seeds, batch_classes, mean)
+        restored = check_finite(
+            model.restore(model.sampler, start, task.degraded(batch), batch_seeds, batch_classes, mean),
+            [given.names[k] for k in batch],
+        )
         if batch[0] == 0:
             add_to_record(folder / RESTORED, settings, files, provenance(model.device))
         for k, image in zip(batch, quantise(restored), strict=True):

@@ -7,6 +7,7 @@ import torch
 from warm_lightning.commands.shared import make_extraction, open_images
 from warm_lightning.defaults import default
 from warm_lightning.distributed import progress
+from warm_lightning.errors import check
 from warm_lightning.metrics import (
     BATCH_SIZE,
     Evaluation,
@@ -17,6 +18,7 @@ from warm_lightning.metrics import (
     read_statistics,
 )
 from warm_lightning.metrics.reference_file import SUFFIX
+from warm_lightning.metrics.scores import DEFAULT
 from warm_lightning.paths import PathText
 from warm_lightning.records import check_out, provenance, to_json, write_file
 
@@ -28,7 +30,7 @@ def score(
     device: str = "auto",
     batch_size: int = BATCH_SIZE,
     companions: bool = True,
-    max_neighbours: int = 10_000,
+    max_neighbours: int | None = None,
     out: PathText | None = None,
 ) -> None:
     """Score a folder or zip of images against another one, or against reference statistics.
@@ -41,15 +43,22 @@ def score(
         device: auto, cpu, cuda or mps.
         batch_size: images that pass the extractor at once.
         companions: whether to score halves of the data and the moment-matched Gaussian, too.
-        max_neighbours: number of images of each side that kernel distance, precision and recall compare.
+        max_neighbours: number of images of each side that kernel distance, precision and recall compare; 10,000 if not
+            given. A file of `warm reference-stats` has its own number.
         out: JSON file for the scores and their protocol.
     """
     check_out(out)
     samples = open_images(images)
-    protocol = ScoreProtocol(max_neighbours)
+    protocol = DEFAULT if max_neighbours is None else ScoreProtocol(max_neighbours)
     extraction = make_extraction(extractor, device, batch_size)
     if reference.endswith(SUFFIX):
         statistics = read_statistics(reference, extraction, protocol, companions)
+        stored = statistics.protocol.max_neighbours
+        check(
+            max_neighbours in (None, stored),
+            f"--max_neighbours {max_neighbours}: {reference} was made with {stored}: leave it out, or make the file "
+            "again",
+        )
     else:
         data = open_images(reference)
         statistics = measure_reference(
@@ -60,8 +69,9 @@ def score(
         scores.update(samples.take(index))
     count, values = scores.compute()
     values |= scores.companions(count)
-    print(scores.table(values, count))
     if out:
         about = {"images": images, **scores.describe(count), **provenance(extraction.device)}
         write_file(Path(out), to_json({**values, "protocol": about}).encode())
+    print(scores.table(values, count))
+    if out:
         print(f"\nwritten to {out}")

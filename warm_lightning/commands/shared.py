@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -101,6 +101,21 @@ def find_device(name: str, option: str) -> torch.device:
         reason = str(error).splitlines()[0]
         raise UserError(f"{option} {name}: {reason}: use auto, cpu, cuda or mps") from error
     return device
+
+
+def check_finite(images: torch.Tensor, names: Sequence[object]) -> torch.Tensor:
+    """Check that images [B, C, H, W] have finite pixels only, and return them.
+
+    Raises:
+        UserError: one has not; it says which, by its name.
+    """
+    bad = (~images.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
+    check(
+        not bad,
+        f"the image {names[bad[0]] if bad else ''} has pixels that are not finite: use other weights, --precision "
+        "32-true, less guidance or more steps",
+    )
+    return images
 
 
 class Devices:

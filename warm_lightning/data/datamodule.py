@@ -1,7 +1,7 @@
 """The LightningDataModule that all data sets extend."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol, cast
 
 import torch
@@ -12,10 +12,14 @@ from warm_lightning.data.image_set import ImageSet
 from warm_lightning.data.stream import InOrder, Loader, StreamSampler, TrainingStream
 from warm_lightning.distributed import strided_batches
 from warm_lightning.errors import UserError, check
+from warm_lightning.records import tensors_hash
 from warm_lightning.types import Batch, Split
 
 VALIDATION_IMAGES = 1000
 """Number of training images that validation uses where none are held out."""
+
+IDENTITY_IMAGES = 16
+"""Number of training images by which a resumed run knows them again."""
 
 
 class _TrainingModule(Protocol):
@@ -101,6 +105,39 @@ class ImageDataModule(LightningDataModule, ABC):
         )
         return cast(ImageSet, images)
 
+    def identity(self) -> dict[str, Any]:
+        """Facts by which a resumed run knows its training images, wherever they are now; plain data."""
+        images = self.train_images()
+        some = torch.linspace(0, len(images) - 1, min(IDENTITY_IMAGES, len(images))).round().long()
+        return {
+            "number of images": len(images),
+            "shape": list(images.shape),
+            "classes": list(images.class_names),
+            "sha256": tensors_hash([("images", images.take(some)), ("labels", images.labels)]),
+            "xflip": self.xflip,
+        }
+
+    def check_same(self, identity: Mapping[str, Any] | None) -> None:
+        """Check that the training images are those of a run.
+
+        Raises:
+            UserError: they are others.
+
+        Args:
+            identity: of the run's data; None if it is not known, as in checkpoints of older versions.
+        """
+        ours = self.identity()
+        different = [
+            f"{name} {value} there, {ours[name]} here"
+            for name, value in (identity or {}).items()
+            if ours[name] != value
+        ]
+        check(
+            not different,
+            f"the data are not those that this run is trained on ({'; '.join(different[:1])}): give its own, or start "
+            "another run with --model.init_from and --trainer.default_root_dir",
+        )
+
     def setup(self, stage: str) -> None:
         """Read both splits.
 
@@ -164,6 +201,7 @@ class ImageDataModule(LightningDataModule, ABC):
         """
         trainer = self._attached_trainer()
         parts = trainer.world_size * trainer.accumulate_grad_batches
+        check(parts > 0, f"trainer.accumulate_grad_batches is {trainer.accumulate_grad_batches}: it must be 1 or more")
         if self.batch_size % parts:
             raise UserError(
                 f"batch_size {self.batch_size} cannot be shared equally by {trainer.world_size} devices × "

@@ -23,6 +23,9 @@ from warm_lightning.errors import UserError
 from warm_lightning.rng import key
 from warm_lightning.types import Batch
 
+WORKER_DIED = "DataLoader worker (pid"
+"""The beginning of PyTorch's message for a worker that the system has killed."""
+
 # ---- batches by position
 
 

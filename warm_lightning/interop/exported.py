@@ -154,7 +154,7 @@ def model_card(
         f"parameterization {_class_name(config['parameterization'])}.",
         training=_list(_training_facts(section, run)),
         scores=_scores_text(
-            scores, {"images_seen": section["images_seen"], "weights": weights, "weights_sha256": sha256}
+            scores, {"images_seen": section["images_seen"], "weights": weights, "weights_sha256": sha256}, config
         ),
         version=section["package_version"],
         choice="" if weights == "ema" else f'"{weights}"',
@@ -179,8 +179,12 @@ def _training_facts(section: Mapping[str, Any], run: Mapping[str, Any] | None) -
     yield from (f"{name}: {_text(value)}" for name, value in data.get("init_args", {}).items() if value is not None)
 
 
-def _scores_text(scores: Mapping[str, Any] | None, exported: Mapping[str, Any]) -> str:
-    """The scores as Markdown, with a warning if they are not of the exported weights."""
+SCORED = ("network", "process", "parameterization", "preconditioning", "sampler", "guidance")
+"""Settings of a model that its scores depend on."""
+
+
+def _scores_text(scores: Mapping[str, Any] | None, exported: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    """The scores as Markdown, with a warning if they are not of the exported weights and settings."""
     if not scores:
         return "None: `warm test` was not run."
     protocol = scores.get("protocol") or {}
@@ -192,6 +196,13 @@ def _scores_text(scores: Mapping[str, Any] | None, exported: Mapping[str, Any]) 
     for name, value in exported.items():
         if (scored := protocol.get(name, "not noted")) != value:
             lines += ["", f"These are scores of other weights: {name} was {scored}, and here it is {value}."]
+    scored_config = protocol.get("config") or {}
+    for name in SCORED:
+        if name in scored_config and (there := scored_config[name]) != (here := config.get(name)):
+            lines += [
+                "",
+                f"These are scores with other settings: {name} was {_text(there)}, and here it is {_text(here)}.",
+            ]
     return "\n".join(lines)
 
 

@@ -210,15 +210,16 @@ def kernel_distance(samples: Tensor, reference: Tensor, seed: int = 0) -> tuple[
     """
     size = subset_size(len(samples), len(reference))
     generator = torch.Generator().manual_seed(key(seed, "kernel distance"))
-    distances = []
-    for _ in range(SUBSETS):
-        x, y = (
-            features[torch.randperm(len(features), generator=generator)[:size].to(features.device)]
-            for features in (reference, samples)
-        )
-        distances.append(squared_mmd(x, y))
-    values = torch.stack(distances)
-    return values.mean().item(), values.std(unbiased=False).item()
+    sets = reference, samples
+    chosen = [torch.zeros(SUBSETS, len(x), dtype=torch.float64, device=x.device) for x in sets]
+    for subset in range(SUBSETS):
+        for ones in chosen:
+            ones[subset, torch.randperm(ones.shape[1], generator=generator)[:size].to(ones.device)] = 1
+    # Subsets of small sets overlap: the kernel of two images is then computed once for all subsets.
+    at_once = SUBSETS if max(map(len, sets)) <= 4 * size else 1
+    groups = zip(*(ones.split(at_once) for ones in chosen), strict=True)
+    distances = torch.cat([_squared_mmd(*sets, *group) for group in groups])
+    return distances.mean().item(), distances.std(unbiased=False).item()
 
 
 def subset_size(samples: int, reference: int) -> int:
@@ -226,17 +227,34 @@ def subset_size(samples: int, reference: int) -> int:
     return min(SUBSET_SIZE, samples, reference)
 
 
-def squared_mmd(x: Tensor, y: Tensor) -> Tensor:
-    """Unbiased estimate of the squared maximum mean discrepancy (Gretton et al. 2012, Eq. 4); negative by chance.
+def _squared_mmd(x: Tensor, y: Tensor, in_x: Tensor, in_y: Tensor) -> Tensor:
+    """Unbiased estimates of the squared maximum mean discrepancy (Gretton et al. 2012, Eq. 4); negative by chance.
 
     Args:
-        x: [m, F], m ≥ 2.
-        y: [m, F].
+        x: [M, F].
+        y: [N, F].
+        in_x: float64 [K, M], for each of K subsets of x ones at its m images and zeros elsewhere, m ≥ 2.
+        in_y: float64 [K, N], with as many ones.
+
+    Returns:
+        float64 [K], between the subsets of x and of y.
     """
-    within, across = x.new_zeros((), dtype=torch.float64), _kernel(x, y).mean(dtype=torch.float64)
-    for kernel in (_kernel(x, x), _kernel(y, y)):
-        within += kernel.sum(dtype=torch.float64) - kernel.diagonal().sum(dtype=torch.float64)
-    return within / (len(x) * (len(x) - 1)) - 2 * across
+    (x, in_x), (y, in_y) = ((z[used], ones[:, used]) for z, ones in ((x, in_x), (y, in_y)) for used in [ones.any(0)])
+    size = in_x[0].sum()
+    within = _kernel_sums(x, x, in_x, in_x) + _kernel_sums(y, y, in_y, in_y)
+    return within / (size * (size - 1)) - 2 * _kernel_sums(x, y, in_x, in_y) / size**2
+
+
+def _kernel_sums(x: Tensor, y: Tensor, in_x: Tensor, in_y: Tensor) -> Tensor:
+    """Sums [K] of the kernel over the pairs of each subset; where y is x, without pairs of an image and itself."""
+    sums = torch.zeros_like(in_x[:, 0])
+    for start in range(0, len(x), SUBSET_SIZE):
+        rows = slice(start, start + SUBSET_SIZE)
+        kernel = _kernel(x[rows], y)
+        if y is x:
+            kernel.diagonal(start).zero_()
+        sums += ((in_x[:, rows] @ kernel.double()) * in_y).sum(dim=1)
+    return sums
 
 
 def _kernel(x: Tensor, y: Tensor) -> Tensor:

@@ -116,6 +116,11 @@ class Reference:
             "seed": self.protocol.seed,
         }
 
+    def moments(self) -> list[float]:
+        """Norms of mean and covariance, which tell references apart whatever their names."""
+        normal = self.normal
+        return [norm.item() for norm in (normal.mean.norm(), normal.trace(), normal.covariance_norm())]
+
     def describe_companions(self) -> dict[str, Any]:
         """Numbers of images in each half of the data, and drawn from the Gaussian."""
         count = self.count or 0
