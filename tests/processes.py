@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import socket
 import sys
 from collections.abc import Callable, Sequence
@@ -61,9 +62,11 @@ def warm_on_two(folder: Path, *arguments: str) -> list[str]:
 def as_a_program() -> None:
     """Undo what a process that is forked from the server of multiprocessing has other than one that is started.
 
-    Its workers would be forked from a server, too, which outlives a process that is killed.
+    Its workers would be forked from a server, too, which outlives a process that is killed. And it would ignore Ctrl-C
+    where the tests do, as in the background of a script.
     """
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     set_start_method(None, force=True)
 
 
