@@ -106,6 +106,7 @@ MOVED = {
     "data.ffhq": "FFHQ",
     "data.folder": "ImageFolder",
     "data.lsun": "LSUNChurch",
+    "metrics.digits": "DigitsFeatures",
     "metrics.extractors": "Pixels",
     "networks.ddpm": "DDPM",
     "processes.paths": "PowerLaw",
