@@ -22,6 +22,7 @@ LONG = [
     "test_every_system",
     "test_full_size",
     "test_manners",
+    "test_one_run",
     "test_scores",
     "test_samplers",
     "test_seed_contract",

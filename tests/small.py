@@ -81,3 +81,13 @@ def warm(*arguments: str, cwd: Path, timeout: float = 300, **extra: str) -> subp
 def reference_batch(data: "ImageDataModule", seed: int, count: int) -> ReferenceBatch:
     """Reference images of a data set, as training gets them when it begins."""
     return ReferenceBatch(data.train_images(), data.xflip, seed, count)
+
+
+def fit(folder: Path, *options: str) -> list[str]:
+    """A small training in a folder, as arguments of `warm`."""
+    return ["fit", *SMALL, "--model.duration=320", f"--trainer.default_root_dir={folder}", *options]
+
+
+def last(folder: Path) -> Path:
+    """The last checkpoint of a run."""
+    return folder / "checkpoints" / "last.ckpt"

@@ -13,6 +13,7 @@ from processes import start_warm
 from small import SMALL, here, refusal
 
 from warm_lightning.cli import main
+from warm_lightning.model import DiffusionModel
 
 
 @pytest.fixture(scope="module")
@@ -178,3 +179,14 @@ def test_images_that_are_not_finite_are_refused(
     degraded = [str(tmp_path / "clean"), "--degrade", "--blur=0.25", "--noise=0.5"]
     assert "image a has pixels that are not finite" in refusal(capsys, "restore", *degraded, *where)
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_of_images_that_are_sampled_once_more_the_right_one_is_named(
+    models: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two of three are there already."""
+    generate = ["generate", f"--ckpt_path={models['plain']}", f"--outdir={tmp_path}", "--seeds=4-6", "--steps=2"]
+    here(*generate)
+    (tmp_path / "000006.png").unlink()
+    monkeypatch.setattr(DiffusionModel, "sample", lambda self, *_: torch.full((1, 1, 8, 8), torch.nan))
+    assert "of seed 6 has pixels that are not finite" in refusal(capsys, *generate)

@@ -1,6 +1,7 @@
 """Dead leaves: bytes, shapes, the law of the model, the spectrum, and the data set."""
 
 import hashlib
+import json
 import math
 import subprocess
 import sys
@@ -10,13 +11,22 @@ import numpy as np
 import pytest
 import torch
 from scipy.integrate import quad
-from small import REPOSITORY
+from small import REPOSITORY, here
 
 from warm_lightning.analysis.power_law import fit
 from warm_lightning.analysis.spectrum import MeasuredSpectrum, measure_spectrum, ring_means
 from warm_lightning.cache import cache_folder
-from warm_lightning.data import DeadLeaves, ImageSet, leaves
-from warm_lightning.data.leaves import CLASSES, FIRST_HELD_OUT, SHAPES, SIZES, SUPERSAMPLING, draw_image, paint
+from warm_lightning.data import DeadLeaves, Digits, ImageSet, leaves
+from warm_lightning.data.leaves import (
+    CLASSES,
+    FIRST_HELD_OUT,
+    RESOLUTIONS,
+    SHAPES,
+    SIZES,
+    SUPERSAMPLING,
+    draw_image,
+    paint,
+)
 from warm_lightning.errors import UserError
 from warm_lightning.metrics import LeavesFeatures
 from warm_lightning.spectral import frequencies
@@ -179,6 +189,15 @@ def test_endless_training_goes_on_to_new_images(small_chunks):
     assert sorted(again.labels.tolist()) == sorted(list(range(10)) * 2)
 
 
+def test_a_resumed_training_knows_whether_it_is_endless(small_chunks):
+    endless, repeated = (DeadLeaves(8, num_images=20, held_out=0, endless=endless) for endless in (True, False))
+    endless.check_same(endless.identity())
+    with pytest.raises(UserError, match="endless True there, False here"):
+        repeated.check_same(endless.identity())
+    with pytest.raises(UserError, match="the data are not those that this run is trained on"):
+        Digits().check_same(endless.identity())
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -218,3 +237,45 @@ def test_classifier_sees_images_that_are_as_probable():
         symmetries += found
     assert len(symmetries) == 400
     assert set(symmetries) == set(range(16))
+
+
+@pytest.mark.parametrize("resolution", RESOLUTIONS)
+def test_features_are_those_before_the_last_layer(resolution, monkeypatch):
+    def untrained(self):
+        torch.manual_seed(0)
+        network = self._build(torch.float32).to_empty(device="cpu")
+        for parameter in network.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+        return network
+
+    monkeypatch.setattr(LeavesFeatures, "load_classifier", untrained)
+    extractor = LeavesFeatures(resolution)
+    images = torch.from_numpy(np.stack([draw_image(k, resolution) for k in range(3)]))
+    features, logits = extractor(images)
+    assert features.shape == (3, 64)
+    assert torch.allclose(extractor.network[-1](features), logits)
+    assert logits.shape == (3, len(CLASSES))
+
+
+def test_a_model_of_leaves_is_trained_and_scored(small_chunks, tmp_path, monkeypatch):
+    """With the recipe, but for sizes; the classifier sees 128 images once, and is made for the file of the cache."""
+    monkeypatch.setattr(LeavesFeatures, "training_images", lambda self: leaves.read_leaves(8, 0, 128))
+    monkeypatch.setattr("warm_lightning.metrics.classifiers.BATCH", 16)
+    options = [
+        f"--config={REPOSITORY / 'configs' / 'leaves8.yaml'}",
+        f"--trainer.default_root_dir={tmp_path / 'run'}",
+        "--model.duration=64",
+        "--model.network.model_channels=8",
+        "--data.batch_size=16",
+        "--data.num_images=40",
+        "--data.held_out=20",
+        "--scores.num_images=16",
+        "--samples.trajectory=0",
+        "--samples.seeds=0-1",
+    ]
+    here("fit", *options)
+    here("test", *options)
+    scores = json.loads((tmp_path / "run" / "scores.json").read_text())
+    assert {"fd16_leaves", "is16_leaves", "fd16_pixel"} <= scores.keys()
+    assert (cache_folder() / LeavesFeatures(8).file_name).is_file()
+    assert LeavesFeatures(8).describe() in [e["extractor"] for e in scores["protocol"]["extractors"]]

@@ -1,12 +1,16 @@
 """Paired comparisons over trainings: intervals that cover, and the number of trainings that an effect needs."""
 
 import math
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from experiments.paired import Comparison
+from experiments.measures import Reading
+from experiments.paired import Comparison, paired_table
+from experiments.results import Group, Result
 
 
 def test_the_interval_is_students_and_covers_as_often_as_it_says():
@@ -39,3 +43,29 @@ def test_differences_of_scores_that_may_be_negative_are_not_relative():
     assert comparison.value == 0.5
     assert comparison.trainings_for(0.05) is None
     assert Comparison("", (0.3,), relative=True).interval is None
+
+
+def group(label: str, scores: dict[int, float]) -> Group:
+    """Trainings of one arm, with a score for each seed."""
+    return Group(
+        tuple(
+            cast(
+                Result, SimpleNamespace(cell=SimpleNamespace(seed=s, labels={"BNR": label}), reading=Reading({"fd": v}))
+            )
+            for s, v in scores.items()
+        )
+    )
+
+
+def test_trainings_are_paired_by_their_seeds():
+    """Ratios are 0.9, 1.1 and 1.0, though the arms list their seeds in another order and one has one more."""
+    baseline, arm = group("0", {0: 2.0, 1: 4.0, 2: 3.0}), group("0.5", {7: 9.0, 2: 3.0, 0: 1.8, 1: 4.4})
+    about, table = paired_table([baseline, arm], "fd")
+    assert "from 0" in about
+    mean = math.log(0.9 * 1.1) / 3
+    half = stats.t.ppf(0.975, 2) * np.std(np.log([0.9, 1.1, 1.0]), ddof=1) / math.sqrt(3)
+    ends = [f"{100 * math.expm1(end):+.1f} %" for end in (mean - half, mean + half)]
+    row = [word.strip() for word in table.splitlines()[-1].split("|")]
+    assert row[1:5] == ["0.5", f"{100 * math.expm1(mean):+.1f} %", f"{ends[0]} to {ends[1]}", "3"]
+    assert paired_table([group("0", {0: 2.0}), group("0.5", {0: 1.0})], "fd") == []
+    assert paired_table([baseline, group("0.5", {8: 1.0, 9: 2.0})], "fd") == []

@@ -73,10 +73,10 @@ yaml_load = get_loader("yaml")
 
 def accept_old_names() -> None:
     """Let all argument parsers read YAML with old names; calling it again changes nothing."""
-    set_loader("yaml", lambda text: current(yaml_load(checked(text))), (yaml.YAMLError,))
+    set_loader("yaml", lambda text: current(yaml_load(with_unique_names(text))), (yaml.YAMLError,))
 
 
-def checked(text: str) -> str:
+def with_unique_names(text: str) -> str:
     """The text of a YAML file, after a check that no name stands twice in a mapping: the first would have no effect.
 
     Raises:

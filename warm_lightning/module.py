@@ -286,7 +286,7 @@ class DiffusionModule(LightningModule):
     @property
     def ended(self) -> bool:
         """Whether there are no images left to train on."""
-        return self.images_seen >= self.duration
+        return self.images_seen >= self.last_image
 
     @property
     def lost(self) -> bool:
@@ -296,8 +296,10 @@ class DiffusionModule(LightningModule):
     @property
     def last_image(self) -> int:
         """Images seen at the end of the training: `duration`, or fewer where trainer.max_steps ends it before."""
-        steps = self.trainer.max_steps
-        return min(self.duration, steps * self.batch_size) if steps > 0 else self.duration
+        if self.trainer.max_steps < 0:  # no limit
+            return self.duration
+        steps = max(0, self.trainer.max_steps - self.trainer.global_step)
+        return min(self.duration, self.images_seen + steps * self.batch_size)
 
     @property
     def batch_size(self) -> int:

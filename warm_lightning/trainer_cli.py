@@ -285,7 +285,8 @@ def resume_path(command: str, ckpt_path: str | None, folder: Path, trial: bool =
         f"{ckpt_path}: holds weights only, with which no training can be resumed: start one with --model.init_from",
     )
     seen = checkpoint[SECTION]["images_seen"]
-    later = 0 if command != "fit" or trial or not is_of_this_run else images_seen(last)
+    writes_over = command == "fit" and is_of_this_run and not trial and Path(ckpt_path) != last
+    later = images_seen(last) if writes_over else 0
     check(
         later <= seen,
         f"{ckpt_path} has seen {seen:,} images and {last} {later:,}, which would be lost: go on with --ckpt_path last, "

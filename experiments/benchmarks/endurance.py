@@ -213,7 +213,7 @@ def start(
 
 
 class Undisturbed(NamedTuple):
-    """What an undisturbed run of a command gave.
+    """The result and the needs of an undisturbed run of a command.
 
     Attributes:
         result: `Subject.result`.

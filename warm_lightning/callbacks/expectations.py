@@ -31,7 +31,7 @@ class Expectations(Callback):
         self.began: tuple[float, int] | None = None
         self.announced = not trainer.is_global_zero or pl_module.ended
         if pl_module.ended and trainer.is_global_zero:
-            seen = f"{pl_module.images_seen:,} images seen of {pl_module.duration:,}"
+            seen = f"{pl_module.images_seen:,} images seen of {pl_module.last_image:,}"
             tqdm.write(f"Nothing to train: {seen}. For a longer training raise --model.duration.")
         if self.announced:
             return

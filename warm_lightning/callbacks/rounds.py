@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from warm_lightning.interop.exported import SCORED
 from warm_lightning.metrics import Evaluation
 from warm_lightning.module import DiffusionModule
 from warm_lightning.records import PACKAGE_VERSION, provenance, tensors_hash, to_json, write_file
@@ -18,7 +19,6 @@ NONFINITE = "nonfinite_images"
 """Among a round's values, the number of its images with pixels that are not finite."""
 MADE_BY = ("git_commit", "torch_version")
 """Facts that a finished round keeps, since a test may go on with others."""
-MODEL = ("network", "sampler", "process", "parameterization", "preconditioning", "guidance")
 
 
 @dataclass
@@ -119,7 +119,7 @@ def conditions(
         "weights": weights,
         "weights (sha256)": model.weights_hash(),
         "learned (sha256)": tensors_hash((model.process.learned or {}).items()),
-        **{name: config.get(name, repr(getattr(model, name))) for name in MODEL},
+        **{name: config.get(name, repr(getattr(model, name))) for name in SCORED},
         "precision": precision,
         "device": module.device.type,
         "scores": [e.names(num_images, spreads=True) for e in evaluations],

@@ -199,10 +199,7 @@ class Interrupt(Callback):
             self.restore()
             if trainer.is_global_zero:
                 with suppress(OSError):  # the terminal may be gone
-                    print(
-                        "\nInterrupted: finishing this step and saving; press Ctrl-C again to leave at once.",
-                        flush=True,
-                    )
+                    print("\nInterrupted: finishing this step and saving; press Ctrl-C again to leave now.", flush=True)
 
         for number in self.SIGNALS:
             if signal.getsignal(number) != signal.SIG_IGN:

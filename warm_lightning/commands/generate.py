@@ -95,7 +95,7 @@ def generate(
         images = model.sample(
             model.sampler, [numbers[k] for k in indices], [classes[k] for k in indices] if classes else None
         )
-        check_finite(images, [f"of seed {numbers[k]}" for k in batch])
+        check_finite(images, [f"of seed {numbers[k]}" for k in indices])
         if batch[0] == 0:
             add_to_record(folder / GENERATED, settings, files, provenance(model.device))
         for k, image in zip(indices, quantise(images), strict=True):

@@ -128,9 +128,9 @@ class ImageDataModule(LightningDataModule, ABC):
         """
         ours = self.identity()
         different = [
-            f"{name} {value} there, {ours[name]} here"
+            f"{name} {value} there, {ours.get(name)} here"
             for name, value in (identity or {}).items()
-            if ours[name] != value
+            if ours.get(name) != value
         ]
         check(
             not different,

@@ -170,6 +170,10 @@ class DeadLeaves(ImageDataModule):
         """The training batches by position; in endless training, image p at position p for every training seed."""
         return EndlessLeaves(self.side, self.leaves_seed) if self.endless else super().training_batches(seed)
 
+    def identity(self) -> dict[str, Any]:
+        """See `ImageDataModule.identity`; with whether training is endless, which changes its images."""
+        return super().identity() | {"endless": self.endless}
+
 
 class FFHQ(ImageFolder):
     """FFHQ at 64×64: RGB images without classes, usually in EDM's format.

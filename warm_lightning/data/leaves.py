@@ -30,7 +30,7 @@ from warm_lightning.distributed import progress
 from warm_lightning.types import Batch
 
 VERSION = 1
-"""Of the recipe in this file: another recipe makes other images, and other scores."""
+"""The version of the recipe in this file: another one makes other images, and other scores."""
 
 Array = np.ndarray[Any, Any]
 

@@ -179,8 +179,8 @@ def _training_facts(section: Mapping[str, Any], run: Mapping[str, Any] | None) -
     yield from (f"{name}: {_text(value)}" for name, value in data.get("init_args", {}).items() if value is not None)
 
 
-SCORED = ("network", "process", "parameterization", "preconditioning", "sampler", "guidance")
-"""Settings of a model that its scores depend on."""
+SCORED = ("network", "sampler", "process", "parameterization", "preconditioning", "guidance")
+"""Sections of a model's configuration that its scores depend on."""
 
 
 def _scores_text(scores: Mapping[str, Any] | None, exported: Mapping[str, Any], config: Mapping[str, Any]) -> str:
