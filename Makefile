@@ -45,7 +45,7 @@ compare: setup  ## train, sample and score every system on digits: under an hour
 ablation-bnr: setup  ## the BNR sweep: on digits under 45 minutes on two CPU cores; DATA=cifar10 BUDGET=paper for the paper's
 	$(BIN)/python -m experiments run experiments/papers/ablation_bnr.yaml --data $(or $(DATA),digits) --budget $(BUDGET) $(if $(or $(filter digits,$(or $(DATA),digits)),$(filter command,$(origin JOBS))),--jobs $(JOBS)) $(ARGS)
 
-test: setup  ## run all tests that need no GPU, JOBS at a time (about 10 minutes on two cores)
+test: setup  ## run all tests that need no GPU, JOBS at a time (about 9 minutes on two cores)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m 'not gpu' $(ARGS)
 
 $(VENV)/oldest/.ready: pyproject.toml constraints-oldest.txt
