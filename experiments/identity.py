@@ -27,6 +27,8 @@ DATA = REPOSITORY / "experiments" / "data"
 
 SAMPLING = ("sampler", "guidance")
 """Sections of the model that only sampling depends on."""
+SAMPLING_ARGUMENTS = ("combination", "combine_noise")
+"""Arguments of parameterizations that only sampling depends on."""
 MODEL_SPEED = ("compile", "channels_last")
 """Settings of the model that change its speed only."""
 DATA_SPEED = ("num_workers", "cache", "root")
@@ -57,6 +59,9 @@ def training_identity(options: Sequence[str]) -> dict[str, Any]:
     """
     config = resolved(options)
     model = without(config["model"], (*SAMPLING, *MODEL_SPEED))
+    meaning = model["parameterization"]
+    arguments = without(meaning.get("init_args", {}), SAMPLING_ARGUMENTS)
+    model["parameterization"] = {"class_path": meaning["class_path"]} | ({"init_args": arguments} if arguments else {})
     return {"model": model, **data_and_trainer(config), "posthoc_ema": config["posthoc_ema"]}
 
 

@@ -190,7 +190,7 @@ def small(command: str, arguments: list[str]) -> list[str]:
         return [*settings, *FEW]
     if command == "reference-stats":
         return ["--max_neighbours=50"]
-    if command in ("drift", "bits"):
+    if command in ("drift", "bits", "branches"):
         return [*NETWORK, "--num_images=8", "--steps=4" if command == "bits" else "--model.sampler.grid.steps=4"]
     return []
 

@@ -12,16 +12,27 @@ from warm_lightning.parameterizations import (
     DenoiseRestore,
     Epsilon,
     InvertedBlur,
+    LeastSquares,
     LessBlurred,
+    MeasuredLeastSquares,
     Parameterization,
+    Residual,
+    Sum,
 )
 from warm_lightning.processes import BlurringDiffusion, BlurringSchedule, ConstantBNR, Hot, Process, Warm
 from warm_lightning.samplers import Euler, Heun
 from warm_lightning.spectral import dct, frequencies, idct
-from warm_lightning.types import Estimate
+from warm_lightning.types import Estimate, Gains
 
 BETAS = [0.01, 0.3, 2.0, 9.0, 80.0]
-EXACT = [Denoiser(), InvertedBlur(d_min=0), DenoiseRestore(), DenoiseDeblur()]
+MEASURED = MeasuredLeastSquares([0.1, 1, 10], [0.25, 0.75], [[1e-3, 0.5], [4.0, 1.0], [1.0, 1e3]])
+COMBINED = [
+    DenoiseDeblur(Sum()),
+    DenoiseDeblur(LeastSquares(0.3)),
+    DenoiseDeblur(MEASURED),
+    DenoiseDeblur(LeastSquares(), combine_noise=True),
+]
+EXACT = [Denoiser(), InvertedBlur(d_min=0), DenoiseRestore(), DenoiseDeblur(), *COMBINED]
 X0, Z = noise(2, 3, 8, 8), noise(2, 3, 8, 8, seed=1)
 TRUTH = Estimate(dct(X0), dct(Z))
 WARM = [Hot(), Warm(ConstantBNR(0.5)), Warm(BlurringSchedule())]
@@ -52,7 +63,7 @@ def test_targets_are_table_5s(process: Warm, beta: float) -> None:
 
 @pytest.mark.parametrize("process", WARM)
 @pytest.mark.parametrize("beta", BETAS)
-def test_given_the_true_targets_all_four_agree(process: Warm, beta: float) -> None:
+def test_given_the_true_targets_all_agree(process: Warm, beta: float) -> None:
     """(b) cannot know what is gone: where M < 1e-154 it has 0, which moves nothing there."""
     gains = gains_at(process, beta, X0)
     u = process.degrade(TRUTH, gains)
@@ -69,7 +80,7 @@ def test_given_the_true_targets_all_four_agree(process: Warm, beta: float) -> No
 @pytest.mark.parametrize("process", WARM[:2])
 @pytest.mark.parametrize(("t", "s"), [(2.0, 1.0), (0.3, 0.1), (0.01, 0.002), (0.01, 0.0)])
 @pytest.mark.parametrize("rule", [Euler(), Heun(), Euler(1.0)])
-def test_all_four_take_the_same_step(process: Warm, t: float, s: float, rule: Euler | Heun) -> None:
+def test_all_take_the_same_step(process: Warm, t: float, s: float, rule: Euler | Heun) -> None:
     u = process.degrade(TRUTH, gains_at(process, t, X0))
     moved = []
     for parameterization in EXACT:
@@ -81,6 +92,70 @@ def test_all_four_take_the_same_step(process: Warm, t: float, s: float, rule: Eu
         moved.append(rule(ask, u, step_of(process, u, t, s, Prescribed(Z))))
     for other in moved[1:]:
         torch.testing.assert_close(other, moved[0], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("process", WARM)
+@pytest.mark.parametrize("beta", BETAS)
+@pytest.mark.parametrize("ratio", [0.1, 1.0, 30.0])
+def test_least_squares_has_the_least_error(process: Warm, beta: float, ratio: float) -> None:
+    """For errors of D and R of variances κ and 1, x̂0 = w D/M + (1-w) R/(1-M) has w² κ/M² + (1-w)²/(1-M)²."""
+    gains = gains_at(process, beta, X0)
+    zero, one = torch.zeros_like(X0), torch.ones_like(X0)
+    combinations = [LeastSquares(ratio), Residual(), Sum()]
+    # A combination is linear, so that its answers to D alone and R alone are its factors.
+    factors = [(c(one, zero, gains), c(zero, one, gains)) for c in combinations]
+    errors = [a.square() * ratio + b.square() for a, b in factors]
+    assert all(bool((errors[0] <= (1 + 1e-9) * other).all()) for other in errors[1:])
+    kept, lost = gains.signal.expand_as(X0), gains.lost.expand_as(X0)
+    both = (kept > 1e-6) & (lost > 1e-6)
+    shares = torch.linspace(0, 1, 1001, dtype=torch.float64)[:, None]
+    scan = shares.square() * ratio / kept[both].square() + (1 - shares).square() / lost[both].square()
+    least = scan.amin(0)
+    assert bool((errors[0][both] <= least).all())
+    # Off the minimum by at most half a step of the scan, where the curvature is 2κ/M² + 2/(1-M)².
+    curvature = 2 * ratio / kept[both].square() + 2 / lost[both].square()
+    assert bool((errors[0][both] >= least - curvature * 0.0005**2).all())
+
+
+def test_measured_ratios_are_interpolated() -> None:
+    def ratio(noise: float, share: float) -> float:
+        gains = Gains(torch.tensor([[[[share]]]]).double().log(), torch.tensor([[[[noise]]]]).double())
+        return MEASURED.ratio(gains).item()
+
+    table = [[ratio(noise, share) for share in (0.25, 0.75)] for noise in (0.1, 1, 10)]
+    torch.testing.assert_close(torch.tensor(table).double(), MEASURED.ratios)
+    assert ratio(1, 0.5) == pytest.approx(2)  # the geometric mean of 4 and 1
+    assert ratio(10**0.5, 0.75) == pytest.approx(1000**0.5)
+    assert ratio(1e-4, 1e-9) == pytest.approx(1e-3)  # beyond the table as at its border
+    assert ratio(1e4, 1.0) == pytest.approx(1e3)
+
+
+def test_combined_noise_agrees_with_the_image() -> None:
+    """A∘x̂0 + B∘ε̂ = u for D and R that disagree; without `combine_noise`, ε̂ is the paper's (u - D)/B."""
+    gains = gains_at(WARM[1], 2.0, X0)
+    u, outputs = WARM[1].degrade(TRUTH, gains), torch.stack([X0, Z], dim=1)
+    estimate = DenoiseDeblur(LeastSquares(), combine_noise=True).estimate(outputs, u, gains)
+    torch.testing.assert_close(gains.signal * estimate.clean + gains.noise * estimate.noise, u)
+    papers = DenoiseDeblur(LeastSquares()).estimate(outputs, u, gains)
+    assert torch.equal(papers.clean, estimate.clean)
+    torch.testing.assert_close(papers.noise, (u - dct(X0)) / gains.noise)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (([0.1, 0.1], [0.5], [[1.0], [1.0]]), "noise is"),
+        (([0.1], [], [[]]), "share is"),
+        (([0.0], [0.5], [[1.0]]), "above 0"),
+        (([0.1], [0.5], [[0.0]]), "positive numbers"),
+        (([0.1, 1.0], [0.5], [[1.0]]), "2 rows of 1"),
+    ],
+)
+def test_wrong_ratios_are_refused(arguments: tuple, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        MeasuredLeastSquares(*arguments)
+    with pytest.raises(UserError, match="ratio is 0"):
+        LeastSquares(0)
 
 
 @pytest.mark.parametrize("d_min", [0.001, 0.1])

@@ -277,7 +277,7 @@ def check_same_training(there: Mapping[str, Any] | None, config: Mapping[str, An
         _, section, *_ = name.split(".")
         different = name in stored and stored[name] != value
         check(
-            not different or section in free or name.rpartition(".")[2] in UNCHECKED_ARGUMENTS,
+            not different or section in free or not UNCHECKED_ARGUMENTS.isdisjoint(name.split(".")),
             f"{source}: model{name} is {stored.get(name)} there and {value} here, and a training cannot change it: "
             "give the setting that it has, or begin another training in another folder, from these weights with "
             "--model.init_from",
@@ -313,8 +313,8 @@ MEANING = ("network", "preconditioning", "parameterization")
 """Sections of a model's configuration that say what its weights mean."""
 TRAINING = ("clock_law", "loss", "target", "label_dropout", "augment", "seed")
 """Sections of a model's configuration that only training depends on."""
-UNCHECKED_ARGUMENTS = ("dropout", "activation_checkpointing", "attn_resolutions")
-"""Arguments of networks that need no check: they do not change what weights mean, or show in the tensors' names."""
+UNCHECKED_ARGUMENTS = {"dropout", "activation_checkpointing", "attn_resolutions", "combination", "combine_noise"}
+"""Arguments that need no check: they do not change what weights mean, or show in the tensors' names."""
 
 
 def check_start(config: Mapping[str, Any], network: Network) -> None:
@@ -361,7 +361,7 @@ def check_same_meaning(
         for name in {**current_settings, **stored}:
             values = [d.get(name, "absent") for d in (stored, current_settings)]
             check(
-                values[0] == values[1] or name.rpartition(".")[2] in UNCHECKED_ARGUMENTS,
+                values[0] == values[1] or not UNCHECKED_ARGUMENTS.isdisjoint(name.split(".")),
                 f"{source}: {name} is {values[0]} there and {values[1]} here, so its weights mean something else: make "
                 "them the same",
             )

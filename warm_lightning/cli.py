@@ -30,6 +30,7 @@ OTHER_COMMANDS = {
     "ema": "make a checkpoint with another averaging length after training",
     "describe": "print network size, cost and path of a configuration",
     "drift": "measure how far sampled states are from degraded images, level by level",
+    "branches": "measure the errors of D and R, and the combination of both that errs least",
     "spectrum": "measure the power spectrum of a data set, suggest a BNR, and compare generated images",
     "bits": "measure bits per dimension by the probability-flow ODE",
     "oracle": "measure the error of a sampler with a perfect network",

@@ -5,10 +5,12 @@ Outputs are in pixels and preconditioned, one image for each branch.
 
 import math
 from abc import ABC, abstractmethod
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
+from warm_lightning.defaults import default
 from warm_lightning.errors import check
 from warm_lightning.spectral import dct, idct
 from warm_lightning.types import Estimate, Gains
@@ -77,6 +79,12 @@ class Denoiser(Parameterization):
         return consistent(clean, u, gains)
 
 
+class DenoiserWithoutSkip(Denoiser):
+    """Table 5a without c_skip: the network must output x0 itself at every level."""
+
+    skips = (0.0,)
+
+
 class InvertedBlur(Parameterization):
     """One branch D → M x0, the blurred image, which is divided by the blur to give x0 (Table 5b).
 
@@ -117,24 +125,143 @@ class DenoiseRestore(Parameterization):
         return Estimate(clean, implied_noise(blurred, u, gains))
 
 
+class DenoiseRestoreWithoutSkip(DenoiseRestore):
+    """Table 5c without c_skip for R: the network must output x0 itself at every level."""
+
+    skips = (1.0, 0.0)
+
+
+# ---------------------------------------------------------------------- combinations of D and R
+
+
+class Combination(ABC):
+    """An estimate x̂0 = a∘D + b∘R from the branches of Table 5d, exact if both are: a·M + b·(1-M) = 1.
+
+    D/M and R/(1-M) both estimate x0, and x̂0 is their mean with the weights a·M and b·(1-M). If D and R have
+    independent errors of variances v_D and v_R, in each frequency, then x̂0 has an error of variance
+
+        a² v_D + b² v_R,
+
+    and among all a and b with a·M + b·(1-M) = 1 the least one (Lagrange) is that of
+
+        a = M/(M² + κ(1-M)²),   b = κ(1-M)/(M² + κ(1-M)²),   κ = v_D/v_R.
+
+    Eq. 7 is the limit κ → ∞, and D + R the case κ = M/(1-M). The errors are the network's own, which are distances
+    from the posterior mean: the variance of x0 about that mean is in both estimates alike.
+    """
+
+    @abstractmethod
+    def __call__(self, blurred: Tensor, residual: Tensor, gains: Gains) -> Tensor:
+        """The estimate x̂0 from D and R, as DCT coefficients [B, C, H, W]."""
+
+
+class Residual(Combination):
+    """Eq. 7: x̂0 = R/(1-M); D where there is no blur, since the residual is 0 there and D is the clean image."""
+
+    def __call__(self, blurred: Tensor, residual: Tensor, gains: Gains) -> Tensor:
+        sharp = gains.lost == 0  # at DC, and everywhere on the hot axis
+        return torch.where(sharp, blurred, residual / torch.where(sharp, 1.0, gains.lost))
+
+
+class Sum(Combination):
+    """The sum x̂0 = D + R."""
+
+    def __call__(self, blurred: Tensor, residual: Tensor, gains: Gains) -> Tensor:
+        return blurred + residual
+
+
+class LeastSquares(Combination):
+    """The combination of least error where D and R have independent errors, of variances in a known ratio.
+
+    Args:
+        ratio: κ = v_D/v_R > 0, of the variance of D's error to that of R's.
+    """
+
+    def __init__(self, ratio: float = 1.0) -> None:
+        check(0 < ratio < math.inf, f"ratio is {ratio}: a ratio of variances is above 0")
+        self.ratio = ratio
+
+    def __call__(self, blurred: Tensor, residual: Tensor, gains: Gains) -> Tensor:
+        return _least_squares(blurred, residual, gains, self.ratio)
+
+
+class MeasuredLeastSquares(Combination):
+    """The combination of least error for the ratios of variances that `warm branches` has measured, level by level.
+
+    Between the levels and the shares, ln κ is interpolated linearly; beyond them it is constant.
+
+    Args:
+        noise: the noise gains B of the levels, rising.
+        share: the values of M, rising, at which κ is known.
+        ratios: κ for each level, a row, and each share, a column.
+    """
+
+    def __init__(self, noise: list[float], share: list[float], ratios: list[list[float]]) -> None:
+        for name, values in {"noise": noise, "share": share}.items():
+            rising = all(a < b for a, b in pairwise(values))
+            check(bool(values) and rising, f"{name} is {values}: give rising numbers, as `warm branches` writes them")
+        check(min(noise) > 0, f"noise is {noise}: levels of a measurement have noise above 0")
+        check(
+            len(ratios) == len(noise) and all(len(row) == len(share) and min(row) > 0 for row in ratios),
+            f"ratios must be {len(noise)} rows of {len(share)} positive numbers, as `warm branches` writes them",
+        )
+        self.noise, self.share, self.ratios = (torch.tensor(x, dtype=torch.float64) for x in (noise, share, ratios))
+
+    def ratio(self, gains: Gains) -> Tensor:
+        """κ over frequencies, broadcastable to [B, C, H, W]."""
+        row, up = _position(gains.noise.log(), self.noise.to(gains.noise).log())
+        column, right = _position(gains.signal, self.share.to(gains.noise))
+        table = self.ratios.to(gains.noise).log()
+        above, beside = (row + 1).clamp(max=len(self.noise) - 1), (column + 1).clamp(max=len(self.share) - 1)
+        low = torch.lerp(table[row, column], table[row, beside], right)
+        return torch.lerp(low, torch.lerp(table[above, column], table[above, beside], right), up).exp()
+
+    def __call__(self, blurred: Tensor, residual: Tensor, gains: Gains) -> Tensor:
+        return _least_squares(blurred, residual, gains, self.ratio(gains))
+
+
+def _least_squares(blurred: Tensor, residual: Tensor, gains: Gains, ratio: Tensor | float) -> Tensor:
+    """The estimate a∘D + b∘R of least error for a ratio κ; see `Combination`."""
+    kept, lost = gains.signal, ratio * gains.lost
+    return (kept * blurred + lost * residual) / (kept.square() + lost * gains.lost)
+
+
+def _position(x: Tensor, nodes: Tensor) -> tuple[Tensor, Tensor]:
+    """The index of the last node not above x, and the share of the way from it to the next one, within the nodes."""
+    x = x.clamp(nodes[0], nodes[-1])
+    index = (torch.searchsorted(nodes, x.contiguous(), right=True) - 1).clamp(0, max(0, len(nodes) - 2))
+    width = (nodes.diff() if len(nodes) > 1 else torch.ones_like(nodes))[index]
+    return index, (x - nodes[index]) / width
+
+
+# ---------------------------------------------------------------------- two branches, and other meanings
+
+
 class DenoiseDeblur(Parameterization):
     """Two branches, D → M x0, the blurred image, and R → x_res = (1-M) x0, the residual (Eqs. 8, 9; Table 5d).
 
     This is the paper's choice.
+
+    Args:
+        combination: how both branches give x̂0; it matters for sampling only, so that a trained model may be sampled
+            with any. In the paper x̂0 = R/(1-M) (Eq. 7).
+        combine_noise: whether ε̂ = (u - M x̂0)/B, with the combination; otherwise (u - D)/B, as in the paper.
     """
 
     names = ("denoise", "deblur")
     skips = (1.0, 0.0)
+
+    def __init__(self, combination: Combination = default(Residual), combine_noise: bool = False) -> None:
+        self.combination = combination
+        self.combine_noise = combine_noise
 
     def targets(self, truth: Estimate, gains: Gains) -> Tensor:
         return idct(torch.stack([gains.signal * truth.clean, gains.lost * truth.clean], dim=1))
 
     def estimate(self, outputs: Tensor, u: Tensor, gains: Gains) -> Estimate:
         blurred, residual = dct(outputs.to(u.dtype)).unbind(1)
-        # Without blur (at DC, and everywhere on the hot axis) the residual is 0 and D is the clean image.
-        sharp = gains.lost == 0
-        clean = torch.where(sharp, blurred, residual / torch.where(sharp, 1.0, gains.lost))
-        return Estimate(clean, implied_noise(blurred, u, gains))
+        clean = self.combination(blurred, residual, gains)
+        return Estimate(clean, implied_noise(gains.signal * clean if self.combine_noise else blurred, u, gains))
 
 
 class Epsilon(Parameterization):

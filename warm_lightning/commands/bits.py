@@ -79,7 +79,7 @@ def bits(
     check(num_images <= len(images), f"--num_images is {num_images}, but {split} has {len(images)} images: lower it")
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(key(seed, "bits", "images")))
     parts, squares = [], torch.zeros_like(like[0])
-    for batch in devices.batches(num_images, batch_size, "Bits"):
+    for batch in devices.batches(range(num_images), batch_size, "Bits"):
         index = order[batch.start : batch.stop]
         x, classes = images.take(index).to(device), images.labels[index].tolist()
         streams = SeedStreams([key(seed, "bits", k) for k in index.tolist()], device)

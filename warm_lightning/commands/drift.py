@@ -1,13 +1,11 @@
 """`warm drift`: measures how far the trajectories of a sampler drift from truly degraded images."""
 
 import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from warm_lightning.analysis.drift import (
     ALL,
@@ -20,17 +18,15 @@ from warm_lightning.analysis.drift import (
     summarise,
 )
 from warm_lightning.analysis.figures import check_matplotlib
-from warm_lightning.commands.shared import Devices
+from warm_lightning.commands.shared import Devices, random_images
 from warm_lightning.config import trained_from_options
-from warm_lightning.data import ImageSet
 from warm_lightning.data.image_set import dequantised_batches
 from warm_lightning.errors import check
-from warm_lightning.images import dequantise
 from warm_lightning.model import TrainedModel, check_data
 from warm_lightning.paths import PathText
 from warm_lightning.records import provenance, text_table, to_json, writable_folder, write_file
 from warm_lightning.rng import SeedStreams, key
-from warm_lightning.spectral import dct, full_precision
+from warm_lightning.spectral import full_precision
 from warm_lightning.types import Split, Weights
 
 
@@ -99,7 +95,7 @@ def drift(
     images = data.split(split)
     check(num_images <= len(images), f"num_images is {num_images}, but {split} has {len(images)} images: lower it")
     trajectories, truth = [], []
-    batches = devices.batches(num_images, batch_size, "Drift")
+    batches = devices.batches(range(num_images), batch_size, "Drift")
     for index, u0, labels in random_images(images, num_images, seed, batches):
         seeds = [seed * num_images + k for k in index]
         noise = SeedStreams([key(seed, "drift", "noise", k) for k in index], like.device)
@@ -136,26 +132,6 @@ def drift(
     write_file(folder / "drift.json", to_json(record).encode())
     plot(rows, frequency_bands, folder / "drift.png")
     print(f"{table(summary)}\n\nwritten to {Path(outdir) / 'drift.json'} and drift.png")
-
-
-def random_images(
-    images: ImageSet, count: int, seed: int, batches: Iterator[range]
-) -> Iterator[tuple[range, Tensor, list[int]]]:
-    """Read `count` images, chosen by the seed, in batches.
-
-    Args:
-        images: the set to choose from.
-        count: number of images.
-        seed: of the choice.
-        batches: ranges that together are 0 … count - 1.
-
-    Yields:
-        The range, the DCT coefficients of its images, float64 [b, C, H, W], and their classes.
-    """
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(key(seed, "drift", "images")))[:count]
-    for batch in batches:
-        chosen = order[batch.start : batch.stop]
-        yield batch, dct(dequantise(images.take(chosen), torch.float64)), images.labels[chosen].tolist()
 
 
 def protocol(trained_model: TrainedModel, settings: list[str], ckpt_path: str, weights: Weights) -> dict[str, Any]:

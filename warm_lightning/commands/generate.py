@@ -90,7 +90,7 @@ def generate(
     check_unmixed(folder / GENERATED, settings, files)
     missing = [k for k, name in enumerate(f"{seed:06d}.png" for seed in numbers) if not is_written(folder / name)]
     all_devices.wait()
-    for batch in all_devices.batches(len(missing), batch_size, "Sampling"):
+    for batch in all_devices.batches(range(len(missing)), batch_size, "Sampling"):
         indices = [missing[i] for i in batch]
         images = model.sample(
             model.sampler, [numbers[k] for k in indices], [classes[k] for k in indices] if classes else None

@@ -139,7 +139,7 @@ def restore(
     all_devices.wait()
     if all_devices.first and task.split:
         print(f"images of the split {task.split}")
-    for batch in all_devices.batches(count, batch_size, "Restoring"):
+    for batch in all_devices.batches(range(count), batch_size, "Restoring"):
         batch_classes = [classes[k] for k in batch] if classes else None
         batch_seeds = [numbers[k] for k in batch]
         restored = check_finite(

@@ -15,7 +15,10 @@ from warm_lightning.data.image_set import ImageSet
 from warm_lightning.data.sources import Source
 from warm_lightning.distributed import strided_batches
 from warm_lightning.errors import UserError, check
+from warm_lightning.images import dequantise
 from warm_lightning.model import DiffusionModel, TrainedModel
+from warm_lightning.rng import key
+from warm_lightning.spectral import dct
 from warm_lightning.types import Weights
 
 if TYPE_CHECKING:
@@ -166,18 +169,39 @@ class Devices:
         model.network.to(self.device, self.dtype)
         return model
 
-    def batches(self, count: int, batch_size: int, title: str) -> Iterator[range]:
-        """Batches of this device's share of 0 … count-1, with progress; each runs in the network's precision.
+    def batches(self, items: range, batch_size: int, title: str) -> Iterator[range]:
+        """Batches of this device's share of some indices, with progress; each runs in the network's precision.
 
         After the last one, the devices wait for each other.
         """
-        batches = strided_batches(range(count), batch_size, self.rank, self.count)
+        batches = strided_batches(items, batch_size, self.rank, self.count)
         with tqdm(total=sum(map(len, batches)), unit=" images", desc=title, disable=not self.first) as bar:
             for batch in batches:
                 with torch.autocast(self.device.type, self.mixed, enabled=self.mixed is not None):
                     yield batch
                 bar.update(len(batch))
         self.wait()
+
+
+def random_images(
+    images: ImageSet, count: int, seed: int, batches: Iterator[range]
+) -> Iterator[tuple[range, torch.Tensor, list[int]]]:
+    """Read `count` images, chosen by the seed, in batches.
+
+    Args:
+        images: the set to choose from.
+        count: number of images.
+        seed: of the choice.
+        batches: ranges within 0 … count - 1, of which each is a batch.
+
+    Yields:
+        The range, the DCT coefficients of its images, float64 [b, C, H, W], and their classes.
+    """
+    # The names under which the choice is keyed are those of the command that first made one.
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(key(seed, "drift", "images")))[:count]
+    for batch in batches:
+        chosen = order[batch.start : batch.stop]
+        yield batch, dct(dequantise(images.take(chosen), torch.float64)), images.labels[chosen].tolist()
 
 
 def make_extraction(extractor: "FeatureExtractor", device: str, batch_size: int) -> "Extraction":
