@@ -15,7 +15,7 @@ from warm_lightning import load_checkpoint
 from warm_lightning.analysis.branches import BASELINE, SHARES, Branches, Truth, combinations, error_rows
 from warm_lightning.parameterizations import DenoiseDeblur, LeastSquares, MeasuredLeastSquares, Sum
 from warm_lightning.processes import ConstantBNR, Warm
-from warm_lightning.samplers import PowerGrid, Sampler
+from warm_lightning.samplers import PowerGrid
 from warm_lightning.spectral import frequencies, idct
 from warm_lightning.types import Level
 
@@ -29,7 +29,6 @@ class Erring:
     def __init__(self, truth: Truth) -> None:
         self.truth = truth
         self.process = Warm(ConstantBNR(0.5))
-        self.sampler = Sampler(PowerGrid(12, 0.05, 20.0))
 
     def outputs(self, x: Tensor, level: Level, class_labels: Tensor | None = None) -> Tensor:
         u0 = self.truth.u0
@@ -45,14 +44,13 @@ class Erring:
 def erring() -> Branches:
     truth = Truth(noise(4000, 1, 8, 8), noise(4000, 1, 8, 8, seed=1), None)
     model = Erring(truth)
-    levels = [level for level in model.sampler.grid.levels(model.process) if level.beta > 0]
-    return Branches(model, levels)
+    return Branches(model.outputs, model.process, PowerGrid(12, 0.05, 20.0).levels(model.process))
 
 
 def test_the_ratio_of_own_errors_is_found(erring: Branches) -> None:
     """The posterior variance, 25 and 11 times that of the errors, does not enter."""
-    found = erring.fit([erring.model.truth])
-    assert found.noise.tolist() == [level.beta.item() for level in reversed(erring.levels)]
+    found = erring.fit([erring.outputs.__self__.truth])
+    assert found.noise.tolist() == [level.beta.item() for level in reversed(erring.levels[:-1])]
     checked = 0
     for beta, row in zip(found.noise, found.ratios, strict=True):
         kept = torch.exp(-frequencies(noise(1, 1, 8, 8)) * (0.5 * beta) ** 2 / 2).flatten()
@@ -66,14 +64,13 @@ def test_the_ratio_of_own_errors_is_found(erring: Branches) -> None:
 
 def test_errors_are_those_of_the_formula(erring: Branches) -> None:
     """E(x̂0 - x0)² = σ² + a² v_D + b² v_R in each frequency; the least squares with the true ratio are the best."""
-    truth = erring.model.truth
+    truth = erring.outputs.__self__.truth
     best = MeasuredLeastSquares([1.0], [0.5], [[OF_D**2 / OF_R**2]])
     errors = erring.errors([truth], combinations(best))
     rows = error_rows(errors, erring.levels)
-    for k, level in enumerate(erring.levels):
-        gains = erring.model.process.gains(level, truth.u0)
-        last = erring.levels[k + 1] if k + 1 < len(erring.levels) else None
-        used = (erring.model.process.gains(last, truth.u0).signal if last else 1) - gains.signal
+    for k, level in enumerate(erring.levels[:-1]):
+        gains = erring.process.gains(level, truth.u0)
+        used = erring.process.gains(erring.levels[k + 1], truth.u0).signal - gains.signal
         weight = used.square()
         for name, factors in {
             "D + R": (1.0, 1.0),

@@ -27,9 +27,10 @@ def test_every_configuration_builds(config: Path) -> None:
 def test_every_overlay_combines(overlay: Path) -> None:
     module, _ = load_config([REPOSITORY / "configs" / "digits.yaml", overlay])
     stated = yaml.safe_load(overlay.read_text())["model"]
-    process = stated["process"] if isinstance(stated["process"], str) else stated["process"]["class_path"]
+    parts = (stated["process"], stated["parameterization"])
+    process, parameterization = (part if isinstance(part, str) else part["class_path"] for part in parts)
     assert type(module.model().process).__name__ == process
-    assert type(module.model().parameterization).__name__ == stated["parameterization"]
+    assert type(module.model().parameterization).__name__ == parameterization
     assert module.network.branches == len(module.model().parameterization.names)
 
 

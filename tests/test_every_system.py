@@ -90,7 +90,10 @@ def test_it_learns_and_samples(name: str) -> None:
     samples = module.model("raw").sample(module.model().sampler, range(16))
     assert samples.shape == (16, 1, 8, 8)
     assert samples.isfinite().all()
-    assert samples.std() > 0.1 or name == BLANK  # no blank; some undo so much blur that after so little training they are far too bright
+    # No blank; some undo so much blur that after so little training they are far too bright.
+    assert (
+        samples.std() > 0.1 or name == BLANK
+    )  # no blank; some undo so much blur that after so little training they are far too bright
 
 
 def test_trainings_that_are_shared_are_the_same() -> None:

@@ -1,7 +1,8 @@
 """Branches: the errors of D and R at every level, and the combination of both that errs least."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,8 +10,8 @@ import torch
 from torch import Tensor
 
 from warm_lightning.analysis.figures import new_figure, save_figure
-from warm_lightning.model import DiffusionModel
 from warm_lightning.parameterizations import Combination, LeastSquares, MeasuredLeastSquares, Residual, Sum
+from warm_lightning.processes import Process
 from warm_lightning.spectral import dct, idct
 from warm_lightning.types import Estimate, Gains, Level
 
@@ -41,19 +42,22 @@ class Branches:
     """The branches of a network, compared with the truth.
 
     Attributes:
-        model: with the parameterization `DenoiseDeblur`.
-        levels: at which they are measured, of falling noise above 0, as a sampler visits them.
+        outputs: D and R [b, 2, C, H, W] for degraded pixels [b, C, H, W], their level, and one-hot classes or None, as
+            `DiffusionModel.outputs` of a model with the parameterization `DenoiseDeblur` gives them.
+        process: the forward process.
+        levels: of a sampler, from the first to the last, which has no noise and is not measured.
     """
 
-    model: DiffusionModel
+    outputs: Callable[[Tensor, Level, Tensor | None], Tensor]
+    process: Process
     levels: Sequence[Level]
 
     @torch.no_grad()
     def at(self, level: Level, truth: Truth) -> tuple[Tensor, Tensor, Gains]:
         """D and R, as DCT coefficients, for images degraded to a level, and the gains there."""
-        gains = self.model.process.gains(level, truth.u0)
-        u = self.model.process.degrade(Estimate(truth.u0, truth.z), gains)
-        blurred, residual = dct(self.model.outputs(idct(u), level, truth.class_labels)).unbind(1)
+        gains = self.process.gains(level, truth.u0)
+        u = self.process.degrade(Estimate(truth.u0, truth.z), gains)
+        blurred, residual = dct(self.outputs(idct(u), level, truth.class_labels)).unbind(1)
         return blurred, residual, gains
 
     def fit(self, truths: Iterable[Truth]) -> MeasuredLeastSquares:
@@ -63,10 +67,10 @@ class Branches:
         which the posterior variance cancels, independent own errors of D and R have v_D = -E[e δ]/(1-M) and
         v_R = E[f δ]/M. The error of κ = v_D/v_R falls with the number of images.
         """
-        sums = torch.zeros(2, len(self.levels), SHARES, dtype=torch.float64)
+        sums = torch.zeros(2, len(self.levels) - 1, SHARES, dtype=torch.float64)
         for truth in truths:
             u0 = truth.u0
-            for row, level in enumerate(self.levels):
+            for row, level in enumerate(self.levels[:-1]):
                 blurred, residual, gains = self.at(level, truth)
                 kept, lost = gains.signal, gains.lost
                 difference = kept * residual - lost * blurred
@@ -77,10 +81,8 @@ class Branches:
                 sums[:, row].index_add_(1, share.flatten().cpu(), own.flatten(1).double().cpu())
         v_d, v_r = sums.clamp(min=torch.finfo(torch.float64).tiny)
         ratios = (v_d / v_r).clamp(1 / LIMIT, LIMIT).where(sums.any(0), 1.0)  # 1 where no frequency has this share
-        noise = [
-            self.model.process.gains(level, torch.zeros(1, 1, 1, 1, dtype=torch.float64)).noise.item()
-            for level in self.levels
-        ]
+        one = torch.zeros(1, 1, 1, 1, dtype=torch.float64)
+        noise = [self.process.gains(level, one).noise.item() for level in self.levels[:-1]]
         middles = [(k + 0.5) / SHARES for k in range(SHARES)]
         return MeasuredLeastSquares(noise[::-1], middles, ratios.flip(0).tolist())
 
@@ -91,13 +93,11 @@ class Branches:
         the level to the next one, s, restores: where blur has taken nothing, x̂0 may err much, and no step uses it.
         """
         found: dict[str, list[Tensor]] = {name: [] for name in combinations}
-        last = self.model.sampler.grid.levels(self.model.process)[-1]
-        following = [*self.levels[1:], last]
         for truth in truths:
             measured: dict[str, list[Tensor]] = {name: [] for name in combinations}
-            for level, next_level in zip(self.levels, following, strict=True):
+            for level, next_level in pairwise(self.levels):
                 blurred, residual, gains = self.at(level, truth)
-                used = self.model.process.gains(next_level, truth.u0).signal - gains.signal
+                used = self.process.gains(next_level, truth.u0).signal - gains.signal
                 for name, combination in combinations.items():
                     error = combination(blurred, residual, gains) - truth.u0
                     both = torch.stack([error, used * error], dim=1)
@@ -125,7 +125,7 @@ def error_rows(errors: dict[str, Tensor], levels: Sequence[Level]) -> list[dict[
         and the standard errors of the changes over images, image_change_error and step_change_error.
     """
     rows = []
-    for k, level in enumerate(levels):
+    for k, level in enumerate(levels[:-1]):
         for name, values in errors.items():
             row = {"alpha": level.alpha.item(), "beta": level.beta.item(), "combination": name}
             for column, quantity in enumerate(("image", "step")):

@@ -73,7 +73,7 @@ def branches(
         f"{ckpt_path}: its parameterization is {type(model.parameterization).__name__}, without the two branches of "
         "Table 5d: choose a model with DenoiseDeblur",
     )
-    levels = [level for level in model.sampler.grid.levels(model.process) if level.beta > 0]
+    levels = model.sampler.grid.levels(model.process)
     folder = writable_folder(outdir)
     data.prepare_data()
     check_data(model.network, data)
@@ -81,7 +81,7 @@ def branches(
     check(num_images <= len(images), f"num_images is {num_images}, but {split} has {len(images)} images: lower it")
     truths = partial(true_images, model, images, num_images, seed)
     first, second = range(num_images // 2), range(num_images // 2, num_images)
-    measurement = Branches(model, levels)
+    measurement = Branches(model.outputs, model.process, levels)
     with full_precision(model.device):
         fitted = measurement.fit(truths(devices.batches(first, batch_size, "Fitting")))
         errors = measurement.errors(truths(devices.batches(second, batch_size, "Measuring")), combinations(fitted))
