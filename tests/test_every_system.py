@@ -91,9 +91,7 @@ def test_it_learns_and_samples(name: str) -> None:
     assert samples.shape == (16, 1, 8, 8)
     assert samples.isfinite().all()
     # No blank; some undo so much blur that after so little training they are far too bright.
-    assert (
-        samples.std() > 0.1 or name == BLANK
-    )  # no blank; some undo so much blur that after so little training they are far too bright
+    assert samples.std() > 0.1 or name == BLANK
 
 
 def test_trainings_that_are_shared_are_the_same() -> None:
