@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-CONFIG ?= configs/digits.yaml
-DEMO ?= runs/demo
+CONFIG ?= configs/$(or $(DATA),digits).yaml
+DEMO ?= runs/demo$(addprefix -,$(DATA))
 MINUTES ?= 5
 OUT ?= docs/measurements
 JOBS ?= 2
@@ -28,7 +28,7 @@ $(READY): pyproject.toml constraints.txt
 
 setup: $(READY)  ## make the virtual environment with pinned dependencies (some minutes, 6 GB)
 
-demo: setup  ## train on digits, sample and score: about 5 minutes on two CPU cores
+demo: setup  ## train on digits, sample and score: about 5 minutes on two CPU cores; DATA=leaves8, leaves16 or cifar10_16 for others
 	$(BIN)/warm fit --config $(CONFIG) --trainer.default_root_dir $(DEMO) --ckpt_path last
 	$(BIN)/warm test --config $(CONFIG) --trainer.default_root_dir $(DEMO)
 	$(BIN)/warm generate --ckpt_path $(DEMO)/checkpoints/last.ckpt --seeds 0-63 --outdir $(DEMO)/images --grid $(DEMO)/samples.png

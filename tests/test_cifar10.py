@@ -100,3 +100,26 @@ def test_cifar10_that_cannot_be_downloaded(archive, tmp_path, damage):
     with pytest.raises(UserError, match=r"cannot be downloaded.* put cifar-10-python\.tar\.gz") as caught:
         CIFAR10(root=str(tmp_path / "root")).prepare_data()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("resize", ["area", "lanczos"])
+def test_smaller_images_are_the_same_from_all_sources(archive, tmp_path, *, resize):
+    """From torchvision's files and from files of one's own, in memory or not; "area" is the mean of four pixels."""
+    options = {"resolution": 16, "resize": resize}
+    data = CIFAR10(root=str(tmp_path / "root"), **options)
+    data.prepare_data()
+    small, large = data.train_images(), CIFAR10(root=str(tmp_path / "root")).train_images()
+    assert small.shape == (3, 16, 16)
+    assert data.resize == resize
+    names = [
+        f"{split}/{CIFAR10_CLASSES[k]}/{i:02}.png" for split in ("train", "test") for i, k in enumerate(large.labels)
+    ]
+    images = [encode(image.permute(1, 2, 0).numpy()) for image in large.images] * 2
+    path = store(tmp_path, dict(zip(names, images, strict=True)), "zip")
+    for cache in (True, False):
+        own = CIFAR10(path, cache=cache, **options).train_images()
+        order = torch.tensor(sorted(range(len(large)), key=lambda i: names[i]))
+        assert torch.equal(own.as_tensor(), small.images[order])
+    if resize == "area":
+        mean = large.images.float().reshape(-1, 3, 16, 2, 16, 2).mean((3, 5))
+        assert (small.images - mean).abs().max() <= 0.5

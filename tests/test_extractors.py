@@ -14,6 +14,7 @@ from warm_lightning.data import Digits
 from warm_lightning.errors import UserError
 from warm_lightning.metrics import (
     DigitsFeatures,
+    Enlarged,
     FrechetDistance,
     ImportedFeatures,
     InceptionFeatures,
@@ -315,3 +316,32 @@ def test_features_of_a_wrong_shape_and_bad_names_are_refused():
         ImportedFeatures(f"{__name__}:OneNumber", "x")(torch.zeros(2, 1, 4, 4, dtype=torch.uint8))
     with pytest.raises(UserError, match="use letters, digits and underscores"):
         ImportedFeatures(f"{__name__}:make", "a b")
+
+
+def test_images_are_enlarged_by_the_stated_rule() -> None:
+    images = torch.randint(0, 256, (5, 3, 4, 4), generator=torch.Generator().manual_seed(0)).byte()
+    features = {rule: Enlarged(Pixels(), 8, rule)(images)[0] for rule in ("nearest", "bilinear", "bicubic")}
+    repeated = images.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    assert torch.equal(features["nearest"], Pixels()(repeated)[0])
+    # Half-pixel centres: inside the image, a new pixel is 3/4 of the nearest old one and 1/4 of the next, in each
+    # direction; cubic convolution with a = -3/4 has the weights of Keys (1981, Eq. 4) at distances of 1/4 and 3/4.
+    for rule, weights in {
+        "bilinear": [0, 0.75, 0.25, 0],
+        "bicubic": [-0.10546875, 0.87890625, 0.26171875, -0.03515625],
+    }.items():
+        matrix = torch.zeros(8, 4).double()
+        for new in range(8):
+            old = new // 2  # the nearest one, and the order in which its neighbours are nearer
+            step = 1 if new % 2 else -1
+            for k, weight in zip(range(-1, 3), weights, strict=True):
+                matrix[new, min(max(old + k * step, 0), 3)] += weight
+        expected = (matrix @ images.double() @ matrix.T).round().clamp(0, 255).byte()
+        assert (features[rule] - Pixels()(expected)[0]).abs().max() <= 1.001 / 127.5  # where rounding is a tie
+    enlarged = Enlarged(Pixels(), 8)
+    assert enlarged.score_name("fd", 1000) == "fd1k_pixel_at8"
+    assert enlarged.describe()["extractor"] == Pixels().describe()
+    assert Enlarged(InceptionFeatures(), 32).frechet_name == "fd"
+    with pytest.raises(UserError, match="larger than 8"):
+        enlarged(torch.zeros(1, 3, 16, 16, dtype=torch.uint8))
+    with pytest.raises(UserError, match="at least 1"):
+        Enlarged(Pixels(), 0)

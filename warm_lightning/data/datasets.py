@@ -3,11 +3,13 @@
 from functools import cached_property
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
+from PIL import Image
 from torch.utils.data import Dataset
 
 from warm_lightning.data.datamodule import ImageDataModule
-from warm_lightning.data.decode import UNCHANGED, CropResize
+from warm_lightning.data.decode import UNCHANGED, CropResize, Filter, Resize
 from warm_lightning.data.image_set import ImageSet, check_rgb
 from warm_lightning.data.leaves import FIRST_HELD_OUT, RESOLUTIONS, EndlessLeaves, read_leaves
 from warm_lightning.data.listing import find_metadata
@@ -31,6 +33,8 @@ class ImageFolder(ImageDataModule):
         path: the folder or zip.
         held_out_path: a folder or zip of held-out images with the same classes, used instead of those in `path`.
         resolution: height and width that the images must have; by default any.
+        resize: "area" or "lanczos" to resize square images to `resolution` when they are read; with "none" another size
+            is an error. "area" takes the mean over the area of each new pixel.
         cache: whether every process keeps all images in memory. This is the fastest, and the default because most
             sets fit: 70,000 images of 64×64 are 0.86 GB. If false, the workers of the loader decode each image when
             it is needed: training sees the same bits, but needs `num_workers`.
@@ -45,11 +49,17 @@ class ImageFolder(ImageDataModule):
         path: PathText,
         held_out_path: PathText | None = None,
         resolution: int | None = None,
+        resize: Resize = "none",
         cache: bool = True,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         check(resolution is None or resolution >= 1, f"resolution must be at least 1, not {resolution}")
+        check(
+            resize == "none" or resolution is not None,
+            f"resize {resize} needs a size: set resolution, or resize to none",
+        )
+        self.resize = resize
         self.path = path
         self.held_out_path = held_out_path
         self.required_resolution = resolution
@@ -79,7 +89,10 @@ class ImageFolder(ImageDataModule):
             source = Source.open(self.held_out_path, source.splits["train"].class_names)
             # `held_out_path` may be a plain folder, or may itself have splits.
             split = "held_out" if "held_out" in source.splits else "train"
-        return source.read(split, self.required_resolution, cache=self.cache, lmdb_resize=self.lmdb_resize)
+        resize = CropResize.to(self.required_resolution, self.resize)
+        return source.read(
+            split, self.required_resolution, cache=self.cache, resize=resize, lmdb_resize=self.lmdb_resize
+        )
 
 
 NUM_DIGITS = 1797
@@ -237,8 +250,13 @@ class LSUNChurch(ImageFolder):
         return check_rgb(super().load(split), f"{self.path}: LSUN's images are RGB")
 
 
+CIFAR_SIZE = 32
+
+
 class CIFAR10(ImageDataModule):
     """CIFAR-10: 50,000 training images and 10,000 test images, which are the held-out split; RGB, 32×32, 10 classes.
+
+    At another resolution, such as 16, each image is resized when it is read.
 
     Args:
         path: folder or zip with `train/<class>/*.png|jpg` and `test/<class>/*`, the archive for Python, or a zip of the
@@ -247,6 +265,9 @@ class CIFAR10(ImageDataModule):
         held_out_path: the test images, if `path` is in EDM's format, which has no splits.
         cache: see `ImageFolder`; in memory by default, which takes 0.15 GB in each process. torchvision's files are
             always kept in memory.
+        resolution: height and width of the images.
+        resize: the filter for another resolution than 32: "area", the mean over the area of each new pixel, or
+            "lanczos".
         **kwargs: the arguments of `ImageDataModule`.
     """
 
@@ -256,12 +277,18 @@ class CIFAR10(ImageDataModule):
         root: PathText = "data",
         held_out_path: PathText | None = None,
         cache: bool = True,
+        *,
+        resolution: int = CIFAR_SIZE,
+        resize: Filter = "area",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        check(resolution >= 1, f"resolution must be at least 1, not {resolution}")
         self.path = path
         self.root = root
-        self.files = None if path is None else ImageFolder(path, held_out_path, resolution=32, cache=cache)
+        self.resize = "none" if resolution == CIFAR_SIZE else resize
+        self.side = resolution
+        self.files = None if path is None else ImageFolder(path, held_out_path, resolution, self.resize, cache)
 
     def prepare_data(self) -> None:
         """Download the files to `root` if needed. Lightning calls this in one process only."""
@@ -298,5 +325,11 @@ class CIFAR10(ImageDataModule):
                 f"CIFAR-10 is not in {self.root} ({error_text(error)}): call prepare_data() to download it, or "
                 "set `path` to a folder or zip of its images"
             ) from error
-        images = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()
+        arrays = data.data if self.resize == "none" else self._resized(data.data)
+        images = torch.from_numpy(arrays).permute(0, 3, 1, 2).contiguous()
         return ImageSet(images, torch.tensor(data.targets), tuple(data.classes))
+
+    def _resized(self, arrays: np.ndarray) -> np.ndarray:
+        """Images uint8 [N, 32, 32, 3] at this resolution."""
+        resize = CropResize.to(self.side, self.resize)
+        return np.stack([np.asarray(resize(Image.fromarray(array))) for array in arrays])

@@ -102,7 +102,13 @@ class Source:
         return cls(reader, list_images(reader, classes))
 
     def read(
-        self, split: str, resolution: int | None = None, *, cache: bool = True, lmdb_resize: CropResize = UNCHANGED
+        self,
+        split: str,
+        resolution: int | None = None,
+        *,
+        cache: bool = True,
+        resize: CropResize = UNCHANGED,
+        lmdb_resize: CropResize = UNCHANGED,
     ) -> ImageSet | None:
         """Read one split; None if there is no such split.
 
@@ -110,7 +116,8 @@ class Source:
             split: "train" or "held_out".
             resolution: height and width that the images must have; None for any.
             cache: whether to read all images into memory now, instead of each one when it is needed.
-            lmdb_resize: the cropping and resizing of images from an LMDB.
+            resize: the cropping and resizing of images.
+            lmdb_resize: that of images from an LMDB.
 
         Raises:
             UserError: see `read_images` and `image_files`.
@@ -118,6 +125,6 @@ class Source:
         listing = self.splits.get(split)
         if listing is None:
             return None
-        resize = lmdb_resize if isinstance(self.reader, LMDBReader) else UNCHANGED
+        resize = lmdb_resize if isinstance(self.reader, LMDBReader) else resize
         read = read_images if cache else image_files
         return ImageSet(read(self.reader, listing.names, resolution, resize), listing.labels, listing.class_names)

@@ -4,6 +4,7 @@ from warm_lightning.metrics.classifiers import DigitsFeatures, LeavesFeatures
 from warm_lightning.metrics.evaluation import Evaluation, split_rounds, summarise_rounds
 from warm_lightning.metrics.features import (
     BATCH_SIZE,
+    Enlarged,
     Extraction,
     FeatureExtractor,
     ImportedFeatures,
@@ -20,6 +21,7 @@ __all__ = [
     "NEIGHBOURS",
     "Better",
     "DigitsFeatures",
+    "Enlarged",
     "Evaluation",
     "Extraction",
     "FeatureExtractor",

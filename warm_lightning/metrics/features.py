@@ -219,6 +219,56 @@ class ImportedFeatures(ModuleFeatures):
         return {"class": "ImportedFeatures", "module": self.module, "sha256": weights[:16]}
 
 
+class Enlarged(FeatureExtractor):
+    """The features of another extractor, for images that are enlarged to the size that it takes.
+
+    Such a score is never a FID, whatever the extractor is.
+
+    Args:
+        extractor: gives the features.
+        resolution: height and width to enlarge to.
+        interpolation: by which images are enlarged, and then rounded to 8 bits; as PyTorch computes it, with half-pixel
+            centres.
+    """
+
+    def __init__(
+        self,
+        extractor: FeatureExtractor,
+        resolution: int = 32,
+        interpolation: Literal["nearest", "bilinear", "bicubic"] = "bicubic",
+    ) -> None:
+        super().__init__()
+        check(resolution >= 1, f"Enlarged: resolution must be at least 1, not {resolution}")
+        self.extractor = extractor
+        self.resolution = resolution
+        self.interpolation = interpolation
+        self.name = f"{extractor.name}_at{resolution}".lstrip("_")
+        self.counted = extractor.counted
+        self.splits = extractor.splits
+
+    def prepare(self) -> None:
+        self.extractor.prepare()
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        side = images.shape[-1]
+        check(
+            side <= self.resolution,
+            f"Enlarged: images of {_shape(images)} are larger than {self.resolution}: raise resolution, or use the "
+            "extractor itself",
+        )
+        mode = "nearest-exact" if self.interpolation == "nearest" else self.interpolation
+        enlarged = nn.functional.interpolate(images.float(), size=(self.resolution, self.resolution), mode=mode)
+        features, logits = self.extractor(enlarged.round().clamp(0, 255).to(torch.uint8))
+        return features, logits
+
+    def describe(self) -> dict[str, Any]:
+        chosen = {"resolution": self.resolution, "interpolation": self.interpolation}
+        return {"class": "Enlarged", **chosen, "extractor": self.extractor.describe()}
+
+    def identity(self) -> dict[str, Any]:
+        return self.describe() | {"extractor": self.extractor.identity()}
+
+
 def identity(description: Mapping[str, Any]) -> dict[str, Any]:
     """The facts in an extractor's description that are equal for equal extractors, wherever their files lie."""
     return {name: value for name, value in description.items() if name not in ("file", "published_weights")}
