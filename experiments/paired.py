@@ -12,6 +12,7 @@ from statistics import mean, stdev
 
 from scipy.special import stdtrit
 
+from experiments.experiment import Plot
 from experiments.results import Group
 from warm_lightning.records import markdown_table
 
@@ -124,6 +125,37 @@ def paired_table(groups: Sequence[Group], name: str) -> list[str]:
         )
     about = f"Paired differences from {baseline}: trainings of the same seed share initial weights, order and noise."
     return [about, markdown_table(header, rows)] if rows else []
+
+
+def paired_pivot(plot: Plot, groups: Sequence[Group], name: str) -> list[str]:
+    """A table of the differences of a value from the first line of a plot, at each place along it.
+
+    There is a row for each place, a column for each other line, and a line of text before; nothing with one training.
+    """
+    lines, places = (list(dict.fromkeys(g.cell.labels[axis] for g in groups)) for axis in (str(plot.lines), plot.x))
+    by_labels = {(group.cell.labels[str(plot.lines)], group.cell.labels[plot.x]): group for group in groups}
+    rows = []
+    for place in places:
+        baseline = by_labels.get((lines[0], place))
+        arms = [by_labels.get((line, place)) for line in lines[1:]]
+        found = [compare(arm, baseline, name) if arm and baseline else None for arm in arms]
+        if any(comparison and comparison.interval for comparison in found):
+            rows.append([place, *(_cell(comparison) for comparison in found)])
+    if not rows:
+        return []
+    trainings = sorted({group.trainings for group in groups})
+    about = (
+        f"Paired differences of {name} from {plot.lines} {lines[0]}, with 95 % intervals over "
+        f"{' to '.join(map(str, dict.fromkeys((trainings[0], trainings[-1]))))} trainings:"
+    )
+    return [about, markdown_table([plot.x, *lines[1:]], rows)]
+
+
+def _cell(comparison: Comparison | None) -> str:
+    ends = comparison.interval if comparison else None
+    if comparison is None or ends is None:
+        return "–"
+    return f"{_text(comparison, comparison.value)} ({_text(comparison, ends[0])} to {_text(comparison, ends[1])})"
 
 
 def _text(comparison: Comparison, value: float) -> str:

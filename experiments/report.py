@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from experiments.cells import PRECISION, Cell, slug
 from experiments.experiment import Experiment, Plot, data_set
 from experiments.measures import Measure
-from experiments.paired import paired_table
+from experiments.paired import paired_pivot, paired_table
 from experiments.plots import references, score_figure
 from experiments.results import Group, Result, duration, group_by_seed, shown_names
 from warm_lightning.analysis.figures import save_figure
@@ -106,6 +106,7 @@ def section(experiment: Experiment, measure: Measure, groups: Sequence[Group]) -
     if plot and plot.lines:
         for name in shown:
             parts += [markdown_table(*pivot_table(plot, groups, name)), *comparison(groups, name)]
+            parts += paired_pivot(plot, groups, name)
             pictures[f"{name} on {cell.data}"] = score_figure(groups, plot, name)
     elif shown:
         parts.append(markdown_table(*long_table(experiment, groups), words=len(experiment.axes)))

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from experiments.experiment import Plot
 from experiments.measures import Reading
-from experiments.paired import Comparison, paired_table
+from experiments.paired import Comparison, paired_pivot, paired_table
 from experiments.results import Group, Result
 
 
@@ -45,12 +46,15 @@ def test_differences_of_scores_that_may_be_negative_are_not_relative():
     assert Comparison("", (0.3,), relative=True).interval is None
 
 
-def group(label: str, scores: dict[int, float]) -> Group:
+def group(label: str, scores: dict[int, float], **others: str) -> Group:
     """Trainings of one arm, with a score for each seed."""
     return Group(
         tuple(
             cast(
-                Result, SimpleNamespace(cell=SimpleNamespace(seed=s, labels={"BNR": label}), reading=Reading({"fd": v}))
+                Result,
+                SimpleNamespace(
+                    cell=SimpleNamespace(seed=s, labels={"BNR": label, **others}), reading=Reading({"fd": v})
+                ),
             )
             for s, v in scores.items()
         )
@@ -69,3 +73,28 @@ def test_trainings_are_paired_by_their_seeds():
     assert row[1:5] == ["0.5", f"{100 * math.expm1(mean):+.1f} %", f"{ends[0]} to {ends[1]}", "3"]
     assert paired_table([group("0", {0: 2.0}), group("0.5", {0: 1.0})], "fd") == []
     assert paired_table([baseline, group("0.5", {8: 1.0, 9: 2.0})], "fd") == []
+
+
+def test_lines_are_compared_with_the_first_one_at_each_place():
+    def arm(line: str, place: str, scores: dict[int, float]) -> Group:
+        return group(line, scores, NFE=place)
+
+    groups = [
+        arm("0", "19", {0: 2.0, 1: 4.0}),
+        arm("0", "35", {0: 1.0, 1: 3.0}),
+        arm("0.5", "19", {1: 3.0, 0: 1.8}),
+        arm("0.5", "35", {0: 1.1, 1: 3.0}),
+        arm("1", "35", {0: 1.2}),
+    ]
+    about, table = paired_pivot(Plot(x="NFE", lines="BNR"), groups, "fd")
+    assert "from BNR 0" in about
+    header, _, *rows = [[word.strip() for word in line.split("|")[1:-1]] for line in table.splitlines()]
+    assert header == ["NFE", "0.5", "1"]
+    assert [row[0] for row in rows] == ["19", "35"]
+    for row, ratios in zip(rows, ([0.9, 0.75], [1.1, 1.0]), strict=True):
+        expected = stats.ttest_1samp(np.log(ratios), 0).confidence_interval(0.95)
+        numbers = [np.log(ratios).mean(), expected.low, expected.high]
+        middle, low, high = (f"{100 * math.expm1(x):+.1f} %" for x in numbers)
+        assert row[1] == f"{middle} ({low} to {high})"
+        assert row[2] == "–"  # one training has no interval
+    assert paired_pivot(Plot(x="NFE", lines="BNR"), [arm("0", "19", {0: 1.0}), arm("1", "19", {0: 2.0})], "fd") == []

@@ -6,6 +6,7 @@ from torch import Tensor
 from truths import Prescribed, clocks, gains_at, noise, step_of
 
 from warm_lightning.errors import UserError
+from warm_lightning.losses import SquaredError, StepWeighted
 from warm_lightning.parameterizations import (
     DenoiseDeblur,
     Denoiser,
@@ -156,6 +157,31 @@ def test_wrong_ratios_are_refused(arguments: tuple, message: str) -> None:
         MeasuredLeastSquares(*arguments)
     with pytest.raises(UserError, match="ratio is 0"):
         LeastSquares(0)
+
+
+@pytest.mark.parametrize("beta", BETAS)
+def test_step_weighted_is_what_a_step_uses(beta: float) -> None:
+    """The gradient of a short step by R, a difference quotient, over its largest value, 2; D has the weight 1."""
+    process, small = WARM[1], 1e-6
+    gains, nearer = (gains_at(process, b, X0) for b in (beta, beta * (1 - small)))
+    u, outputs = process.degrade(TRUTH, gains), DenoiseDeblur().targets(TRUTH, gains)
+    changed = torch.stack([outputs[:, 0], outputs[:, 1] + 0.5 * Z], dim=1)
+    estimates = [DenoiseDeblur().estimate(o, u, gains).clean for o in (outputs, changed)]
+    moved = (nearer.signal - gains.signal) * (estimates[1] - estimates[0]) / small / 2
+    loss = StepWeighted()(changed, outputs, torch.ones(2, 1, 1, 1), gains)
+    # At DC the residual is 0, and no step uses it; the loss keeps its weight there, so that R learns to be 0.
+    constant = (0.5 * dct(Z)[..., :1, :1]).square().sum((1, 2, 3))
+    torch.testing.assert_close(loss[:, 1], moved.square().sum((1, 2, 3)) + constant, rtol=1e-4, atol=1e-9)
+    assert torch.equal(loss[:, 0], torch.zeros(2))
+    floored = StepWeighted(floor=1)(changed, outputs, torch.ones(2, 1, 1, 1), gains)
+    torch.testing.assert_close(floored, SquaredError()(changed, outputs, torch.ones(2, 1, 1, 1), gains))
+
+
+def test_step_weighted_refuses() -> None:
+    with pytest.raises(UserError, match="DenoiseDeblur"):
+        StepWeighted()(X0[:, None], X0[:, None], torch.ones(2, 1, 1, 1), gains_at(WARM[1], 1.0, X0))
+    with pytest.raises(UserError, match="floor is 2"):
+        StepWeighted(2)
 
 
 @pytest.mark.parametrize("d_min", [0.001, 0.1])

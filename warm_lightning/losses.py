@@ -107,3 +107,27 @@ class SoftScoreMatching(Loss):
     def __call__(self, outputs: Tensor, targets: Tensor, c_out: Tensor, gains: Gains) -> Tensor:
         error = dct((outputs - targets) / c_out.unsqueeze(1))
         return (gains.signal.unsqueeze(1) * error).square().sum(dim=(2, 3, 4))
+
+
+class StepWeighted(Loss):
+    """The squared error in which each frequency of R counts by what a sampling step uses of it; for Table 5d.
+
+    A step dα of the blur moves u by dA∘x̂0 = -λα M dα ∘ R/(1-M). The error of R enters it, relative to dα/α, by the
+    factor λα²M/(1-M), which falls from 2 where blur has taken nothing to 0 where it has taken all. The weight is half
+    of that, w = -ln M · M/(1-M), and at least `floor`; the loss is ‖D - M x0‖²/c_out² + ‖w∘(R - x_res)‖²/c_out².
+
+    Args:
+        floor: the least weight, in [0, 1]; 1 is the squared error.
+    """
+
+    def __init__(self, floor: float = 0.0) -> None:
+        check(0 <= floor <= 1, f"floor is {floor}: it is a weight from 0 to 1")
+        self.floor = floor
+
+    def __call__(self, outputs: Tensor, targets: Tensor, c_out: Tensor, gains: Gains) -> Tensor:
+        check(outputs.shape[1] == 2, "StepWeighted weighs R of two outputs: choose the parameterization DenoiseDeblur")
+        error = dct((outputs - targets) / c_out.unsqueeze(1))
+        blurred = gains.lost > 0
+        used = -gains.log_signal * gains.signal / torch.where(blurred, gains.lost, 1.0)
+        weight = torch.where(blurred, used, 1.0).clamp(min=self.floor)
+        return torch.stack([error[:, 0], weight * error[:, 1]], dim=1).square().sum(dim=(2, 3, 4))
