@@ -54,6 +54,13 @@ def parser() -> argparse.ArgumentParser:
     run_parser.add_argument(
         "--seeds", type=int, help="number of training seeds of each cell; that of the file if not given"
     )
+    run_parser.add_argument(
+        "--until",
+        type=float,
+        metavar="WIDTH",
+        help="train on, a seed of all cells at a time, until all paired 95 %% intervals are as narrow as ± WIDTH, such "
+        "as 0.05 for 5 %%, or --seeds is reached",
+    )
     run_parser.add_argument("--only", action="append", metavar="AXIS=LABEL", help="only such cells, such as BNR=0.5")
     run_parser.add_argument("--cells", type=int, help="only the first so many cells")
     run_parser.add_argument("--plan", action="store_true", help="only say what would run, and what it would cost")

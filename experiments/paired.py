@@ -7,7 +7,7 @@ trainings to be seen.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil, expm1, log, log1p, sqrt
+from math import ceil, expm1, inf, log, log1p, sqrt
 from statistics import mean, stdev
 
 from scipy.special import stdtrit
@@ -125,6 +125,18 @@ def paired_table(groups: Sequence[Group], name: str) -> list[str]:
         )
     about = f"Paired differences from {baseline}: trainings of the same seed share initial weights, order and noise."
     return [about, markdown_table(header, rows)] if rows else []
+
+
+def widest_interval(plot: Plot | None, groups: Sequence[Group], name: str) -> float:
+    """The largest half width of the paired intervals that a report shows of a value, relative as 0.05; inf where one
+    is not known, with fewer than two trainings for instance."""
+    lines = plot.lines if plot else None
+    by_place: dict[str, list[Group]] = {}
+    for group in groups:
+        by_place.setdefault(group.cell.labels[plot.x] if plot and lines else "", []).append(group)
+    found = [comparison for of_place in by_place.values() for comparison in comparisons(of_place, name)[1]]
+    ends = [comparison.interval if comparison.relative else None for comparison in found]
+    return max((inf if end is None else (end[1] - end[0]) / 2 for end in ends), default=inf)
 
 
 def paired_pivot(plot: Plot, groups: Sequence[Group], name: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,9 +13,10 @@ from experiments.cells import Cell, slug
 from experiments.experiment import Experiment, expand, read, select
 from experiments.identity import NO_PROGRESS_BAR, PAPERS
 from experiments.measures import Measure, Scores
+from experiments.paired import widest_interval
 from experiments.plan import Cost, check_affordable, estimate, prepare
 from experiments.report import write
-from experiments.results import Invocations, Result, collect, rows_of, save_rows
+from experiments.results import Invocations, Result, collect, group_by_seed, rows_of, save_rows, shown_names
 from experiments.runner import Executor, Job, LocalProcesses, Slurm, ThisProcess, run_all, run_conditions
 from warm_lightning.errors import UserError, check
 from warm_lightning.paths import folder_lock
@@ -75,10 +77,16 @@ def run(options: argparse.Namespace, command: str) -> tuple[int, str]:
     writable_folder(folder)
     invocations = Invocations(folder)
     at_a_time = options.jobs or (max(1, len(jobs_of(pending))) if isinstance(executor, Slurm) else 1)
-    with folder_lock(out), invocations.noted(command, bool(pending)):
-        failures = run_all(jobs_of(pending), executor, at_a_time, run_conditions(executor), path.stem)
     all_measurements = measurements_of(experiment, cells, out, folder)
-    results, reasons = gather(all_measurements, measurements, failures)
+    failures: dict[Job, str] = {}
+    tried: list[Measurement] = []
+    with folder_lock(out), invocations.noted(command, bool(pending)):
+        for part in parts(measurements, options.until):
+            tried = part
+            failures |= run_all(jobs_of(missing(part)), executor, at_a_time, run_conditions(executor), path.stem)
+            if failures or (options.until and width(experiment, all_measurements) <= options.until):
+                break
+    results, reasons = gather(all_measurements, tried, failures)
     check(bool(results), f"nothing was measured: {'; '.join(reasons)}")
     save_rows(rows_of(path.stem, results), folder / "results.csv")
     text = write(experiment, results, reasons, invocations.lines(), len(all_measurements), folder)
@@ -110,13 +118,23 @@ def choose_executor(options: argparse.Namespace) -> Executor:
     return ThisProcess() if options.in_process else LocalProcesses.sharing(options.jobs or 1)
 
 
+def seeds_of(experiment: Experiment, options: argparse.Namespace) -> int:
+    """The number of training seeds that the experiment's file gives for the budget."""
+    return experiment.seeds.get(options.budget, 1)
+
+
 def cells_of(experiment: Experiment, options: argparse.Namespace) -> tuple[list[Cell], list[Cell]]:
     """All cells of an experiment, and those of them that the options choose to be run."""
     for name in ("jobs", "seeds", "cells", "num_images", "rounds"):
         value = getattr(options, name)
         check(value is None or value >= 1, f"--{name} {value}: there must be at least 1")
+    check(options.until is None or options.until > 0, f"--until {options.until}: a width is above 0, such as 0.05")
+    check(
+        options.until is None or (options.seeds or seeds_of(experiment, options)) > 1,
+        "--until: one training has no interval: give the largest number with --seeds, such as --seeds 20",
+    )
     check(options.tflops is None or options.tflops > 0, f"--tflops {options.tflops}: it must be above 0")
-    seeds = experiment.seeds.get(options.budget, 1)
+    seeds = seeds_of(experiment, options)
     cells = expand(experiment, options.data, options.budget, max(seeds, options.seeds or 0), options.extra)
     counts = {"images": options.num_images, "rounds": options.rounds}
     given = {name: count for name, count in counts.items() if count is not None}
@@ -179,6 +197,28 @@ def training_job(cell: Cell, out: Path) -> Job:
         identity=cell.training_identity,
         images=cell.images_file,
     )
+
+
+def parts(measurements: Sequence[Measurement], until: float | None) -> list[list[Measurement]]:
+    """The measurements to do before each look at the intervals: those of two seeds, of three, and so on.
+
+    Args:
+        measurements: all.
+        until: width of the intervals that ends the work; None for no look, and one part.
+    """
+    seeds = max(m.cell.seed for m in measurements) + 1
+    counts = [seeds] if until is None else range(min(2, seeds), seeds + 1)
+    return [[m for m in measurements if m.cell.seed < count] for count in counts]
+
+
+def width(experiment: Experiment, measurements: Sequence[Measurement]) -> float:
+    """The half width of the widest paired interval of the main score over all data sets; see `widest_interval`."""
+    results, _ = gather([m for m in measurements if m.measure is experiment.measures[0]], [], {})
+    widths = []
+    for data in dict.fromkeys(result.cell.data for result in results):
+        groups = group_by_seed([result for result in results if result.cell.data == data])
+        widths.append(widest_interval(experiment.plot, groups, shown_names(groups)[0]))
+    return max(widths, default=math.inf)
 
 
 def to_train(measurements: Sequence[Measurement]) -> dict[Job, Cell]:

@@ -1,10 +1,12 @@
 """The runner of experiments: which jobs run how often, and the results and reports that are made from them."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 from pretend import GRID, Pretend, report, rows, start
+from scipy import stats
 
 from experiments.experiment import Experiment, expand, parse
 from experiments.measures import Scores, main_scores
@@ -26,6 +28,36 @@ def test_trainings_are_shared_and_done_work_is_kept(tmp_path: Path, pretend: Pre
     more = {**GRID["axes"], "NFE": {**GRID["axes"]["NFE"], "values": {3: 2, 5: 3, 7: 4}}}
     assert start(tmp_path, {**GRID, "axes": more}) == 0
     assert sorted(pretend.calls) == [f"digits-BNR-{b}-NFE-7-seed{s}" for b in (0, 0.5) for s in (0, 1)]
+
+
+def test_training_goes_on_until_intervals_are_narrow(tmp_path: Path, pretend: Pretend) -> None:
+    """The pretended scores are 10·BNR + steps + 0.1·seed²; the half widths that this gives are computed here."""
+
+    def width(seeds: int) -> float:
+        scores = [[(5 + s + 0.1 * k * k, s + 0.1 * k * k) for k in range(seeds)] for s in (2, 3)]
+        differences = [[math.log(arm / baseline) for arm, baseline in of_steps] for of_steps in scores]
+        intervals = [stats.ttest_1samp(of_steps, 0).confidence_interval(0.95) for of_steps in differences]
+        return max((math.expm1(i.high) - math.expm1(i.low)) / 2 for i in intervals)
+
+    widths = {seeds: width(seeds) for seeds in range(2, 7)}
+    until = 1.01 * widths[3]
+    assert min(seeds for seeds in widths if widths[seeds] <= until) == 3
+    options = ("--seeds=6", f"--until={until}")
+    assert start(tmp_path, GRID, *options) == 0
+    assert {row["train_seed"] for row in rows(tmp_path)} == {"0", "1", "2"}
+    pretend.calls.clear()
+    assert start(tmp_path, GRID, *options) == 0
+    assert pretend.calls == []
+    assert start(tmp_path, GRID, "--seeds=6", "--until=1e-9") == 0  # as many as there are
+    assert len({row["train_seed"] for row in rows(tmp_path)}) == 6
+
+
+@pytest.mark.parametrize("option", ["--until=0", "--until=-1"])
+def test_a_width_is_positive(tmp_path: Path, option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert start(tmp_path, GRID, option) == 2
+    assert "--until" in capsys.readouterr().err
+    assert start(tmp_path, GRID, "--seeds=1", "--until=0.1") == 2
+    assert "one training has no interval" in capsys.readouterr().err
 
 
 def test_a_changed_training_is_measured_again(tmp_path: Path, pretend: Pretend) -> None:
