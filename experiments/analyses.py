@@ -235,4 +235,6 @@ class Bits(Measure):
         protocol |= {name: content["protocol"][name] for name in ("weights", "images_seen", "device")}
         values = {name: content[name] for name in names if finite(content[name])}
         meanings = {"bpd": "bits per dimension, lower is better"}
-        return Reading(values, ["bpd", "standard_error", "excess_at_most"], protocol, meanings=meanings)
+        per_image = {"bpd": content["per_image"]}
+        shown = ["bpd", "standard_error", "excess_at_most"]
+        return Reading(values, shown, protocol, meanings=meanings, per_image=per_image)

@@ -35,6 +35,7 @@ class Reading:
         references: values to compare with, such as those of the data itself, by their label and the value's name.
         words: texts that tables show beside the values, by name.
         meanings: what values are and which ones are better, by name, for the axes of plots.
+        per_image: values of each image, by the names of their means; all cells have the same images in the same order.
     """
 
     values: dict[str, float]
@@ -43,6 +44,7 @@ class Reading:
     references: dict[str, dict[str, float]] = field(default_factory=dict)
     words: dict[str, str] = field(default_factory=dict)
     meanings: dict[str, str] = field(default_factory=dict)
+    per_image: dict[str, list[float]] = field(default_factory=dict)
 
 
 class Measure(ABC):

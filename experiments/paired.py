@@ -77,6 +77,15 @@ class Comparison:
         return float(stdtrit(count - 1, (1 + CONFIDENCE) / 2)) * stdev(self.differences) / sqrt(count)
 
 
+def compare_images(arm: Group, baseline: Group, name: str) -> Comparison | None:
+    """Compare a value of two trained models, paired image by image; None where it is not known of each image."""
+    values = [group.first.per_image.get(name, []) for group in (arm, baseline)]
+    if not values[0] or len(values[0]) != len(values[1]):
+        return None
+    differences = tuple(a - b for a, b in zip(*values, strict=True))
+    return Comparison(", ".join(arm.cell.labels.values()), differences, relative=False)
+
+
 def compare(arm: Group, baseline: Group, name: str) -> Comparison | None:
     """Compare a value of two groups, paired by their seeds; None where they share none.
 
@@ -105,9 +114,15 @@ def comparisons(groups: Sequence[Group], name: str) -> tuple[str, list[Compariso
 
 
 def paired_table(groups: Sequence[Group], name: str) -> list[str]:
-    """A table of the differences of a value from the first group, with a line before it; nothing with one training."""
-    if len(groups) < 2 or max(group.trainings for group in groups) < 2:
+    """A table of the differences of a value from the first group, with a line before it.
+
+    With one training of each group they are paired over images, for values that are known of each; for others there is
+    nothing.
+    """
+    if len(groups) < 2:
         return []
+    if max(group.trainings for group in groups) < 2:
+        return image_table(groups, name)
     baseline, found = comparisons(groups, name)
     header = ["", f"difference of {name}", "95 % interval", "pairs", f"trainings to see {EFFECT:.0%}"]
     rows = []
@@ -124,6 +139,23 @@ def paired_table(groups: Sequence[Group], name: str) -> list[str]:
             ]
         )
     about = f"Paired differences from {baseline}: trainings of the same seed share initial weights, order and noise."
+    return [about, markdown_table(header, rows)] if rows else []
+
+
+def image_table(groups: Sequence[Group], name: str) -> list[str]:
+    """A table of the differences of a value from the first group, paired over images; nothing where it has none."""
+    baseline, *arms = groups
+    found = [comparison for arm in arms if (comparison := compare_images(arm, baseline, name))]
+    header = ["", f"difference of {name}", "95 % interval", "images"]
+    rows = [
+        [c.arm, _text(c, c.value), f"{_text(c, c.interval[0])} to {_text(c, c.interval[1])}", str(len(c.differences))]
+        for c in found
+        if c.interval
+    ]
+    about = (
+        f"Differences from {', '.join(baseline.cell.labels.values())}, paired image by image. The intervals are over "
+        "images, of these trained models; other trainings would differ by more."
+    )
     return [about, markdown_table(header, rows)] if rows else []
 
 

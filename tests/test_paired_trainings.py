@@ -98,3 +98,24 @@ def test_lines_are_compared_with_the_first_one_at_each_place():
         assert row[1] == f"{middle} ({low} to {high})"
         assert row[2] == "–"  # one training has no interval
     assert paired_pivot(Plot(x="NFE", lines="BNR"), [arm("0", "19", {0: 1.0}), arm("1", "19", {0: 2.0})], "fd") == []
+
+
+def test_single_trainings_are_paired_image_by_image():
+    """Bits of the same images vary far more than their differences between two models."""
+    draw = np.random.default_rng(2)
+    images = draw.normal(3, 1, 64)
+    change = draw.normal(-0.02, 0.01, 64)
+
+    def model(label: str, values: np.ndarray) -> Group:
+        reading = Reading({"bpd": values.mean(), "prior_gap": 0.1}, per_image={"bpd": values.tolist()})
+        cell = SimpleNamespace(seed=0, labels={"BNR": label})
+        return Group((cast(Result, SimpleNamespace(cell=cell, reading=reading)),))
+
+    groups = [model("0", images), model("0.5", images + change)]
+    about, table = paired_table(groups, "bpd")
+    assert "image by image" in about
+    row = [word.strip() for word in table.splitlines()[-1].split("|")[1:-1]]
+    expected = stats.ttest_1samp(change, 0).confidence_interval(0.95)
+    assert row == ["0.5", f"{change.mean():+.3g}", f"{expected.low:+.3g} to {expected.high:+.3g}", "64"]
+    assert paired_table(groups, "prior_gap") == []
+    assert paired_table([groups[0], model("0.5", images[:9])], "bpd") == []

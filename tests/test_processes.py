@@ -30,6 +30,10 @@ def test_paths() -> None:
     assert 0.5 <= bnr.min() < 0.51
     assert 1.99 < bnr.max() < 2
     assert bnr.mean().item() == pytest.approx(1.25, abs=0.03)
+    # E uᵖ = 1/(p + 1), and the quantiles of u² are squares.
+    small = RandomBNR(0.5, 2, 0.7, power=2).draw(torch.ones(4000), SeedStreams(range(4000)))
+    assert small.mean().item() == pytest.approx(1.0, abs=0.03)
+    torch.testing.assert_close(small, 0.5 + (bnr - 0.5) ** 2 / 1.5)
 
 
 @pytest.mark.parametrize(
@@ -40,6 +44,7 @@ def test_paths() -> None:
         lambda: PowerLaw(1, 0),
         lambda: RandomBNR(1, 0.5, 0.7),
         lambda: RandomBNR(0, 1, 2),
+        lambda: RandomBNR(power=0),
         lambda: LogNormal(std=0),
     ],
 )

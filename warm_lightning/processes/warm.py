@@ -86,32 +86,35 @@ class BlurringSchedule(BlurPath):
 
 
 class RandomBNR(BlurPath):
-    """Rays with a BNR drawn uniformly for each training image, so that one network serves a range of BNRs.
+    """Rays with a BNR drawn at random for each training image, so that one network serves a range of BNRs.
 
     Args:
         low: smallest BNR trained on, ≥ 0.
         high: largest.
         bnr: BNR of the ray for sampling; any in the range, without training again.
+        power: p > 0 of the law low + (high-low)·uᵖ with uniform u: 1 is uniform, and a larger one favours small BNRs.
     """
 
-    def __init__(self, low: float = 0.0, high: float = 2.0, bnr: float = 0.5) -> None:
+    def __init__(self, low: float = 0.0, high: float = 2.0, bnr: float = 0.5, power: float = 1.0) -> None:
         check(
             0 <= low <= bnr <= high,
             f"bnr is {bnr}, its range {low} to {high}: need 0 <= low <= bnr <= high, the range of training",
         )
+        check(power > 0, f"power is {power}: it must be positive")
         self.low = low
         self.high = high
         self.bnr = bnr
+        self.power = power
 
     def __call__(self, beta: Tensor) -> Tensor:
         return self.bnr * beta
 
     def nearest_path(self, alpha: float, beta: float) -> BlurPath:
         bnr = alpha / beta if beta > 0 else self.high if alpha > 0 else self.bnr
-        return RandomBNR(self.low, self.high, min(max(bnr, self.low), self.high))
+        return RandomBNR(self.low, self.high, min(max(bnr, self.low), self.high), self.power)
 
     def draw(self, beta: Tensor, draws: Draws) -> Tensor:
-        bnr = self.low + (self.high - self.low) * draws.uniform(dtype=beta.dtype)
+        bnr = self.low + (self.high - self.low) * draws.uniform(dtype=beta.dtype) ** self.power
         return bnr * beta
 
 
