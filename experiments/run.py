@@ -84,8 +84,11 @@ def run(options: argparse.Namespace, command: str) -> tuple[int, str]:
         for part in parts(measurements, options.until):
             tried = part
             failures |= run_all(jobs_of(missing(part)), executor, at_a_time, run_conditions(executor), path.stem)
-            if failures or (options.until and width(experiment, all_measurements) <= options.until):
+            if failures or (options.until and width(experiment, measurements) <= options.until):
                 break
+    if options.until and not failures:  # further seeds are not wanted any more
+        reached = max(m.cell.seed for m in tried)
+        all_measurements = [m for m in all_measurements if m.cell.seed <= reached or m.job.done()]
     results, reasons = gather(all_measurements, tried, failures)
     check(bool(results), f"nothing was measured: {'; '.join(reasons)}")
     save_rows(rows_of(path.stem, results), folder / "results.csv")
@@ -118,23 +121,18 @@ def choose_executor(options: argparse.Namespace) -> Executor:
     return ThisProcess() if options.in_process else LocalProcesses.sharing(options.jobs or 1)
 
 
-def seeds_of(experiment: Experiment, options: argparse.Namespace) -> int:
-    """The number of training seeds that the experiment's file gives for the budget."""
-    return experiment.seeds.get(options.budget, 1)
-
-
 def cells_of(experiment: Experiment, options: argparse.Namespace) -> tuple[list[Cell], list[Cell]]:
     """All cells of an experiment, and those of them that the options choose to be run."""
     for name in ("jobs", "seeds", "cells", "num_images", "rounds"):
         value = getattr(options, name)
         check(value is None or value >= 1, f"--{name} {value}: there must be at least 1")
     check(options.until is None or options.until > 0, f"--until {options.until}: a width is above 0, such as 0.05")
+    seeds = experiment.seeds.get(options.budget, 1)
     check(
-        options.until is None or (options.seeds or seeds_of(experiment, options)) > 1,
+        options.until is None or (options.seeds or seeds) > 1,
         "--until: one training has no interval: give the largest number with --seeds, such as --seeds 20",
     )
     check(options.tflops is None or options.tflops > 0, f"--tflops {options.tflops}: it must be above 0")
-    seeds = seeds_of(experiment, options)
     cells = expand(experiment, options.data, options.budget, max(seeds, options.seeds or 0), options.extra)
     counts = {"images": options.num_images, "rounds": options.rounds}
     given = {name: count for name, count in counts.items() if count is not None}

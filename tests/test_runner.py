@@ -45,6 +45,7 @@ def test_training_goes_on_until_intervals_are_narrow(tmp_path: Path, pretend: Pr
     options = ("--seeds=6", f"--until={until}")
     assert start(tmp_path, GRID, *options) == 0
     assert {row["train_seed"] for row in rows(tmp_path)} == {"0", "1", "2"}
+    assert "measurements are done" not in report(tmp_path)  # nothing is missing
     pretend.calls.clear()
     assert start(tmp_path, GRID, *options) == 0
     assert pretend.calls == []
