@@ -1,5 +1,6 @@
 """CIFAR-10 from a zip, a folder and torchvision's archive."""
 
+import json
 import pickle
 import tarfile
 import zipfile
@@ -10,9 +11,10 @@ import pytest
 import torch
 from image_files import RNG, chw, encode, pixels, refused, store
 from PIL import Image
+from small import REPOSITORY, here
 from torchvision import datasets
 
-from warm_lightning.data import CIFAR10
+from warm_lightning.data import CIFAR10, ImageFolder
 from warm_lightning.errors import UserError
 
 CIFAR10_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -110,7 +112,7 @@ def test_smaller_images_are_the_same_from_all_sources(archive, tmp_path, *, resi
     data.prepare_data()
     small, large = data.train_images(), CIFAR10(root=str(tmp_path / "root")).train_images()
     assert small.shape == (3, 16, 16)
-    assert data.resize == resize
+    assert data.resized.words == f"{resize} to 16×16"
     names = [
         f"{split}/{CIFAR10_CLASSES[k]}/{i:02}.png" for split in ("train", "test") for i, k in enumerate(large.labels)
     ]
@@ -123,3 +125,35 @@ def test_smaller_images_are_the_same_from_all_sources(archive, tmp_path, *, resi
     if resize == "area":
         mean = large.images.float().reshape(-1, 3, 16, 2, 16, 2).mean((3, 5))
         assert (small.images - mean).abs().max() <= 0.5
+
+
+def test_the_recipe_of_small_photographs_trains_and_says_how_they_were_resized(archive, tmp_path):
+    """With features of enlarged images, in a network of fewer channels."""
+    features = "{class_path: Enlarged, init_args: {resolution: 32, extractor: Pixels}}"
+    options = [
+        f"--config={REPOSITORY / 'configs' / 'cifar10_16.yaml'}",
+        f"--data.root={tmp_path / 'root'}",
+        "--data.batch_size=4",
+        "--model.network.model_channels=8",
+        "--model.duration=16",
+        f"--trainer.default_root_dir={tmp_path / 'run'}",
+        "--samples.every=0",
+        "--samples.seeds=0-1",
+        "--samples.trajectory=0",
+        f"--scores.extractors=[{features}]",
+        "--scores.every=0",
+        "--scores.num_images=4",
+    ]
+    here("fit", *options)
+    here("test", *options)
+    scores = json.loads((tmp_path / "run" / "scores.json").read_text())
+    assert scores["fd4_pixel_at32"] > 0
+    assert scores["protocol"]["resize"] == "area to 16×16"
+    assert scores["protocol"]["extractors"][0]["extractor"]["interpolation"] == "bicubic"
+
+
+def test_resizing_needs_a_size_and_squares(tmp_path):
+    with pytest.raises(UserError, match="resize area needs a size"):
+        ImageFolder(str(tmp_path), resize="area")
+    path = store(tmp_path, {"a.png": encode(RNG.integers(0, 256, (20, 32, 3), np.uint8))}, "folder")
+    refused(ImageFolder(path, resolution=16, resize="area"), path, "must be square")

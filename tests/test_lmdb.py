@@ -43,6 +43,16 @@ def test_churches_are_cropped_to_the_centre_and_resampled_as_pillow_does(church,
         assert torch.equal(found, chw(np.asarray(centre.resize((128, 128), Image.Resampling.LANCZOS))))
 
 
+def test_churches_may_be_resized_otherwise_and_say_so(church):
+    path, images = church
+    assert LSUNChurch(path).resized.words == "center crop, lanczos to 128×128"
+    data = LSUNChurch(path, resize="area")
+    assert data.resized.words == "center crop, area to 128×128"
+    square = chw(images[2]).float()  # of 256×256: each new pixel is the mean of four
+    mean = square.reshape(3, 128, 2, 128, 2).mean((2, 4))
+    assert (data.train_images().take(torch.tensor([2]))[0] - mean).abs().max() <= 0.5
+
+
 def test_reading_writes_nothing_beside_the_database(church):
     path, _ = church
     os.remove(Path(path) / "lock.mdb")

@@ -363,7 +363,7 @@ class ScoreSamples(Expected):
             "images_seen": pl_module.images_seen,
             "extractors": [evaluation.describe(self.num_images) for evaluation in self.evaluations],
             "reference": [evaluation.reference.source for evaluation in self.evaluations],
-            "resize": pl_module.data.resize,
+            "resize": pl_module.data.resized.words,
             "reference_moments": [evaluation.reference.moments() for evaluation in self.evaluations],
             "precision": str(trainer.precision),
             "config": pl_module.config,

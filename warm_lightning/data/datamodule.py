@@ -8,7 +8,7 @@ import torch
 from lightning import LightningDataModule, Trainer
 from torch.utils.data import DataLoader, Dataset
 
-from warm_lightning.data.decode import Resize
+from warm_lightning.data.decode import UNCHANGED, CropResize
 from warm_lightning.data.image_set import ImageSet
 from warm_lightning.data.stream import InOrder, Loader, StreamSampler, TrainingStream
 from warm_lightning.distributed import strided_batches
@@ -40,12 +40,7 @@ class ImageDataModule(LightningDataModule, ABC):
         batch_size: images per optimizer step, summed over all devices and accumulated micro-batches.
         xflip: whether to train on the left-right mirror image of each image, too.
         num_workers: number of processes that prepare batches; 0 prepares them in the training process.
-
-    Attributes:
-        resize: the filter by which images are resized when they are read; "none" where they are not.
     """
-
-    resize: Resize = "none"
 
     def __init__(self, batch_size: int = 128, xflip: bool = False, num_workers: int = 0) -> None:
         super().__init__()
@@ -69,6 +64,11 @@ class ImageDataModule(LightningDataModule, ABC):
         Raises:
             UserError: the data are missing or not in the expected form.
         """
+
+    @property
+    def resized(self) -> CropResize:
+        """The cropping and resizing of each image when it is read."""
+        return UNCHANGED
 
     @property
     def resolution(self) -> int:

@@ -37,10 +37,12 @@ class CropResize:
     resolution: int | None = None
     filter: Filter = "lanczos"
 
-    @classmethod
-    def to(cls, resolution: int | None, resize: Resize) -> "CropResize":
-        """Square images resized to a resolution."""
-        return cls() if resize == "none" else cls("none", resolution, resize)
+    @property
+    def words(self) -> str:
+        """The operation in words, such as "area to 16×16"; "none" if it changes nothing."""
+        crop = [] if self.crop == "none" else [f"{self.crop} crop" if self.crop == "center" else self.crop]
+        resize = [] if self.resolution is None else [f"{self.filter} to {self.resolution}×{self.resolution}"]
+        return ", ".join(crop + resize) or "none"
 
     def size(self, width: int, height: int) -> tuple[int, int]:
         """Width and height of the result, for an image of this width and height."""

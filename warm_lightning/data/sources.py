@@ -90,6 +90,11 @@ class Source:
     reader: Reader
     splits: dict[str, Listing]
 
+    @property
+    def is_lmdb(self) -> bool:
+        """Whether it is an LMDB."""
+        return isinstance(self.reader, LMDBReader)
+
     @classmethod
     def open(cls, path: str | Path, classes: tuple[str, ...] | None = None) -> "Source":
         """Open the source at a path and list its images; raises as `open_reader` and `list_images` do.
@@ -102,13 +107,7 @@ class Source:
         return cls(reader, list_images(reader, classes))
 
     def read(
-        self,
-        split: str,
-        resolution: int | None = None,
-        *,
-        cache: bool = True,
-        resize: CropResize = UNCHANGED,
-        lmdb_resize: CropResize = UNCHANGED,
+        self, split: str, resolution: int | None = None, *, cache: bool = True, resize: CropResize = UNCHANGED
     ) -> ImageSet | None:
         """Read one split; None if there is no such split.
 
@@ -116,8 +115,7 @@ class Source:
             split: "train" or "held_out".
             resolution: height and width that the images must have; None for any.
             cache: whether to read all images into memory now, instead of each one when it is needed.
-            resize: the cropping and resizing of images.
-            lmdb_resize: that of images from an LMDB.
+            resize: the cropping and resizing of each image.
 
         Raises:
             UserError: see `read_images` and `image_files`.
@@ -125,6 +123,5 @@ class Source:
         listing = self.splits.get(split)
         if listing is None:
             return None
-        resize = lmdb_resize if isinstance(self.reader, LMDBReader) else resize
         read = read_images if cache else image_files
         return ImageSet(read(self.reader, listing.names, resolution, resize), listing.labels, listing.class_names)
