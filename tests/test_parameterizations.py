@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from small import DIGITS
 from torch import Tensor
 from truths import Prescribed, clocks, gains_at, noise, step_of
 
+from warm_lightning import load_config
 from warm_lightning.errors import UserError
 from warm_lightning.losses import SquaredError, StepWeighted
 from warm_lightning.parameterizations import (
@@ -178,8 +180,8 @@ def test_step_weighted_is_what_a_step_uses(beta: float) -> None:
 
 
 def test_step_weighted_refuses() -> None:
-    with pytest.raises(UserError, match="DenoiseDeblur"):
-        StepWeighted()(X0[:, None], X0[:, None], torch.ones(2, 1, 1, 1), gains_at(WARM[1], 1.0, X0))
+    with pytest.raises(UserError, match="StepWeighted is for the outputs denoise, deblur, and DenoiseRestore has"):
+        load_config(DIGITS, {"model.loss": "StepWeighted", "model.parameterization": "DenoiseRestore"})
     with pytest.raises(UserError, match="floor is 2"):
         StepWeighted(2)
 

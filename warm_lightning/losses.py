@@ -68,7 +68,13 @@ class UniformSteps(ClockLaw):
 
 
 class Loss(ABC):
-    """The loss of outputs against targets, for each image and branch."""
+    """The loss of outputs against targets, for each image and branch.
+
+    Attributes:
+        branches: the names of a parameterization's branches that it is for; None for any.
+    """
+
+    branches: tuple[str, ...] | None = None
 
     @abstractmethod
     def __call__(self, outputs: Tensor, targets: Tensor, c_out: Tensor, gains: Gains) -> Tensor:
@@ -120,12 +126,13 @@ class StepWeighted(Loss):
         floor: the least weight, in [0, 1]; 1 is the squared error.
     """
 
+    branches = ("denoise", "deblur")
+
     def __init__(self, floor: float = 0.0) -> None:
         check(0 <= floor <= 1, f"floor is {floor}: it is a weight from 0 to 1")
         self.floor = floor
 
     def __call__(self, outputs: Tensor, targets: Tensor, c_out: Tensor, gains: Gains) -> Tensor:
-        check(outputs.shape[1] == 2, "StepWeighted weighs R of two outputs: choose the parameterization DenoiseDeblur")
         error = dct((outputs - targets) / c_out.unsqueeze(1))
         blurred = gains.lost > 0
         used = -gains.log_signal * gains.signal / torch.where(blurred, gains.lost, 1.0)

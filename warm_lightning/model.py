@@ -95,6 +95,11 @@ class DiffusionModel(nn.Module):
             self.network = network(len(parameterization.names))
         check_labels(self.network, augment.dim if augment else 0, label_dropout, guidance)
         check_grid(process, parameterization, self.sampler.grid, clock_law)
+        check(
+            loss.branches in (None, parameterization.names),
+            f"model.loss {type(loss).__name__} is for the outputs {', '.join(loss.branches or ())}, and "
+            f"{type(parameterization).__name__} has {', '.join(parameterization.names)}: choose another of the two",
+        )
 
     def replaced(self, **changes: Any) -> "DiffusionModel":
         """A shallow copy of the model with other attributes, such as `network` or `guidance`."""
@@ -342,6 +347,7 @@ class TrainedModel:
             "weights_sha256": self.model(weights).weights_hash(),
             "images_seen": self.images_seen,
             "process": config.get("process"),
+            "parameterization": config.get("parameterization"),
             "sampler": config.get("sampler"),
         }
 

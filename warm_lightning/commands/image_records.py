@@ -20,7 +20,7 @@ from warm_lightning.types import Weights
 GENERATED, RESTORED = "generated.json", "restored.json"
 FILES = "files"
 """The entry of a record's protocol with the names of the images, and what is particular to each: its class or seed."""
-MODEL = ("network", "preconditioning", "parameterization")
+MODEL = ("network", "preconditioning")
 SHOWN = 3  # differences in an error
 
 
