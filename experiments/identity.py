@@ -7,13 +7,14 @@ that a result depends on. Two results are the same if these are equal.
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import chdir
 from functools import cache
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from warm_lightning.checkpoints import SAMPLING_ARGUMENTS
 from warm_lightning.config import resolved_config
 from warm_lightning.data.sources import source_name
 from warm_lightning.paths import expand
@@ -27,8 +28,6 @@ DATA = REPOSITORY / "experiments" / "data"
 
 SAMPLING = ("sampler", "guidance")
 """Sections of the model that only sampling depends on."""
-SAMPLING_ARGUMENTS = ("combination", "combine_noise")
-"""Arguments of parameterizations that only sampling depends on."""
 MODEL_SPEED = ("compile", "channels_last")
 """Settings of the model that change its speed only."""
 DATA_SPEED = ("num_workers", "cache", "root")
@@ -102,7 +101,7 @@ def data_and_trainer(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"data": data | {"init_args": images}, "trainer": trainer}
 
 
-def without(settings: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+def without(settings: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
     """The settings whose names are not among some."""
     return {name: value for name, value in settings.items() if name not in names}
 

@@ -13,9 +13,10 @@ from truths import noise
 
 from warm_lightning import load_checkpoint
 from warm_lightning.analysis.branches import BASELINE, SHARES, Branches, Truth, combinations, error_rows
+from warm_lightning.errors import UserError
 from warm_lightning.parameterizations import DenoiseDeblur, LeastSquares, MeasuredLeastSquares, Sum
-from warm_lightning.processes import ConstantBNR, Warm
-from warm_lightning.samplers import PowerGrid
+from warm_lightning.processes import IHDM, ConstantBNR, Warm
+from warm_lightning.samplers import EvenGrid, PowerGrid
 from warm_lightning.spectral import frequencies, idct
 from warm_lightning.types import Level
 
@@ -152,3 +153,17 @@ def test_refusals(ckpt: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     where = [f"--ckpt_path={hot / 'checkpoints' / 'last.ckpt'}", f"--outdir={tmp_path / 'out'}"]
     settings = [*SETTINGS, "--model.parameterization=DenoiseRestore"]
     assert "is DenoiseRestore, without the two branches" in refusal(capsys, "branches", *settings, *where)
+
+
+def test_what_cannot_be_measured_is_refused(ckpt: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Outputs that are not finite; and a process whose levels its noise does not tell apart, before any work."""
+    checkpoint = torch.load(ckpt, weights_only=True)
+    checkpoint["state_dict"] = {n: torch.full_like(t, torch.nan) for n, t in checkpoint["state_dict"].items()}
+    torch.save(checkpoint, tmp_path / "nan.ckpt")
+    where = [f"--outdir={tmp_path / 'out'}", "--accelerator=cpu", "--num_images=4", "--split=train"]
+    assert "are not finite" in refusal(capsys, "branches", *SETTINGS, f"--ckpt_path={tmp_path / 'nan.ckpt'}", *where)
+    assert not list((tmp_path / "out").iterdir())
+    process = IHDM(steps=4)
+    levels = EvenGrid(4, 4).levels(process)
+    with pytest.raises(UserError, match="noise of IHDM does not fall"):
+        Branches(lambda x, level, labels: x, process, levels).fit([])

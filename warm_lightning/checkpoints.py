@@ -313,7 +313,9 @@ MEANING = ("network", "preconditioning", "parameterization")
 """Sections of a model's configuration that say what its weights mean."""
 TRAINING = ("clock_law", "loss", "target", "label_dropout", "augment", "seed")
 """Sections of a model's configuration that only training depends on."""
-UNCHECKED_ARGUMENTS = {"dropout", "activation_checkpointing", "attn_resolutions", "combination", "combine_noise"}
+SAMPLING_ARGUMENTS = {"combination", "combine_noise"}
+"""Arguments of parameterizations that only sampling depends on."""
+UNCHECKED_ARGUMENTS = {"dropout", "activation_checkpointing", "attn_resolutions"} | SAMPLING_ARGUMENTS
 """Arguments that need no check: they do not change what weights mean, or show in the tensors' names."""
 
 

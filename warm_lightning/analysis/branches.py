@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from warm_lightning.analysis.figures import new_figure, save_figure
+from warm_lightning.errors import check
 from warm_lightning.parameterizations import Combination, LeastSquares, MeasuredLeastSquares, Residual, Sum
 from warm_lightning.processes import Process
 from warm_lightning.spectral import dct, idct
@@ -52,6 +53,21 @@ class Branches:
     process: Process
     levels: Sequence[Level]
 
+    @property
+    def noise(self) -> list[float]:
+        """The noise gains B of the levels that are measured.
+
+        Raises:
+            UserError: they do not fall from level to level, down to one above 0, so that they tell no levels apart.
+        """
+        like = torch.zeros(1, 1, 1, 1, dtype=torch.float64)
+        noise = [self.process.gains(level, like).noise.item() for level in self.levels[:-1]]
+        check(
+            all(a > b for a, b in pairwise([*noise, 0.0])),
+            f"the noise of {type(self.process).__name__} does not fall at each level of the sampler: use another",
+        )
+        return noise
+
     @torch.no_grad()
     def at(self, level: Level, truth: Truth) -> tuple[Tensor, Tensor, Gains]:
         """D and R, as DCT coefficients, for images degraded to a level, and the gains there."""
@@ -66,7 +82,11 @@ class Branches:
         With the errors e = D - M x0 and f = R - (1-M) x0, and the difference δ = M R - (1-M) D = M f - (1-M) e, in
         which the posterior variance cancels, independent own errors of D and R have v_D = -E[e δ]/(1-M) and
         v_R = E[f δ]/M. The error of κ = v_D/v_R falls with the number of images.
+
+        Raises:
+            UserError: see `noise`; or an output is not finite.
         """
+        noise = self.noise  # checked first
         sums = torch.zeros(2, len(self.levels) - 1, SHARES, dtype=torch.float64)
         for truth in truths:
             u0 = truth.u0
@@ -79,10 +99,9 @@ class Branches:
                 )
                 share = (kept * SHARES).long().clamp(max=SHARES - 1).expand_as(u0)
                 sums[:, row].index_add_(1, share.flatten().cpu(), own.flatten(1).double().cpu())
+        check(bool(sums.isfinite().all()), "the outputs of the network are not finite: use other weights")
         v_d, v_r = sums.clamp(min=torch.finfo(torch.float64).tiny)
         ratios = (v_d / v_r).clamp(1 / LIMIT, LIMIT).where(sums.any(0), 1.0)  # 1 where no frequency has this share
-        one = torch.zeros(1, 1, 1, 1, dtype=torch.float64)
-        noise = [self.process.gains(level, one).noise.item() for level in self.levels[:-1]]
         middles = [(k + 0.5) / SHARES for k in range(SHARES)]
         return MeasuredLeastSquares(noise[::-1], middles, ratios.flip(0).tolist())
 

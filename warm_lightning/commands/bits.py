@@ -6,7 +6,7 @@ import time
 import torch
 
 from warm_lightning.analysis.likelihood import bits_of_images, excess_at_most, prior_deviation, prior_gap, rising_levels
-from warm_lightning.commands.shared import Devices
+from warm_lightning.commands.shared import Devices, measured_model
 from warm_lightning.config import trained_from_options
 from warm_lightning.errors import check
 from warm_lightning.images import dequantise
@@ -97,9 +97,7 @@ def bits(
         "num_images": num_images,
     }
     protocol = {
-        "settings": settings,
-        "ckpt_path": ckpt_path,
-        **trained_model.record(weights),
+        **measured_model(trained_model, settings, ckpt_path, weights),
         "split": split,
         "of": len(images),
         "seed": seed,

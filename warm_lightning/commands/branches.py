@@ -1,6 +1,5 @@
 """`warm branches`: measures the errors of D and R, and the combination of both that errs least."""
 
-import math
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -12,7 +11,7 @@ import yaml
 
 from warm_lightning.analysis.branches import BASELINE, Branches, Truth, combinations, error_rows, plot
 from warm_lightning.analysis.figures import check_matplotlib
-from warm_lightning.commands.shared import Devices, random_images
+from warm_lightning.commands.shared import Devices, measured_model, random_images
 from warm_lightning.config import trained_from_options
 from warm_lightning.data import ImageSet
 from warm_lightning.errors import check
@@ -74,6 +73,8 @@ def branches(
         "Table 5d: choose a model with DenoiseDeblur",
     )
     levels = model.sampler.grid.levels(model.process)
+    measurement = Branches(model.outputs, model.process, levels)
+    _ = measurement.noise  # checks the process before any image is read
     folder = writable_folder(outdir)
     data.prepare_data()
     check_data(model.network, data)
@@ -81,24 +82,17 @@ def branches(
     check(num_images <= len(images), f"num_images is {num_images}, but {split} has {len(images)} images: lower it")
     truths = partial(true_images, model, images, num_images, seed)
     first, second = range(num_images // 2), range(num_images // 2, num_images)
-    measurement = Branches(model.outputs, model.process, levels)
     with full_precision(model.device):
         fitted = measurement.fit(truths(devices.batches(first, batch_size, "Fitting")))
         errors = measurement.errors(truths(devices.batches(second, batch_size, "Measuring")), combinations(fitted))
     rows = error_rows(errors, levels)
-    check(
-        all(math.isfinite(row["step_error"]) for row in rows),
-        f"the outputs of the network with weights {weights} are not finite: use other weights",
-    )
     record = {
         "rows": rows,
         "noise": fitted.noise.tolist(),
         "share": fitted.share.tolist(),
         "ratios": fitted.ratios.tolist(),
         "protocol": {
-            "settings": settings,
-            "ckpt_path": ckpt_path,
-            **trained_model.record(weights),
+            **measured_model(trained_model, settings, ckpt_path, weights),
             "num_images": num_images,
             "batch_size": batch_size,
             "images": f"{num_images} of {len(images)} ({split}), half of them fitted to, chosen by seed {seed}",

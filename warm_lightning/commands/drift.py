@@ -18,11 +18,11 @@ from warm_lightning.analysis.drift import (
     summarise,
 )
 from warm_lightning.analysis.figures import check_matplotlib
-from warm_lightning.commands.shared import Devices, random_images
+from warm_lightning.commands.shared import Devices, measured_model, random_images
 from warm_lightning.config import trained_from_options
 from warm_lightning.data.image_set import dequantised_batches
 from warm_lightning.errors import check
-from warm_lightning.model import TrainedModel, check_data
+from warm_lightning.model import check_data
 from warm_lightning.paths import PathText
 from warm_lightning.records import provenance, text_table, to_json, writable_folder, write_file
 from warm_lightning.rng import SeedStreams, key
@@ -120,7 +120,9 @@ def drift(
         "edges": dict(zip(frequency_bands.names, frequency_bands.edges, strict=True)),
         "rows": rows,
         "protocol": {
-            **protocol(trained_model, settings, ckpt_path, weights),
+            **measured_model(trained_model, settings, ckpt_path, weights),
+            "nfe": trained_model.sampler.nfe,
+            "precision": "network float32, states float64",
             "num_images": num_images,
             "batch_size": batch_size,
             "seeds": f"{seed * num_images}-{(seed + 1) * num_images - 1}",
@@ -132,17 +134,6 @@ def drift(
     write_file(folder / "drift.json", to_json(record).encode())
     plot(rows, frequency_bands, folder / "drift.png")
     print(f"{table(summary)}\n\nwritten to {Path(outdir) / 'drift.json'} and drift.png")
-
-
-def protocol(trained_model: TrainedModel, settings: list[str], ckpt_path: str, weights: Weights) -> dict[str, Any]:
-    """The record of the model and sampler that were measured."""
-    return {
-        "settings": settings,
-        "ckpt_path": ckpt_path,
-        **trained_model.record(weights),
-        "nfe": trained_model.sampler.nfe,
-        "precision": "network float32, states float64",
-    }
 
 
 def table(summary: list[dict[str, Any]]) -> str:

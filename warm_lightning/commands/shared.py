@@ -183,6 +183,13 @@ class Devices:
         self.wait()
 
 
+def measured_model(
+    trained_model: TrainedModel, settings: list[str], ckpt_path: str, weights: Weights
+) -> dict[str, Any]:
+    """The record of the model that a command has measured, and of the options and the file that gave it."""
+    return {"settings": settings, "ckpt_path": ckpt_path, **trained_model.record(weights)}
+
+
 def random_images(
     images: ImageSet, count: int, seed: int, batches: Iterator[range]
 ) -> Iterator[tuple[range, torch.Tensor, list[int]]]:
