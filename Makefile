@@ -28,9 +28,9 @@ $(READY): pyproject.toml constraints.txt
 
 setup: $(READY)  ## make the virtual environment with pinned dependencies (some minutes, 6 GB)
 
-demo: setup  ## train on digits, sample and score: about 5 minutes on two CPU cores; DATA=leaves8, leaves16 or cifar10_16 for others
-	$(BIN)/warm fit --config $(CONFIG) --trainer.default_root_dir $(DEMO) --ckpt_path last
-	$(BIN)/warm test --config $(CONFIG) --trainer.default_root_dir $(DEMO)
+demo: setup  ## train on digits, sample and score: about 5 minutes on two CPU cores; DATA=cifar10_16 ARGS=--data.path=cifar10.zip for other data
+	$(BIN)/warm fit --config $(CONFIG) --trainer.default_root_dir $(DEMO) --ckpt_path last $(ARGS)
+	$(BIN)/warm test --config $(CONFIG) --trainer.default_root_dir $(DEMO) $(ARGS)
 	$(BIN)/warm generate --ckpt_path $(DEMO)/checkpoints/last.ckpt --seeds 0-63 --outdir $(DEMO)/images --grid $(DEMO)/samples.png
 	@echo
 	@echo 'The demo is in $(DEMO):'
@@ -45,7 +45,7 @@ compare: setup  ## train, sample and score every system on digits: under an hour
 ablation-bnr: setup  ## the BNR sweep: on digits under 45 minutes on two CPU cores; DATA=cifar10 BUDGET=paper for the paper's
 	$(BIN)/python -m experiments run experiments/papers/ablation_bnr.yaml --data $(or $(DATA),digits) --budget $(BUDGET) $(if $(or $(filter digits,$(or $(DATA),digits)),$(filter command,$(origin JOBS))),--jobs $(JOBS)) $(ARGS)
 
-test: setup  ## run all tests that need no GPU, JOBS at a time (about 9 minutes on two cores)
+test: setup  ## run all tests that need no GPU, JOBS at a time (9 to 13 minutes on two cores)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m 'not gpu' $(ARGS)
 
 $(VENV)/oldest/.ready: pyproject.toml constraints-oldest.txt

@@ -154,7 +154,7 @@ def image_table(groups: Sequence[Group], name: str) -> list[str]:
     ]
     about = (
         f"Differences from {', '.join(baseline.cell.labels.values())}, paired image by image. The intervals are over "
-        "images, of these trained models; other trainings would differ by more."
+        "images, of these trained models, without the spread from training to training."
     )
     return [about, markdown_table(header, rows)] if rows else []
 

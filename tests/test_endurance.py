@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from experiments.benchmarks import endurance
 from experiments.benchmarks.endurance import Subject, Undisturbed, files_hash, run_undisturbed, summary, trial
 from warm_lightning.errors import UserError
 
@@ -45,6 +46,23 @@ def test_a_command_that_goes_on_ends_equal(way: str, tmp_path: Path) -> None:
 
 def test_a_command_that_begins_with_what_is_there_is_found(tmp_path: Path) -> None:
     assert not all(row["equal"] for row in trials("disk", "again", tmp_path))
+
+
+def test_a_command_that_hangs_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As OpenBLAS does without memory: this one waits for ever when it cannot write, and goes on afterwards."""
+    monkeypatch.setattr(endurance, "PATIENCE", 1.0)
+    waits = """
+import sys, time
+from pathlib import Path
+try:
+    (Path(sys.argv[1]) / "numbers").write_text("0123456789")
+except OSError:
+    time.sleep(1000)
+"""
+    subject = Subject("waits", ("-c", waits, "FOLDER"), result)
+    row = trial(subject, "disk", Undisturbed("0123456789", 0.2, 9, 1), random.Random(0), tmp_path)
+    assert row["equal"]
+    assert "exit code -9" in row["endings"]
 
 
 def test_a_command_that_nothing_ends_is_no_trial(tmp_path: Path) -> None:

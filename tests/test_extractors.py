@@ -340,7 +340,8 @@ def test_images_are_enlarged_by_the_stated_rule() -> None:
     enlarged = Enlarged(Pixels(), 8)
     assert enlarged.score_name("fd", 1000) == "fd1k_pixel_at8"
     assert enlarged.describe()["extractor"] == Pixels().describe()
-    assert Enlarged(InceptionFeatures(), 32).frechet_name == "fd"
+    inception = Enlarged(InceptionFeatures(), 32)
+    assert (inception.frechet_name, inception.score_name("fd", 1000)) == ("fd", "fd1k_inception_at32")
     with pytest.raises(UserError, match="larger than 8"):
         enlarged(torch.zeros(1, 3, 16, 16, dtype=torch.uint8))
     with pytest.raises(UserError, match="at least 1"):

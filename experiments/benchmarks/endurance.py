@@ -54,8 +54,8 @@ AUGMENTED = ("--model.network.augment_dim=9", "--model.augment={class_path: NonL
 LIMITS = {"disk": resource.RLIMIT_FSIZE, "memory": resource.RLIMIT_AS}
 """The limit, in bytes, of each way to end a command but kill."""
 FOLDER = "FOLDER"
-HANGING = 5
-"""Times the undisturbed time, and a minute, after which a command under a limit is killed.
+HANGING, PATIENCE = 5, 60.0
+"""A command under a limit is killed after HANGING times its undisturbed time, and PATIENCE seconds.
 
 Where OpenBLAS cannot have memory when SciPy loads it, it tries again for ever (0.3.30 in SciPy 1.17).
 """
@@ -278,7 +278,7 @@ def trial(subject: Subject, way: str, known: Undisturbed, draw: random.Random, f
         with tempfile.TemporaryDirectory(dir=folder) as name:
             results, endings = Path(name), []
             for _ in range(draw.randint(1, 3)):
-                after = draw.uniform(0, known.seconds) if way == "kill" else HANGING * known.seconds + 60
+                after = draw.uniform(0, known.seconds) if way == "kill" else HANGING * known.seconds + PATIENCE
                 limit = None if way == "kill" else (LIMITS[way], known.limit(way, draw))
                 code, output = start(subject.arguments(results), after, limit)
                 if code == 0:

@@ -242,7 +242,8 @@ class Enlarged(FeatureExtractor):
         self.extractor = extractor
         self.resolution = resolution
         self.interpolation = interpolation
-        self.name = f"{extractor.name}_at{resolution}".lstrip("_")
+        name = extractor.name or type(extractor).__name__.lower().removesuffix("features")
+        self.name = f"{name}_at{resolution}"
         self.counted = extractor.counted
         self.splits = extractor.splits
 
