@@ -65,6 +65,7 @@ class Scale:
         set: settings for training and sampling.
         images: samples in each round of scoring.
         rounds: of scoring.
+        seeds: the least number of training seeds of experiments that train several models of each kind.
         differs: how this differs from the paper, beside numbers that the report compares by itself.
     """
 
@@ -73,6 +74,7 @@ class Scale:
     set: Settings = field(default_factory=dict)
     images: int = 50_000
     rounds: int = 1
+    seeds: int = 1
     differs: str = ""
 
 

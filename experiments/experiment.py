@@ -47,18 +47,16 @@ class Axis:
 
 @dataclass(frozen=True)
 class Plot:
-    """How the report plots the main score of the first measure.
+    """How the report plots the main score of the first measure; scales are logarithmic where values are far apart.
 
     Attributes:
         x: axis along the plot; where its values are no numbers, each has a bar.
         lines: axis of which each value has a line, if any.
-        log: which scales are logarithmic: x, y or xy.
         labels: text to write at an axis instead of its name, with the unit.
     """
 
     x: str
     lines: str | None = None
-    log: str = ""
     labels: dict[str, str] = field(default_factory=dict)
 
 
@@ -77,7 +75,8 @@ class Experiment:
         set: settings for all cells.
         sample: settings for sampling all cells.
         for_data: settings that all cells need on some data set, by its name.
-        seeds: number of training seeds by budget; one for budgets that are not named.
+        seeds: number of training seeds by budget, or more where the data set's budget says so; one for budgets that are
+            not named.
         evaluated: a remark for the report on how the authors evaluated the published numbers, such as the best of three
             rounds.
         published: numbers of the paper, as entries with data, a label for each axis that matters, and scores.
@@ -188,15 +187,16 @@ def expand(
     """
     check_axes(experiment)
     check_extra(experiment, extra)
-    count = experiment.seeds.get(budget, 1) if seeds is None else seeds
-    check(count >= 1, f"--seeds {count}: there must be at least 1")
+    check(seeds is None or seeds >= 1, f"--seeds {seeds}: there must be at least 1")
+    several = experiment.seeds.get(budget, 1)
     cells: dict[tuple[Any, ...], Cell] = {}
     for paper_dataset, labels, point in combinations(experiment):
         name = substitute(paper_dataset, data)
         described = data_set(name)
         budgets = described.budgets
         check(budget in budgets, f"--budget {budget}: {name} has {', '.join(budgets)}; choose one of them")
-        for seed in range(count):
+        count = max(several, budgets[budget].seeds) if several > 1 else 1
+        for seed in range(count if seeds is None else seeds):
             cell = Cell(
                 labels=labels,
                 data=name,

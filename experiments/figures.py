@@ -10,12 +10,14 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from experiments.cells import Cell
-from warm_lightning.analysis.figures import new_figure
+from warm_lightning.analysis.figures import PHONE_WIDTH, new_figure
 from warm_lightning.images import read_png
 from warm_lightning.records import finite
 
 STYLES: tuple[Literal["-", "--", "-.", ":"], ...] = ("-", "--", "-.", ":")
 SAMPLES_IN_A_ROW = 12
+LEGEND_ROW = 0.2
+"""Height in inches of a row of a legend below a figure."""
 
 
 def path_figure(described: Mapping[str, Mapping[str, Any]]) -> Figure:
@@ -24,7 +26,7 @@ def path_figure(described: Mapping[str, Mapping[str, Any]]) -> Figure:
     Args:
         described: contents of describe.json by the name of the system.
     """
-    figure = new_figure(10.5, 6.5)
+    figure = new_figure(PHONE_WIDTH, 4.5 + LEGEND_ROW * len(described))
     axes = figure.subplots()
     colours = [mpl.colormaps["tab20"](k % 20) for k in range(len(described))]
     styles = cycle(STYLES)  # the paths of some systems coincide
@@ -39,11 +41,11 @@ def path_figure(described: Mapping[str, Mapping[str, Any]]) -> Figure:
         axes.plot(levels["alpha"][some], levels["beta"][some], ".", color=colour, markersize=5)
     axes.set_xscale("symlog", linthresh=1e-3)
     axes.set_yscale("symlog", linthresh=1e-3)
-    axes.set(xlabel="blur α (pixels), linear below 0.001", ylabel="noise β (images in [-1, 1]), linear below 0.001")
+    axes.set(xlabel="blur α (pixels), linear below 0.001", ylabel="noise β, linear below 0.001")
     axes.set_xlim(left=-2e-4)  # a path without blur is drawn beside the frame, not on it
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
-    figure.legend(fontsize=9, loc="outside right upper")
+    figure.legend(fontsize=9, loc="outside lower center")
     return figure
 
 
@@ -53,7 +55,7 @@ def drift_figure(contents: Sequence[tuple[str, Mapping[str, Any]]]) -> Figure:
     Args:
         contents: names of cells with the contents of their drift.json.
     """
-    figure = new_figure(12, 8)
+    figure = new_figure(PHONE_WIDTH, 11.5 + LEGEND_ROW * -(-len(contents) // 3))
     edges = contents[0][1]["edges"]
     highest = list(edges)[-1]
     low, high = edges[highest]
@@ -68,9 +70,7 @@ def drift_figure(contents: Sequence[tuple[str, Mapping[str, Any]]]) -> Figure:
         ("residual", "all", ["drift"], "Detail that the network adds to what blur took", residual),
     ]
     colours = [mpl.colormaps["viridis"](0.92 * k / max(1, len(contents) - 1)) for k in range(len(contents))]
-    for axes, (quantity, band, columns, title, label) in zip(
-        figure.subplots(2, 2, sharex=True).flat, panels, strict=True
-    ):
+    for axes, (quantity, band, columns, title, label) in zip(figure.subplots(4, 1, sharex=True), panels, strict=True):
         for (_, content), colour in zip(contents, colours, strict=True):
             rows = [row for row in content["rows"] if (row["quantity"], row["band"]) == (quantity, band)]
             for column, style in zip(columns, STYLES, strict=False):
@@ -78,23 +78,24 @@ def drift_figure(contents: Sequence[tuple[str, Mapping[str, Any]]]) -> Figure:
                 x, y = [row["beta"] for row in known], [row[column] for row in known]
                 axes.plot(x, y, style, color=colour, marker=".", markersize=4, linewidth=1)
         axes.axhline(0, color="0.5", linewidth=1)
-        axes.set(xscale="log", title=title, ylabel=label)
+        axes.set(xscale="log", ylabel=label)
+        axes.set_title(title, fontsize=10)
         axes.grid(alpha=0.3)
-    figure.supxlabel("noise level β; sampling goes from right to left")
+    axes.set(xlabel="noise level β; sampling goes from right to left")
     handles = [Line2D([], [], color=colour, label=name) for (name, _), colour in zip(contents, colours, strict=True)]
-    figure.legend(handles=handles, fontsize=9, loc="outside right upper")
+    figure.legend(handles=handles, fontsize=9, loc="outside lower center", ncols=3)
     return figure
 
 
 def sample_figure(cells: Sequence[tuple[Cell, Path]]) -> Figure:
-    """Samples of the same seeds, in a row for each cell.
+    """Samples of the same seeds, in a row for each cell, below its name.
 
     Args:
         cells: each with its folder, which holds PNG files in images/.
     """
     paths = [sorted((folder / "images").glob("*.png"))[:SAMPLES_IN_A_ROW] for _, folder in cells]
     columns = max(map(len, paths))
-    figure = new_figure(columns * 0.6 + 3, len(cells) * 0.62)
+    figure = new_figure(PHONE_WIDTH, len(cells) * (PHONE_WIDTH / columns + 0.24))
     grid = figure.subplots(len(cells), columns, squeeze=False)
     for line, (cell, _), row in zip(grid, cells, paths, strict=True):
         for axes in line:
@@ -102,5 +103,5 @@ def sample_figure(cells: Sequence[tuple[Cell, Path]]) -> Figure:
         for axes, path in zip(line, row, strict=False):
             image = read_png(path)
             axes.imshow(image.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=255)
-        line[0].text(-0.15, 0.5, cell.title, transform=line[0].transAxes, ha="right", va="center", fontsize=9)
+        line[0].set_title(cell.title, fontsize=9, loc="left", pad=2)
     return figure

@@ -31,14 +31,16 @@ class Comparison:
     of Student's intervals contained the mean, and 85 % of the bootstrap's (percentiles or BCa; 74 and 72 % of 3).
 
     Attributes:
-        arm: labels of the arm.
+        arm: label of the arm.
         differences: of ln score where all scores are positive, otherwise of the scores.
         relative: whether they are of ln score.
+        place: label of the place along a plot where the arm is compared; empty where a plot has no lines.
     """
 
     arm: str
     differences: tuple[float, ...]
     relative: bool
+    place: str = ""
 
     @property
     def value(self) -> float:
@@ -51,7 +53,7 @@ class Comparison:
         """Both ends of the 95 % interval of the expected difference; None with fewer than two trainings."""
         if len(self.differences) < 2:
             return None
-        half = self._half_width()
+        half = half_width(self.differences)
         ends = mean(self.differences) - half, mean(self.differences) + half
         return (expm1(ends[0]), expm1(ends[1])) if self.relative else ends
 
@@ -72,9 +74,10 @@ class Comparison:
             needed = max(needed + 1, ceil(1.02 * needed))
         return None
 
-    def _half_width(self) -> float:
-        count = len(self.differences)
-        return float(stdtrit(count - 1, (1 + CONFIDENCE) / 2)) * stdev(self.differences) / sqrt(count)
+
+def half_width(values: Sequence[float]) -> float:
+    """Half the width of Student's 95 % interval of the mean of a law of which there are at least two values."""
+    return float(stdtrit(len(values) - 1, (1 + CONFIDENCE) / 2)) * stdev(values) / sqrt(len(values))
 
 
 def compare_images(arm: Group, baseline: Group, name: str) -> Comparison | None:
@@ -86,13 +89,15 @@ def compare_images(arm: Group, baseline: Group, name: str) -> Comparison | None:
     return Comparison(", ".join(arm.cell.labels.values()), differences, relative=False)
 
 
-def compare(arm: Group, baseline: Group, name: str) -> Comparison | None:
+def compare(arm: Group, baseline: Group, name: str, title: str = "", place: str = "") -> Comparison | None:
     """Compare a value of two groups, paired by their seeds; None where they share none.
 
     Args:
         arm: one group.
         baseline: the group that it is compared with.
         name: of the value.
+        title: label of the arm; all its labels where empty.
+        place: see `Comparison`.
     """
     ours, theirs = (
         {r.cell.seed: r.reading.values[name] for r in group.results if name in r.reading.values}
@@ -103,14 +108,33 @@ def compare(arm: Group, baseline: Group, name: str) -> Comparison | None:
         return None
     relative = min(min(pair) for pair in pairs) > 0
     differences = tuple(log(a) - log(b) if relative else a - b for a, b in pairs)
-    return Comparison(", ".join(arm.cell.labels.values()), differences, relative)
+    return Comparison(title or ", ".join(arm.cell.labels.values()), differences, relative, place)
 
 
-def comparisons(groups: Sequence[Group], name: str) -> tuple[str, list[Comparison]]:
-    """Compare all groups with the first one; gives its labels and the comparisons of the others."""
-    baseline, *arms = groups
-    found = [comparison for arm in arms if (comparison := compare(arm, baseline, name))]
-    return ", ".join(baseline.cell.labels.values()), found
+def comparisons(plot: Plot | None, groups: Sequence[Group], name: str) -> list[Comparison]:
+    """Compare groups with their baseline, which is the first group.
+
+    Where a plot has lines, the groups at each place along it are compared with its first line there; at places that
+    the first line lacks, nothing is.
+    """
+    if plot is None or plot.lines is None:
+        baseline, *arms = groups
+        return [found for arm in arms if (found := compare(arm, baseline, name))]
+    first = groups[0].cell.labels[plot.lines]
+    baselines = {g.cell.labels[plot.x]: g for g in groups if g.cell.labels[plot.lines] == first}
+    compared = []
+    for group in groups:
+        line, place = group.cell.labels[plot.lines], group.cell.labels[plot.x]
+        if line != first and place in baselines:
+            compared.append(compare(group, baselines[place], name, line, place))
+    return [found for found in compared if found]
+
+
+def baseline_title(plot: Plot | None, groups: Sequence[Group]) -> str:
+    """The name of the baseline of `comparisons`, with the axis before a number."""
+    labels = groups[0].cell.labels
+    named = {plot.lines: labels[plot.lines]} if plot and plot.lines else labels
+    return ", ".join(f"{axis} {label}" if label[:1].isdigit() else label for axis, label in named.items())
 
 
 def paired_table(groups: Sequence[Group], name: str) -> list[str]:
@@ -123,10 +147,9 @@ def paired_table(groups: Sequence[Group], name: str) -> list[str]:
         return []
     if max(group.trainings for group in groups) < 2:
         return image_table(groups, name)
-    baseline, found = comparisons(groups, name)
     header = ["", f"difference of {name}", "95 % interval", "pairs", f"trainings to see {EFFECT:.0%}"]
     rows = []
-    for comparison in found:
+    for comparison in comparisons(None, groups, name):
         needed = comparison.trainings_for(EFFECT)
         ends = comparison.interval
         rows.append(
@@ -138,7 +161,10 @@ def paired_table(groups: Sequence[Group], name: str) -> list[str]:
                 str(needed or "–"),
             ]
         )
-    about = f"Paired differences from {baseline}: trainings of the same seed share initial weights, order and noise."
+    about = (
+        f"Paired differences from {baseline_title(None, groups)}: trainings of the same seed share initial weights, "
+        "order and noise."
+    )
     return [about, markdown_table(header, rows)] if rows else []
 
 
@@ -153,7 +179,7 @@ def image_table(groups: Sequence[Group], name: str) -> list[str]:
         if c.interval
     ]
     about = (
-        f"Differences from {', '.join(baseline.cell.labels.values())}, paired image by image. The intervals are over "
+        f"Differences from {baseline_title(None, groups)}, paired image by image. The intervals are over "
         "images, of these trained models, without the spread from training to training."
     )
     return [about, markdown_table(header, rows)] if rows else []
@@ -162,12 +188,7 @@ def image_table(groups: Sequence[Group], name: str) -> list[str]:
 def widest_interval(plot: Plot | None, groups: Sequence[Group], name: str) -> float:
     """The largest half width of the paired intervals that a report shows of a value, relative as 0.05; inf where one
     is not known, with fewer than two trainings for instance."""
-    lines = plot.lines if plot else None
-    by_place: dict[str, list[Group]] = {}
-    for group in groups:
-        by_place.setdefault(group.cell.labels[plot.x] if plot and lines else "", []).append(group)
-    found = [comparison for of_place in by_place.values() for comparison in comparisons(of_place, name)[1]]
-    ends = [comparison.interval if comparison.relative else None for comparison in found]
+    ends = [found.interval if found.relative else None for found in comparisons(plot, groups, name)]
     return max((inf if end is None else (end[1] - end[0]) / 2 for end in ends), default=inf)
 
 
@@ -176,23 +197,18 @@ def paired_pivot(plot: Plot, groups: Sequence[Group], name: str) -> list[str]:
 
     There is a row for each place, a column for each other line, and a line of text before; nothing with one training.
     """
-    lines, places = (list(dict.fromkeys(g.cell.labels[axis] for g in groups)) for axis in (str(plot.lines), plot.x))
-    by_labels = {(group.cell.labels[str(plot.lines)], group.cell.labels[plot.x]): group for group in groups}
-    rows = []
-    for place in places:
-        baseline = by_labels.get((lines[0], place))
-        arms = [by_labels.get((line, place)) for line in lines[1:]]
-        found = [compare(arm, baseline, name) if arm and baseline else None for arm in arms]
-        if any(comparison and comparison.interval for comparison in found):
-            rows.append([place, *(_cell(comparison) for comparison in found)])
-    if not rows:
+    found = {(c.place, c.arm): c for c in comparisons(plot, groups, name) if c.interval}
+    if not found:
         return []
+    _, *lines = dict.fromkeys(group.cell.labels[str(plot.lines)] for group in groups)
+    places = [p for p in dict.fromkeys(group.cell.labels[plot.x] for group in groups) if any(p == c for c, _ in found)]
+    rows = [[place, *(_cell(found.get((place, line))) for line in lines)] for place in places]
     trainings = sorted({group.trainings for group in groups})
     about = (
-        f"Paired differences of {name} from {plot.lines} {lines[0]}, with 95 % intervals over "
+        f"Paired differences of {name} from {baseline_title(plot, groups)}, with 95 % intervals over "
         f"{' to '.join(map(str, dict.fromkeys((trainings[0], trainings[-1]))))} trainings:"
     )
-    return [about, markdown_table([plot.x, *lines[1:]], rows)]
+    return [about, markdown_table([plot.x, *lines], rows)]
 
 
 def _cell(comparison: Comparison | None) -> str:

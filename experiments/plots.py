@@ -1,119 +1,277 @@
-"""Plots of scores over the axes of an experiment, with error bars and reference lines."""
+"""Plots of a score over the axes of an experiment, with paired differences below and reference values as lines.
 
-from collections.abc import Iterator, Sequence
-from math import isnan
+Intervals are at 95 %, over trainings where there are several. Text can be read where a figure is as wide as a phone.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from math import exp, inf, isnan, log
+from typing import Any, Literal
 
 import matplotlib as mpl
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from experiments.experiment import Plot
 from experiments.measures import score_of
+from experiments.paired import Comparison, baseline_title, comparisons, half_width
 from experiments.results import Group
-from warm_lightning.analysis.figures import new_figure
+from warm_lightning.analysis.figures import PHONE_WIDTH, new_figure
 
 FAR = 3
-"""A reference value this many times above or below all scores is not drawn."""
+"""Values that differ by more than this factor have a logarithmic axis, and a reference value this many times above or
+below all scores is not drawn."""
 LINE_STYLES = ("--", ":", "-.")
+NORMAL_95 = 1.96
+APART = 0.012
+"""Distance between the markers of lines at the same place, as a part of the axis."""
+LINES_IN_A_ROW = 4
+"""Of the legend."""
+
+Which = Literal["x", "y"]
+
+
+@dataclass(frozen=True)
+class Point:
+    """A value with the ends of its interval, which are the value itself where there is no interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+# ---------------------------------------------------------------------- values and intervals
+
+
+def score_point(group: Group, name: str) -> Point:
+    """The mean score of a group with its 95 % interval: over trainings, or over images where a measure knows it.
+
+    The interval over trainings is of ln score where scores are positive, so that it has no negative end.
+    """
+    mean, values = group.mean(name), group.values(name)
+    if len(values) > 1 and min(values) > 0:
+        factor = exp(half_width([log(value) for value in values]))
+        return Point(mean, mean / factor, mean * factor)
+    half = half_width(values) if len(values) > 1 else NORMAL_95 * group.mean("standard_error") if name == "bpd" else 0.0
+    half = 0.0 if isnan(half) else half
+    return Point(mean, mean - half, mean + half)
+
+
+def difference_point(comparison: Comparison) -> Point:
+    """A paired difference with its interval; a ratio where it is relative."""
+    low, high = comparison.interval or (comparison.value, comparison.value)
+    one = 1.0 if comparison.relative else 0.0
+    return Point(comparison.value + one, low + one, high + one)
+
+
+def is_far(values: Sequence[float]) -> bool:
+    """Whether an axis of these values is logarithmic: where they are positive and differ by more than `FAR`."""
+    values = [value for value in values if not isnan(value)]
+    return bool(values) and min(values) > 0 and max(values) > FAR * min(values)
+
+
+# ---------------------------------------------------------------------- figures
 
 
 def score_figure(groups: Sequence[Group], plot: Plot, name: str) -> Figure:
-    """A score along one axis, with a line for each value of another; bars where the axis has no numbers.
+    """A score along one axis, with a line for each value of another, and paired differences from the baseline below.
+
+    Where the axis has no numbers, each group has a row. Differences without intervals are left out.
 
     Args:
         groups: one for each combination of labels.
         plot: the axes.
         name: of the score.
     """
-    labels = list(dict.fromkeys(group.cell.labels[plot.x] for group in groups))
-    positions = as_numbers(labels)
-    return bar_figure(groups, plot, name) if positions is None else line_figure(groups, plot, name, labels, positions)
+    groups = [group for group in groups if not isnan(group.mean(name))]
+    if not groups:
+        return new_figure(PHONE_WIDTH, 1)
+    found = [comparison for comparison in comparisons(plot, groups, name) if comparison.interval]
+    positions = as_numbers(list(dict.fromkeys(group.cell.labels[plot.x] for group in groups)))
+    if positions is None:
+        return row_figure(groups, plot, name, found)
+    return line_figure(groups, plot, name, found, positions)
 
 
-def as_numbers(labels: Sequence[str]) -> list[float] | None:
-    """Labels as numbers; None if one is none."""
+def as_numbers(labels: Sequence[str]) -> dict[str, float] | None:
+    """Labels with their numbers; None if one is none."""
     try:
-        return [float(label) for label in labels]
+        return {label: float(label) for label in labels}
     except ValueError:
         return None
 
 
 def line_figure(
-    groups: Sequence[Group], plot: Plot, name: str, labels: Sequence[str], positions: Sequence[float]
+    groups: Sequence[Group], plot: Plot, name: str, found: Sequence[Comparison], positions: dict[str, float]
 ) -> Figure:
-    """See `score_figure`; `positions` are the numbers of `labels` of the axis along the plot."""
-    figure = new_figure(7.5, 5)
-    axes = figure.subplots()
-    lines = list(dict.fromkeys(group.cell.labels[plot.lines] for group in groups)) if plot.lines else [""]
-    colours = mpl.colormaps["viridis"]
+    """See `score_figure`; `positions` are the numbers of the labels of the axis along the plot."""
+    lines = list(dict.fromkeys(line_of(group, plot) for group in groups))
+    legend_rows = -(-len(lines) // LINES_IN_A_ROW) if len(lines) > 1 else 0
+    heights = [3.6, 2.4] if found else [3.6]
+    figure = new_figure(PHONE_WIDTH, sum(heights) + 0.22 * legend_rows)
+    panels = list(figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0])
+    set_places(panels[-1], plot, positions)
+    apart = APART if any(group.trainings > 1 for group in groups) else 0.0  # intervals would hide each other
     for number, line in enumerate(lines):
-        of_line = [group for group in groups if not plot.lines or group.cell.labels[plot.lines] == line]
-        x, y = [float(group.cell.labels[plot.x]) for group in of_line], [group.mean(name) for group in of_line]
-        if all(map(isnan, y)):
-            continue
-        colour = colours(0.9 * number / max(1, len(lines) - 1))
+        shift = apart * (number - (len(lines) - 1) / 2)
+        colour = mpl.colormaps["viridis"](0.9 * number / max(1, len(lines) - 1))
+        of_line = [group for group in groups if line_of(group, plot) == line]
+        x = shifted(panels[0], [positions[group.cell.labels[plot.x]] for group in of_line], shift)
         label = f"{plot.lines} {line}" if plot.lines else ""
-        axes.errorbar(x, y, error_bars(of_line, name), marker="o", capsize=3, label=label, color=colour)
-    for label, value, style in near_references(groups, name):
-        axes.axhline(value, color="0.4", linestyle=style, linewidth=1, label=label)
-    if "x" in plot.log and min(positions) > 0:
-        axes.set_xscale("log")
-    elif "x" in plot.log:  # a logarithmic scale has no 0, which a BNR may be
-        smallest = min((position for position in positions if position > 0), default=1)
-        axes.set_xscale("symlog", linthresh=smallest)
-        axes.set_xlim(left=-0.2 * smallest)
-    axes.set_xticks(positions, labels)
+        draw_points(panels[0], x, [score_point(group, name) for group in of_line], "y", "-", colour, label)
+        differences = [comparison for comparison in found if not plot.lines or comparison.arm == line]
+        if differences:
+            x = shifted(panels[1], [positions[comparison.place or comparison.arm] for comparison in differences], shift)
+            draw_points(panels[1], x, [difference_point(comparison) for comparison in differences], "y", "", colour)
+    if len(lines) > 1:
+        figure.legend(fontsize=9, loc="outside lower center", ncols=LINES_IN_A_ROW)
+    draw_scores(panels[0], groups, name, "y")
+    if found:
+        draw_differences(panels[1], groups, plot, found, "y")
+    return figure
+
+
+def set_places(axes: Axes, plot: Plot, positions: dict[str, float]) -> None:
+    """Label the axis along a plot and its places, and choose its scale and limits."""
+    numbers = list(positions.values())
+    smallest = min((number for number in numbers if number > 0), default=1.0)
+    if min(numbers) >= 0 and is_far([number for number in numbers if number > 0]):
+        if min(numbers) > 0:
+            axes.set_xscale("log")
+        else:  # a logarithmic scale has no 0, which a BNR may be
+            axes.set_xscale("symlog", linthresh=smallest)
+    axes.set_xticks(numbers, list(positions))
     axes.minorticks_off()
-    if "y" in plot.log:
-        axes.set_yscale("log")
-    axes.set(xlabel=plot.labels.get(plot.x, plot.x), ylabel=score_label(groups, name))
-    axes.tick_params(axis="x", rotation=45 if len(labels) > 6 else 0)
-    axes.grid(alpha=0.3)
-    if len(lines) > 3:  # a legend would hide the lines
-        figure.set_figwidth(9.5)
-        figure.legend(fontsize=9, loc="outside right upper")
-    elif axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize=9)
+    axes.set_xlim(min(numbers), max(numbers) if len(numbers) > 1 else min(numbers) + 1)
+    axes.set_xlim(shifted(axes, [min(numbers)], -0.05)[0], shifted(axes, [max(numbers)], 0.05)[0])
+    axes.set(xlabel=plot.labels.get(plot.x, plot.x))
+    axes.tick_params(axis="x", rotation=90 if len(numbers) > 6 else 0)
+
+
+def shifted(axes: Axes, numbers: Sequence[float], part: float) -> list[float]:
+    """Numbers moved along the x axis, on its scale, by a part of its length."""
+    scale = axes.xaxis.get_transform()
+    low, high = scale.transform(axes.get_xlim())
+    return [float(scale.inverted().transform(scale.transform(number) + part * (high - low))) for number in numbers]
+
+
+def row_figure(groups: Sequence[Group], plot: Plot, name: str, found: Sequence[Comparison]) -> Figure:
+    """See `score_figure`; each group has a row."""
+    titles = [", ".join(group.cell.labels.values()) for group in groups]
+    differences = [", ".join(filter(None, (c.place, c.arm))) for c in found]
+    heights = [0.9 + 0.26 * len(titles), *([0.9 + 0.26 * len(differences)] if found else [])]
+    figure = new_figure(PHONE_WIDTH, sum(heights))
+    panels = list(figure.subplots(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0])
+    draw_points(panels[0], range(len(groups)), [score_point(group, name) for group in groups], "x")
+    draw_scores(panels[0], groups, name, "x")
+    if found:
+        draw_points(panels[1], range(len(found)), [difference_point(comparison) for comparison in found], "x")
+        draw_differences(panels[1], groups, plot, found, "x")
+    for axes, rows in zip(panels, (titles, differences), strict=False):
+        axes.set_yticks(range(len(rows)), rows)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
     return figure
 
 
-def bar_figure(groups: Sequence[Group], plot: Plot, name: str) -> Figure:
-    """A bar for the score of each group."""
-    groups = [group for group in groups if not isnan(group.mean(name))]
-    figure = new_figure(8, 1.2 + 0.32 * len(groups))
-    axes = figure.subplots()
-    titles, means = [", ".join(g.cell.labels.values()) for g in groups], [g.mean(name) for g in groups]
-    axes.barh(titles, means, xerr=error_bars(groups, name), color="tab:blue", capsize=3)
-    for label, value, style in near_references(groups, name):
-        axes.axvline(value, color="0.3", linestyle=style, linewidth=1, label=label)
-    axes.invert_yaxis()
-    if "y" in plot.log:
-        axes.set_xscale("log")
-    axes.set(xlabel=score_label(groups, name))
-    axes.grid(alpha=0.3, axis="x")
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize=9)
-    return figure
+def line_of(group: Group, plot: Plot) -> str:
+    """The label of a group's line; empty where a plot has no lines."""
+    return group.cell.labels[plot.lines] if plot.lines else ""
+
+
+# ---------------------------------------------------------------------- panels
+
+
+def draw_points(
+    axes: Axes,
+    places: Sequence[float],
+    points: Sequence[Point],
+    which: Which,
+    line: str = "",
+    colour: str | tuple[float, ...] = "tab:blue",
+    label: str = "",
+) -> None:
+    """Draw points with their intervals.
+
+    Args:
+        axes: where to draw them.
+        places: of the points along the other axis.
+        points: values and intervals.
+        which: the axis of the values.
+        line: style of the line through the points.
+        colour: of line, points and intervals.
+        label: in the legend.
+    """
+    values = [point.value for point in points]
+    ends = [[p.value - p.low for p in points], [p.high - p.value for p in points]]
+    other: Which = "x" if which == "y" else "y"
+    options: dict[str, Any] = {which: values, other: places, f"{which}err": ends}
+    options |= {"fmt": f"o{line}", "color": colour, "markersize": 4, "capsize": 2, "linewidth": 1, "label": label}
+    axes.errorbar(**options)
+
+
+def draw_scores(axes: Axes, groups: Sequence[Group], name: str, which: Which) -> None:
+    """Label the panel of scores, choose its scale, and draw the values that scores are compared with."""
+    far = is_far([group.mean(name) for group in groups])
+    across = axes.axhline if which == "y" else axes.axvline
+    drawn = [
+        across(value, color="0.4", linestyle=style, linewidth=1, label=label)
+        for label, value, style in near_references(groups, name)
+    ]
+    set_scale(axes, which, score_label(groups, name), far, plain)
+    axes.grid(alpha=0.3, axis="both" if which == "y" else "x")
+    if drawn:
+        axes.legend(handles=drawn, fontsize=8)
+
+
+def draw_differences(
+    axes: Axes, groups: Sequence[Group], plot: Plot, found: Sequence[Comparison], which: Which
+) -> None:
+    """Label the panel of paired differences and choose its scale: percent, or ratios where they are far apart."""
+    baseline, relative = baseline_title(plot, groups), found[0].relative
+    points = [difference_point(comparison) for comparison in found]
+    ends = [1.0, *(point.value for point in points)]
+    far = relative and is_far(ends)
+    (axes.axhline if which == "y" else axes.axvline)(1.0 if relative else 0.0, color="0.4", linewidth=1)
+    label = f"paired {'ratio to' if far else 'difference from'}\n{baseline}"
+    set_scale(axes, which, label, far, percent if relative and not far else plain)
+    axes.grid(alpha=0.3, axis="both" if which == "y" else "x")
+
+
+def set_scale(axes: Axes, which: Which, label: str, far: bool, text: Callable[[float], str]) -> None:
+    """Label an axis and its ticks, on a logarithmic scale or not."""
+    axes.set(**{f"{which}label": label})
+    axis = axes.yaxis if which == "y" else axes.xaxis
+    if far:
+        axes.set(**{f"{which}scale": "log"})
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_minor_formatter(NullFormatter())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: text(value)))
+
+
+def plain(value: float) -> str:
+    """A number as the text of a tick."""
+    return f"{value:.4g}"
+
+
+def percent(ratio: float) -> str:
+    """A ratio's difference from 1 as the text of a tick."""
+    return f"{100 * (ratio - 1):+.3g} %" if abs(ratio - 1) > 1e-9 else "0 %"
 
 
 def score_label(groups: Sequence[Group], name: str) -> str:
-    """The name and meaning of a score, with the number of trainings that its error bars are over."""
-    bars = ""
+    """The name and meaning of a score, with what its intervals are over."""
     counts = sorted({group.trainings for group in groups})
-    if counts[-1] > 1:
-        trainings = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-        bars = f"\nmean and standard deviation of {trainings} trainings"
-    elif error_bars(groups, name):
-        bars = "\nwith its standard error over images"
     meaning = next((known for group in groups if (known := group.first.meanings.get(name))), "")
-    return ", ".join(filter(None, (name, meaning))) + bars
+    over = ""
+    if counts[-1] > 1:
+        over = f"\nmean of {' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} trainings, 95 % interval"
+    elif name == "bpd":
+        over = "\n95 % interval over images"
+    return ", ".join(filter(None, (name, meaning))) + over
 
 
-def error_bars(groups: Sequence[Group], name: str) -> list[float] | None:
-    """Standard deviations over trainings, or standard errors that a measure gives; None where there are none."""
-    spreads = [group.spread(name) for group in groups]
-    if name == "bpd" and not any(spreads):
-        spreads = [group.mean("standard_error") for group in groups]
-    return [spread or 0.0 for spread in spreads] if any(spreads) else None
+# ---------------------------------------------------------------------- values for comparison
 
 
 def references(groups: Sequence[Group], name: str) -> Iterator[tuple[str, float, str]]:
@@ -128,5 +286,5 @@ def near_references(groups: Sequence[Group], name: str) -> Iterator[tuple[str, f
     """The `references` that are near enough to the scores to be drawn beside them."""
     means = [mean for group in groups if not isnan(mean := group.mean(name))]
     for label, value, style in references(groups, name):
-        if means and min(means) / FAR <= value <= max(means) * FAR:
+        if min(means, default=inf) / FAR <= value <= max(means, default=0) * FAR:
             yield label, value, style

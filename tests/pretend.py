@@ -21,7 +21,7 @@ GRID = {
         "NFE": {"setting": "model.sampler.grid.steps", "sampling": True, "values": {3: 2, 5: 3}},
     },
     "seeds": {"smoke": 2},
-    "plot": {"x": "NFE", "lines": "BNR", "log": "xy"},
+    "plot": {"x": "NFE", "lines": "BNR"},
     "published": [{"data": "cifar10", "BNR": 0.5, "NFE": 3, "FID": 1234.5}],
 }
 

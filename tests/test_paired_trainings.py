@@ -65,7 +65,7 @@ def test_trainings_are_paired_by_their_seeds():
     """Ratios are 0.9, 1.1 and 1.0, though the arms list their seeds in another order and one has one more."""
     baseline, arm = group("0", {0: 2.0, 1: 4.0, 2: 3.0}), group("0.5", {7: 9.0, 2: 3.0, 0: 1.8, 1: 4.4})
     about, table = paired_table([baseline, arm], "fd")
-    assert "from 0" in about
+    assert "from BNR 0" in about
     mean = math.log(0.9 * 1.1) / 3
     half = stats.t.ppf(0.975, 2) * np.std(np.log([0.9, 1.1, 1.0]), ddof=1) / math.sqrt(3)
     ends = [f"{100 * math.expm1(end):+.1f} %" for end in (mean - half, mean + half)]

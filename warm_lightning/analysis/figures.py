@@ -12,6 +12,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+PHONE_WIDTH = 5.0
+"""Width in inches of figures whose text of 9 or 10 points can be read where they are as wide as a phone."""
+DOTS = 160
+"""Dots per inch of PNG files."""
+
+
 def check_matplotlib() -> None:
     """Check that matplotlib is installed; commands call this before any work.
 
@@ -30,7 +36,7 @@ def new_figure(width: float, height: float) -> "Figure":
 
 
 def save_figure(figure: "Figure", path: Path) -> None:
-    """Write a figure as a PNG file with 100 dots per inch; raises as `write_file` does."""
+    """Write a figure as a PNG file with `DOTS` per inch; raises as `write_file` does."""
     content = io.BytesIO()
-    figure.savefig(content, dpi=100)
+    figure.savefig(content, dpi=DOTS)
     write_file(path, content.getvalue())

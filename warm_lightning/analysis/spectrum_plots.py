@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from warm_lightning.analysis.figures import new_figure, save_figure
+from warm_lightning.analysis.figures import PHONE_WIDTH, new_figure, save_figure
 from warm_lightning.analysis.power_law import LEVELS, attenuation_rows, chosen_row
 from warm_lightning.images import quantise
 
@@ -24,7 +24,7 @@ TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 
 def plot_spectrum(rows: Rows, fits: Rows, below: float, title: str, out: Path) -> None:
     """Draw S by radius for each channel and their mean, with the laws fitted below λ = `below`."""
-    figure = new_figure(7, 5)
+    figure = new_figure(PHONE_WIDTH, 4)
     axes = figure.subplots()
     rings = rows[1:]
     x = [row["radians_per_pixel"] for row in rings]
@@ -61,7 +61,7 @@ def plot_bnr(power: Tensor, c: float | None, suggestions: Rows, tolerance: float
         tolerance: the requested attenuation, drawn in red.
         out: PNG file.
     """
-    figure = new_figure(7, 5)
+    figure = new_figure(PHONE_WIDTH, 4)
     axes = figure.subplots()
     suggestions = [row for row in suggestions if row["bnr"] is not None]
     highest = 1.5 * max((row["bnr"] for row in suggestions), default=2.0)
@@ -143,7 +143,7 @@ def _target_spectra(axes: "Axes", rings: Rows, floor: float) -> None:
 
 def plot_compared(rows: Rows, name: str, out: Path) -> None:
     """Draw the ratio of the spectrum of other images to that of the data, with the interval for halves of the data."""
-    figure = new_figure(7, 4.5)
+    figure = new_figure(PHONE_WIDTH, 4)
     axes = figure.subplots()
     rings = rows[1:]
     x = [row["cycles_per_pixel"] for row in rings]
