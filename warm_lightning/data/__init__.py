@@ -5,11 +5,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from warm_lightning.data.datamodule import ImageDataModule
-    from warm_lightning.data.datasets import CIFAR10, FFHQ, DeadLeaves, Digits, ImageFolder, LSUNChurch
+    from warm_lightning.data.datasets import CIFAR10, FFHQ, Crops, DeadLeaves, Digits, ImageFolder, LSUNChurch
     from warm_lightning.data.image_set import ImageSet
 
 MODULES = {"ImageDataModule": "datamodule", "ImageSet": "image_set"}  # all other names are in `datasets`
-__all__ = ["CIFAR10", "FFHQ", "DeadLeaves", "Digits", "ImageDataModule", "ImageFolder", "ImageSet", "LSUNChurch"]
+__all__ = [
+    "CIFAR10",
+    "FFHQ",
+    "Crops",
+    "DeadLeaves",
+    "Digits",
+    "ImageDataModule",
+    "ImageFolder",
+    "ImageSet",
+    "LSUNChurch",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""The data sets: any folder or zip of images, scikit-learn's digits, dead leaves, FFHQ, LSUN Church and CIFAR-10."""
+"""The data sets: images of a folder or zip, digits, dead leaves, crops of photographs, FFHQ, LSUN Church, CIFAR-10."""
 
 from functools import cached_property
 from typing import Any, ClassVar
@@ -9,11 +9,21 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from warm_lightning.data.datamodule import ImageDataModule
-from warm_lightning.data.decode import UNCHANGED, CropResize, Filter, Resize
+from warm_lightning.data.decode import (
+    UNCHANGED,
+    CropResize,
+    Filter,
+    Resize,
+    block_means,
+    decode_pixels,
+    huge_images_are_errors,
+    open_image,
+)
 from warm_lightning.data.image_set import ImageSet, check_rgb
 from warm_lightning.data.leaves import FIRST_HELD_OUT, RESOLUTIONS, EndlessLeaves, read_leaves
 from warm_lightning.data.listing import find_metadata
 from warm_lightning.data.sources import Source, is_missing
+from warm_lightning.distributed import progress
 from warm_lightning.errors import UserError, check, error_text
 from warm_lightning.paths import PathText, expand
 from warm_lightning.rng import key
@@ -192,6 +202,87 @@ class DeadLeaves(ImageDataModule):
     def identity(self) -> dict[str, Any]:
         """See `ImageDataModule.identity`; with whether training is endless, which changes its images."""
         return super().identity() | {"endless": self.endless}
+
+
+class Crops(ImageDataModule):
+    """Random crops of photographs of any size, RGB, without classes: small images with the spectrum of photographs.
+
+    They are for measurements such as `warm spectrum`; the crops of a few photographs overlap, so that a model learns
+    these photographs. All places in all photographs are equally probable, and image k is a function of the
+    photographs, k and the seed alone.
+
+    Args:
+        path: folder or zip of photographs; by default the two that scikit-learn has, of a temple and of a flower
+            (640×427; by the Flickr users danielbuechele and vultilion, CC BY 2.0).
+        resolution: height and width of the images.
+        shrink: each pixel is the mean of shrink × shrink pixels of a photograph, which also removes traces of JPEG.
+        num_images: number of images.
+        crops_seed: of all crops.
+        **kwargs: the arguments of `ImageDataModule`.
+    """
+
+    def __init__(
+        self,
+        path: PathText | None = None,
+        *,
+        resolution: int = 16,
+        shrink: int = 4,
+        num_images: int = 10_000,
+        crops_seed: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        least = {"resolution": resolution, "shrink": shrink, "num_images": num_images}
+        for name, value in least.items():
+            check(value >= 1, f"{name} must be at least 1, not {value}")
+        check(0 <= crops_seed < 2**63, f"crops_seed must be from 0 to 2**63 - 1, not {crops_seed}")
+        self.path = path
+        self.side = resolution
+        self.shrink = shrink
+        self.num_images = num_images
+        self.crops_seed = crops_seed
+
+    def photographs(self) -> list[np.ndarray]:
+        """Read all photographs, uint8 [H, W, 3] each.
+
+        Raises:
+            UserError: one cannot be read, or is smaller than a crop.
+        """
+        if self.path is None:
+            from sklearn.datasets import load_sample_images
+
+            named = [("scikit-learn's photograph", image) for image in load_sample_images().images]
+        else:
+            source = Source.open(self.path)
+            reader, names = source.reader, source.splits["train"].names
+            with huge_images_are_errors():
+                decoded = [decode_pixels(open_image(reader, name), reader, name).convert("RGB") for name in names]
+            named = [(str(reader.locate(n)), np.asarray(image)) for n, image in zip(names, decoded, strict=True)]
+        side = self.side * self.shrink
+        for name, image in named:
+            height, width = image.shape[:2]
+            check(
+                min(height, width) >= side,
+                f"{name} is {width}×{height}, and a crop takes {side}×{side} pixels (resolution × shrink): lower "
+                "--data.shrink or --data.resolution, or remove it",
+            )
+        return [image for _, image in named]
+
+    def load(self, split: str) -> ImageSet | None:
+        """Cut out all images; there is no held-out split. See `ImageDataModule.load`."""
+        if split != "train":
+            return None
+        photographs, side = self.photographs(), self.side * self.shrink
+        places = [(p.shape[0] - side + 1, p.shape[1] - side + 1) for p in photographs]
+        ends = np.cumsum([height * width for height, width in places])
+        images = np.empty((self.num_images, 3, self.side, self.side), np.uint8)
+        for k in progress(range(self.num_images), "crops"):
+            rng = np.random.Generator(np.random.Philox(key=self.crops_seed, counter=[0, 0, 0, k]))
+            place = int(rng.integers(ends[-1]))
+            number = int(np.searchsorted(ends, place, side="right"))
+            top, left = divmod(place - (int(ends[number - 1]) if number else 0), places[number][1])
+            images[k] = block_means(photographs[number][top : top + side, left : left + side], self.shrink)
+        return ImageSet.without_classes(torch.from_numpy(images))
 
 
 class FFHQ(ImageFolder):

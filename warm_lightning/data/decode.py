@@ -147,23 +147,44 @@ def decode(reader: Reader, name: str, size: int, first: str, resize: CropResize 
             f"{reader.locate(name)} is {width}×{height} but {reader.locate(first)} makes it {size}×{size}: "
             + ADVICE.format(size=size)
         )
+    return resize(decode_pixels(image, reader, name))
+
+
+def decode_pixels(image: Image.Image, reader: Reader, name: str) -> Image.Image:
+    """Decode an image that `open_image` has opened, to mode L or RGB; transparency is dropped.
+
+    Args:
+        image: what `open_image` returned.
+        reader: where the file is.
+        name: the file.
+
+    Raises:
+        UserError: the image cannot be decoded.
+    """
     try:
         if image.mode in GREY_MODES:
-            converted = image.convert("L")
-        else:  # Pillow warns about a palette with transparency unless it is converted to RGBA first
-            opaque = image.convert("RGBA") if "transparency" in image.info else image
-            converted = opaque.convert("RGB")
+            return image.convert("L")
+        # Pillow warns about a palette with transparency unless it is converted to RGBA first
+        opaque = image.convert("RGBA") if "transparency" in image.info else image
+        return opaque.convert("RGB")
     except MemoryError:
         raise
     except Exception as error:
         raise _undecodable(reader, name, error) from error
-    return resize(converted)
 
 
 def as_array(image: Image.Image) -> np.ndarray:
     """Convert an image in mode L or RGB to uint8 [C, H, W]."""
     pixels = np.asarray(image)
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+
+def block_means(pixels: np.ndarray, size: int) -> np.ndarray:
+    """The means of blocks of size × size pixels, halves rounded up: uint8 [H, W, C] → uint8 [C, H/size, W/size]."""
+    height, width, channels = pixels.shape
+    blocks = pixels.reshape(height // size, size, width // size, size, channels)
+    mean = (blocks.sum(axis=(1, 3), dtype=np.int64) + size * size // 2) // (size * size)
+    return mean.astype(np.uint8).transpose(2, 0, 1)
 
 
 # ---- size and channels of a set of files

@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from warm_lightning.cache import cached
+from warm_lightning.data.decode import block_means
 from warm_lightning.data.image_set import ImageSet
 from warm_lightning.distributed import progress
 from warm_lightning.types import Batch
@@ -206,10 +207,7 @@ def draw_image(index: int, resolution: int, seed: int = 0) -> Array:
     Returns:
         uint8 [3, resolution, resolution].
     """
-    size = SUPERSAMPLING
-    blocks = paint(index, resolution, seed).reshape(resolution, size, resolution, size, 3)
-    mean = (blocks.sum(axis=(1, 3), dtype=np.int64) + size * size // 2) // (size * size)
-    return mean.astype(np.uint8).transpose(2, 0, 1)
+    return block_means(paint(index, resolution, seed), SUPERSAMPLING)
 
 
 # ---------------------------------------------------------------------- sets of images
