@@ -23,7 +23,7 @@ help:  ## list the targets
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "warm_lightning needs Python 3.11 or newer: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,inception,lmdb]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,inception,effnet,lmdb]'
 	touch $(READY)
 
 setup: $(READY)  ## make the virtual environment with pinned dependencies (some minutes, 6 GB)
@@ -50,7 +50,7 @@ test: setup  ## run all tests that need no GPU, JOBS at a time (9 to 13 minutes 
 
 $(VENV)/oldest/.ready: pyproject.toml constraints-oldest.txt
 	$(PYTHON_OLDEST) -m venv $(VENV)/oldest
-	$(VENV)/oldest/bin/python -m pip install --quiet --constraint constraints-oldest.txt --editable '.[dev,inception,lmdb]'
+	$(VENV)/oldest/bin/python -m pip install --quiet --constraint constraints-oldest.txt --editable '.[dev,inception,effnet,lmdb]'
 	touch $@
 
 test-oldest: $(VENV)/oldest/.ready  ## run all tests with Python 3.12 and the oldest versions that pyproject.toml allows

@@ -1,6 +1,7 @@
 """Scores of generated images: Fréchet and kernel distances, class scores, precision and recall, memorisation."""
 
 from warm_lightning.metrics.classifiers import DigitsFeatures, LeavesFeatures
+from warm_lightning.metrics.efficientnet import EfficientNetFeatures
 from warm_lightning.metrics.evaluation import Evaluation, split_rounds, summarise_rounds
 from warm_lightning.metrics.features import (
     BATCH_SIZE,
@@ -21,6 +22,7 @@ __all__ = [
     "NEIGHBOURS",
     "Better",
     "DigitsFeatures",
+    "EfficientNetFeatures",
     "Enlarged",
     "Evaluation",
     "Extraction",
