@@ -45,5 +45,5 @@ class DisagreeingOracle:
         gains = self.process.gains(level, u)
         truth = self.parameterization.targets(self.oracle(u, level), gains)
         noise = torch.randn(truth.shape, generator=self.generator, dtype=u.dtype)
-        c_out = self.preconditioning(level).out.unsqueeze(1)
+        c_out = self.preconditioning(level, gains, self.parameterization).out
         return self.parameterization.estimate(truth + self.errors * c_out * noise, u, gains)

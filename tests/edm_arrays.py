@@ -9,9 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from warm_lightning import parameterizations
 from warm_lightning.interop.edm import FAMILIES, load_edm_state
 from warm_lightning.networks.unet import UNet
 from warm_lightning.preconditioning import EDMPreconditioning
+from warm_lightning.processes import Hot
 from warm_lightning.types import Level
 
 
@@ -47,14 +49,15 @@ def denoiser_from_arrays(path: str | Path) -> Denoiser:
         augment_labels: Tensor | None = None,
     ) -> Tensor:
         sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).expand(x.shape[0])
-        c = precondition(Level(alpha=torch.zeros_like(sigma), beta=sigma, clock=sigma))
+        level = Level(alpha=torch.zeros_like(sigma), beta=sigma, clock=sigma)
+        c = precondition(level, Hot().gains(level, x), parameterizations.Denoiser())
         raw = network(
             (c.input * x).to(dtype),
             c.noise.to(dtype),
             class_labels=class_labels,
             augment_labels=augment_labels,
         )
-        return c.skip * x + c.out * raw[:, 0].to(x.dtype)
+        return c.skip[:, 0] * x + c.out[:, 0] * raw[:, 0].to(x.dtype)
 
     return denoise
 

@@ -11,7 +11,9 @@ from torch import Tensor
 from warm_lightning.errors import UserError
 from warm_lightning.interop.edm import load_edm_state
 from warm_lightning.networks import DDPMpp, NCSNpp
+from warm_lightning.parameterizations import Denoiser
 from warm_lightning.preconditioning import EDMPreconditioning
+from warm_lightning.processes import Hot
 from warm_lightning.types import Level
 
 FILES = ["edm_ddpmpp_uncond", "edm_ddpmpp_cond", "edm_ddpmpp_heads", "edm_ncsnpp_uncond"]
@@ -43,7 +45,8 @@ def test_denoised(name, reference_dir):
 def test_network_output(name, reference_dir):
     path = reference_dir / f"{name}.npz"
     truth, network = arrays(path), network_from_arrays(path)
-    c = EDMPreconditioning()(Level(torch.zeros(4), truth["sigma"], truth["sigma"]))
+    level = Level(torch.zeros(4), truth["sigma"], truth["sigma"])
+    c = EDMPreconditioning()(level, Hot().gains(level, truth["x"]), Denoiser())
     out = network(c.input * truth["x"], c.noise, class_labels=truth.get("labels"))
     torch.testing.assert_close(out, truth["network_output"][:, None], rtol=0, atol=1e-5)
 

@@ -50,11 +50,10 @@ def held_loss(module: DiffusionModule, images: InOrder) -> float:
 
 @cache
 def configured(name: str) -> tuple[DiffusionModule, ImageDataModule]:
-    """The small model of an overlay, and the digits; what its process wants to know of them, it has learned."""
+    """The small model of an overlay, whose parts have learned from the digits, and the digits."""
     module, data = load_config([DIGITS, OVERLAYS[name]], SMALL | scaled(OVERLAYS[name]))
-    process = module.model().process
-    if process.learned is None:
-        process.learned = process.learn(dequantised_batches(data.train_images(), ""))
+    for part in module.model().learners:
+        part.learned = part.learn(dequantised_batches(data.train_images(), ""))
     return module, data
 
 

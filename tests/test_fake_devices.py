@@ -30,6 +30,7 @@ from warm_lightning.config import build_model
 from warm_lightning.data.image_set import ImageSet
 from warm_lightning.ema import EMA
 from warm_lightning.errors import UserError
+from warm_lightning.learning import Learner
 from warm_lightning.metrics import DigitsFeatures, Evaluation, Extraction, Pixels, measure_reference
 from warm_lightning.metrics.classifiers import ClassifierFeatures
 from warm_lightning.metrics.distances import Normal
@@ -130,20 +131,23 @@ def on_device(branches: int) -> Network:
     return DDPMpp(branches, **SIZES).to("cuda")
 
 
+Part = TypeVar("Part", bound=Learner)
+
+
 @cache
 def model_of(overlay: str) -> DiffusionModel:
     """A small model of an overlay, with everything that training can have, on the device."""
     recipe, method = (yaml.safe_load(path.read_text())["model"] for path in (DIGITS, OVERLAYS[overlay]))
     network = {"class_path": "DDPMpp", "init_args": SIZES}
     model, _ = build_model({**recipe, **method, **SETTINGS, "network": network})
+    learned(model.preconditioning)
     return model.replaced(process=learned(model.process), network=on_device(model.network.branches))
 
 
-def learned(process: Process) -> Process:
-    """A process that has learned from images on the CPU what it wants to know of them."""
-    if process.learned is None:
-        process.learned = process.learn([DATA.as_tensor() / 127.5 - 1])
-    return process
+def learned(part: Part) -> Part:
+    """A part of a model that has learned from images on the CPU."""
+    part.learned = part.learn([DATA.as_tensor() / 127.5 - 1])
+    return part
 
 
 def every_process() -> list[Process]:

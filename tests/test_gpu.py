@@ -280,8 +280,8 @@ def test_every_system_trains_and_samples(overlay: Path) -> None:
     torch.use_deterministic_algorithms(True)
     module, data = load_config([DIGITS, overlay], SMALL | scaled(overlay))
     module.to(DEVICE)
-    if module.model().process.learned is None:
-        module.model().process.learned = module.model().process.learn(dequantised_batches(data.train_images(), ""))
+    for part in module.model().learners:
+        part.learned = part.learn(dequantised_batches(data.train_images(), ""))
     if module.model().target:
         module.model("raw").reference_batch = reference_batch(data, module.seed, module.model().target.references)
     positions = torch.arange(BATCH)

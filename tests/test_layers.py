@@ -14,7 +14,7 @@ from warm_lightning.networks.layers import (
     dropout,
     embed_levels,
 )
-from warm_lightning.preconditioning import EDMPreconditioning
+from warm_lightning.preconditioning import log_levels
 from warm_lightning.types import Level
 
 
@@ -41,13 +41,13 @@ def test_levels_embed_injectively(embedding, channels):
     """
     torch.manual_seed(0)
     embed = embedding(channels).double()
-    c = EDMPreconditioning()(levels())
-    signals = torch.from_numpy(pdist(torch.stack([c.noise, c.blur], dim=1)))
+    c_noise, c_blur = log_levels(levels())
+    signals = torch.from_numpy(pdist(torch.stack([c_noise, c_blur], dim=1)))
     assert signals.min() > 5e-5
-    vectors = embed_levels(embed, c.noise, c.blur)
+    vectors = embed_levels(embed, c_noise, c_blur)
     distances = torch.from_numpy(pdist(vectors))
     assert (distances > 0.9 * signals.clamp(max=1)).all()
-    single = embed_levels(embed.float(), c.noise.float(), c.blur.float())
+    single = embed_levels(embed.float(), c_noise.float(), c_blur.float())
     assert single.dtype == torch.float32
     assert pdist(single).min() > 5e-5
 

@@ -118,7 +118,7 @@ def attach_weights(model: DiffusionModel, config: dict[str, Any] | None, checkpo
             network = copy.deepcopy(model.network).to(next(iter(saved.values())).dtype)
             network.load_state_dict(without_prefix(saved, prefix))
             networks[weights] = network.eval()
-    model.process.learned = section["learned"] or model.process.learned
+    model.accept(section["learned"])
     return TrainedModel(networks, model.eval(), config, section["images_seen"], section["source"])
 
 

@@ -77,13 +77,11 @@ class Loss(ABC):
     branches: tuple[str, ...] | None = None
 
     @abstractmethod
-    def __call__(self, outputs: Tensor, targets: Tensor, c_out: Tensor, gains: Gains) -> Tensor:
+    def __call__(self, errors: Tensor, gains: Gains) -> Tensor:
         """The loss of each image and branch, [B, branches], summed over pixels.
 
         Args:
-            outputs: [B, branches, C, H, W].
-            targets: [B, branches, C, H, W].
-            c_out: see `preconditioning.Coefficients`, [B, 1, 1, 1].
+            errors: (output - target)/c_out in pixels, [B, branches, C, H, W]; see `Preconditioning.errors`.
             gains: at the level of each image.
         """
 
@@ -91,28 +89,27 @@ class Loss(ABC):
 class SquaredError(Loss):
     """The squared error λ‖output - target‖² with λ = 1/c_out² (Algorithm 1, line 13).
 
-    With EDM's c_out, λ(β) = (β²+σ_d²)/(βσ_d)²; without preconditioning, c_out = 1 and λ = 1. In both cases the raw
+    With EDM's c_out, λ(β) = (β²+σ_d²)/(βσ_d)²; without preconditioning, c_out = 1 and λ = 1. In all cases the raw
     output of the network has unit weight at every level.
     """
 
-    def __call__(self, outputs: Tensor, targets: Tensor, c_out: Tensor, gains: Gains) -> Tensor:
-        return ((outputs - targets) / c_out.unsqueeze(1)).square().sum(dim=(2, 3, 4))
+    def __call__(self, errors: Tensor, gains: Gains) -> Tensor:
+        return errors.square().sum(dim=(2, 3, 4))
 
 
 class AbsoluteError(Loss):
     """The absolute error ‖output - target‖₁/c_out; with c_out = 1 that of Bansal et al. 2022, Eq. 1."""
 
-    def __call__(self, outputs: Tensor, targets: Tensor, c_out: Tensor, gains: Gains) -> Tensor:
-        return ((outputs - targets) / c_out.unsqueeze(1)).abs().sum(dim=(2, 3, 4))
+    def __call__(self, errors: Tensor, gains: Gains) -> Tensor:
+        return errors.abs().sum(dim=(2, 3, 4))
 
 
 class SoftScoreMatching(Loss):
     """The squared error after degradation, ‖A∘(output - target)‖²/c_out²; with c_out = 1 the soft score matching of
     Daras et al. 2022."""
 
-    def __call__(self, outputs: Tensor, targets: Tensor, c_out: Tensor, gains: Gains) -> Tensor:
-        error = dct((outputs - targets) / c_out.unsqueeze(1))
-        return (gains.signal.unsqueeze(1) * error).square().sum(dim=(2, 3, 4))
+    def __call__(self, errors: Tensor, gains: Gains) -> Tensor:
+        return (gains.signal.unsqueeze(1) * dct(errors)).square().sum(dim=(2, 3, 4))
 
 
 class StepWeighted(Loss):
@@ -132,9 +129,9 @@ class StepWeighted(Loss):
         check(0 <= floor <= 1, f"floor is {floor}: it is a weight from 0 to 1")
         self.floor = floor
 
-    def __call__(self, outputs: Tensor, targets: Tensor, c_out: Tensor, gains: Gains) -> Tensor:
-        error = dct((outputs - targets) / c_out.unsqueeze(1))
-        blurred = gains.lost > 0
-        used = -gains.log_signal * gains.signal / torch.where(blurred, gains.lost, 1.0)
-        weight = torch.where(blurred, used, 1.0).clamp(min=self.floor)
-        return torch.stack([error[:, 0], weight * error[:, 1]], dim=1).square().sum(dim=(2, 3, 4))
+    def __call__(self, errors: Tensor, gains: Gains) -> Tensor:
+        blurred, residual = dct(errors).unbind(1)
+        lost = gains.lost > 0
+        used = -gains.log_signal * gains.signal / torch.where(lost, gains.lost, 1.0)
+        weight = torch.where(lost, used, 1.0).clamp(min=self.floor)
+        return torch.stack([blurred, weight * residual], dim=1).square().sum(dim=(2, 3, 4))

@@ -18,10 +18,11 @@ from warm_lightning.augment import Augmentation
 from warm_lightning.defaults import default
 from warm_lightning.errors import check
 from warm_lightning.images import dequantise
+from warm_lightning.learning import Learner
 from warm_lightning.losses import ClockLaw, LogNormal, Loss, SquaredError
 from warm_lightning.networks.base import Network
 from warm_lightning.parameterizations import DenoiseDeblur, Parameterization
-from warm_lightning.preconditioning import EDMPreconditioning, Preconditioning
+from warm_lightning.preconditioning import Coefficients, EDMPreconditioning, Preconditioning, scaled
 from warm_lightning.processes import Process, Warm
 from warm_lightning.records import tensors_hash
 from warm_lightning.restoration import Start, restore
@@ -110,6 +111,22 @@ class DiffusionModel(nn.Module):
         return other
 
     @property
+    def learners(self) -> tuple[Learner, ...]:
+        """The parts that may learn tensors from the training images."""
+        return self.process, self.preconditioning
+
+    @property
+    def learned(self) -> dict[str, Tensor]:
+        """The tensors that all parts have learned, by name."""
+        return {name: tensor for part in self.learners for name, tensor in (part.learned or {}).items()}
+
+    def accept(self, learned: Mapping[str, Tensor]) -> None:
+        """Give the parts what was learned in another run; a part that needs more is left as it is."""
+        for part in self.learners:
+            if part.needs and set(part.needs) <= learned.keys():
+                part.learned = {name: learned[name] for name in part.needs}
+
+    @property
     def device(self) -> torch.device:
         """The device of the network."""
         return next(self.network.parameters()).device
@@ -160,9 +177,10 @@ class DiffusionModel(nn.Module):
             assert isinstance(draws, BatchDraws)
             others, allowed = self.reference_batch(batch, draws, class_labels, augment_labels, u)
             truth = self.target(truth, u, others, allowed, self.process, gains)
-        targets = self.parameterization.targets(truth, gains)
-        outputs = self.outputs(idct(u), level, class_labels, augment_labels)
-        return self.cost(outputs, targets, self.preconditioning(level).out, gains), clock
+        x, coefficients = idct(u), self.preconditioning(level, gains, self.parameterization)
+        raw = self._raw(x, coefficients, class_labels, augment_labels)
+        errors = self.preconditioning.errors(raw, x, coefficients, truth, gains, self.parameterization)
+        return self.cost(errors, gains), clock
 
     def class_labels(self, batch: Batch, draws: Draws, dropout: float) -> Tensor | None:
         """One-hot classes, all zeros for the share `dropout` of the images; None for a network without classes."""
@@ -191,18 +209,24 @@ class DiffusionModel(nn.Module):
         Returns:
             [B, branches, C, H, W] in the dtype of x, whatever the precision of the network.
         """
-        c = self.preconditioning(level.to(x))
+        gains = self.process.gains(level, x)
+        coefficients = self.preconditioning(level.to(x), gains, self.parameterization)
+        return coefficients.outputs(x, self._raw(x, coefficients, class_labels, augment_labels))
+
+    def _raw(
+        self, x: Tensor, c: Coefficients, class_labels: Tensor | None, augment_labels: Tensor | None = None
+    ) -> Tensor:
+        """The raw outputs F(c_in x; c_noise, c_blur) in the dtype of x, whatever the precision of the network."""
         weights = next(self.network.parameters())
         own = weights.device, weights.dtype
-        raw = self.network(
-            (c.input * x).to(*own),
+        raw: Tensor = self.network(
+            scaled(c.input, x).to(*own),
             (c.noise * (self.network.time_scale if self.preconditioning.time else 1)).expand(len(x)).to(*own),
             c.blur.expand(len(x)).to(*own),
             None if class_labels is None else class_labels.to(*own),
             None if augment_labels is None else augment_labels.to(*own),
         )
-        skips = torch.tensor(self.parameterization.skips, dtype=x.dtype, device=x.device).view(1, -1, 1, 1, 1)
-        return skips * (c.skip * x).unsqueeze(1) + c.out.unsqueeze(1) * raw.to(x)
+        return raw.to(x)
 
     def estimate(self, u: Tensor, level: Level, class_labels: Tensor | None = None) -> Estimate:
         """Estimates of image and noise from u [B, C, H, W]; `conditioned` makes it the `Estimator` that samplers call.
@@ -210,11 +234,13 @@ class DiffusionModel(nn.Module):
         With guidance w, every output is (1 - w) of the one without a class and w of the one with it (Ho
         and Salimans 2022, Eq. 6, with their w + 1 as w), at the cost of two network calls.
         """
-        x = idct(u)
-        outputs = self.outputs(x, level, class_labels)
+        x, gains = idct(u), self.process.gains(level, u)
+        coefficients = self.preconditioning(level.to(x), gains, self.parameterization)
+        outputs = coefficients.outputs(x, self._raw(x, coefficients, class_labels))
         if self.guidance != 1 and class_labels is not None:
-            outputs = torch.lerp(self.outputs(x, level), outputs, self.guidance)
-        return self.parameterization.estimate(outputs, u, self.process.gains(level, u))
+            without = coefficients.outputs(x, self._raw(x, coefficients, None))
+            outputs = torch.lerp(without, outputs, self.guidance)
+        return self.parameterization.estimate(outputs, u, gains)
 
     @contextmanager
     def conditioned(self, classes: Sequence[int] | None) -> Iterator[Estimator]:

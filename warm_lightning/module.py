@@ -234,13 +234,11 @@ class DiffusionModule(LightningModule):
     def on_train_start(self) -> None:
         # A finished run that is started again has nothing to do.
         self.trainer.should_stop = self.ended
-        process = self.model().process
-        if process.learned is None:  # and no checkpoint has brought it
-            first = self.trainer.is_global_zero
-            images = (
-                dequantised_batches(self.data.train_images(), "Learning the prior from the images") if first else ()
-            )
-            process.learned = self.trainer.strategy.broadcast(process.learn(images) if first else None)
+        first, images = self.trainer.is_global_zero, self.data.train_images()
+        for part in self.model().learners:
+            if part.learned is None:  # and no checkpoint has brought it
+                batches = dequantised_batches(images, f"{type(part).__name__} learns from the images") if first else ()
+                part.learned = self.trainer.strategy.broadcast(part.learn(batches) if first else None)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Replace non-finite gradients and count them (EDM's recipe).
@@ -353,7 +351,7 @@ class DiffusionModule(LightningModule):
             "images_seen": self.images_seen,
             "nonfinite_gradients": self.nonfinite_gradients,
             "source": self.source,
-            "learned": self.model().process.learned or {},
+            "learned": self.model().learned,
             "data": self.data.identity(),
         }
 
@@ -369,5 +367,4 @@ class DiffusionModule(LightningModule):
         self.images_seen = section["images_seen"]
         self.nonfinite_gradients = section["nonfinite_gradients"]
         self.source = section["source"]
-        process = self.model().process
-        process.learned = section["learned"] or process.learned
+        self.model().accept(section["learned"])

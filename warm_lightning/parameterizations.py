@@ -15,14 +15,17 @@ from warm_lightning.errors import check
 from warm_lightning.spectral import dct, idct
 from warm_lightning.types import Estimate, Gains
 
+Mixture = tuple[Tensor | float, Tensor | float]
+"""The factors a and b of a target a∘u_0 + b∘z, numbers or over frequencies."""
+
 
 class Parameterization(ABC):
     """The meaning of a network's branches.
 
     Attributes:
         names: a name for each branch, under which its loss is logged.
-        skips: for each branch, 1 where its target contains the signal of the input, so that c_skip applies,
-            and 0 where it does not.
+        skips: for each branch, 1 where its target contains the signal of the input, so that EDM's c_skip applies, and 0
+            where it does not.
         max_stride: the longest step of the clock for which the estimate is valid; a longer one amplifies errors.
             1 for an estimate of the next image only, infinite for one of x0 itself.
     """
@@ -32,12 +35,23 @@ class Parameterization(ABC):
     max_stride: float = math.inf
 
     @abstractmethod
+    def mixtures(self, gains: Gains) -> list[Mixture]:
+        """The target of each branch, as its factors of image and noise."""
+
     def targets(self, truth: Estimate, gains: Gains) -> Tensor:
         """The correct outputs of the branches for a given image and noise, pixels [B, branches, C, H, W]."""
+        return idct(torch.stack([mixed(mixture, truth) for mixture in self.mixtures(gains)], dim=1))
 
     @abstractmethod
     def estimate(self, outputs: Tensor, u: Tensor, gains: Gains) -> Estimate:
         """The estimate that follows from outputs [B, branches, C, H, W] for u [B, C, H, W], in the dtype of u."""
+
+
+def mixed(mixture: Mixture, truth: Estimate) -> Tensor:
+    """The target a∘clean + b∘noise, as DCT coefficients."""
+    parts = zip(mixture, (truth.clean, truth.noise), strict=True)
+    products = [factor * part for factor, part in parts if isinstance(factor, Tensor) or factor != 0]
+    return sum(products[1:], products[0])
 
 
 def implied_noise(blurred: Tensor, u: Tensor, gains: Gains) -> Tensor:
@@ -71,8 +85,8 @@ class Denoiser(Parameterization):
     names = ("denoise",)
     skips = (1.0,)
 
-    def targets(self, truth: Estimate, gains: Gains) -> Tensor:
-        return idct(truth.clean).unsqueeze(1)
+    def mixtures(self, gains: Gains) -> list[Mixture]:
+        return [(1.0, 0.0)]
 
     def estimate(self, outputs: Tensor, u: Tensor, gains: Gains) -> Estimate:
         clean = dct(outputs[:, 0].to(u.dtype))
@@ -102,8 +116,8 @@ class InvertedBlur(Parameterization):
         check(0 <= d_min < 1, f"d_min is {d_min}: it must be 0 or more, and less than 1")
         self.d_min = d_min
 
-    def targets(self, truth: Estimate, gains: Gains) -> Tensor:
-        return idct(gains.signal * truth.clean).unsqueeze(1)
+    def mixtures(self, gains: Gains) -> list[Mixture]:
+        return [(gains.signal, 0.0)]
 
     def estimate(self, outputs: Tensor, u: Tensor, gains: Gains) -> Estimate:
         blurred = dct(outputs[:, 0].to(u.dtype))
@@ -117,8 +131,8 @@ class DenoiseRestore(Parameterization):
     names = ("denoise", "restore")
     skips = (1.0, 1.0)
 
-    def targets(self, truth: Estimate, gains: Gains) -> Tensor:
-        return idct(torch.stack([gains.signal * truth.clean, truth.clean], dim=1))
+    def mixtures(self, gains: Gains) -> list[Mixture]:
+        return [(gains.signal, 0.0), (1.0, 0.0)]
 
     def estimate(self, outputs: Tensor, u: Tensor, gains: Gains) -> Estimate:
         blurred, clean = dct(outputs.to(u.dtype)).unbind(1)
@@ -255,8 +269,8 @@ class DenoiseDeblur(Parameterization):
         self.combination = combination
         self.combine_noise = combine_noise
 
-    def targets(self, truth: Estimate, gains: Gains) -> Tensor:
-        return idct(torch.stack([gains.signal * truth.clean, gains.lost * truth.clean], dim=1))
+    def mixtures(self, gains: Gains) -> list[Mixture]:
+        return [(gains.signal, 0.0), (gains.lost, 0.0)]
 
     def estimate(self, outputs: Tensor, u: Tensor, gains: Gains) -> Estimate:
         blurred, residual = dct(outputs.to(u.dtype)).unbind(1)
@@ -270,8 +284,8 @@ class Epsilon(Parameterization):
     names = ("noise",)
     skips = (0.0,)
 
-    def targets(self, truth: Estimate, gains: Gains) -> Tensor:
-        return idct(truth.noise).unsqueeze(1)
+    def mixtures(self, gains: Gains) -> list[Mixture]:
+        return [(0.0, 1.0)]
 
     def estimate(self, outputs: Tensor, u: Tensor, gains: Gains) -> Estimate:
         noise = dct(outputs[:, 0].to(u.dtype))
@@ -285,8 +299,8 @@ class LessBlurred(Parameterization):
     skips = (1.0,)
     max_stride = 1.0
 
-    def targets(self, truth: Estimate, gains: Gains) -> Tensor:
-        return idct(self._next(gains).signal * truth.clean).unsqueeze(1)
+    def mixtures(self, gains: Gains) -> list[Mixture]:
+        return [(self._next(gains).signal, 0.0)]
 
     def estimate(self, outputs: Tensor, u: Tensor, gains: Gains) -> Estimate:
         clean = undo(dct(outputs[:, 0].to(u.dtype)), self._next(gains).log_signal)

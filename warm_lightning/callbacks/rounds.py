@@ -118,7 +118,7 @@ def conditions(
         "package_version": PACKAGE_VERSION,
         "weights": weights,
         "weights (sha256)": model.weights_hash(),
-        "learned (sha256)": tensors_hash((model.process.learned or {}).items()),
+        "learned (sha256)": tensors_hash(model.learned.items()),
         **{name: config.get(name, repr(getattr(model, name))) for name in SCORED},
         "precision": precision,
         "device": module.device.type,

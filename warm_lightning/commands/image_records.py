@@ -30,7 +30,7 @@ def model_settings(trained: TrainedModel, weights: Weights, precision: str) -> d
     return {
         **trained.record(weights),
         **{name: config.get(name) for name in MODEL},
-        "learned_sha256": tensors_hash((model.process.learned or {}).items()),
+        "learned_sha256": tensors_hash(model.learned.items()),
         "guidance": model.guidance,
         "precision": precision,
         **{name: provenance(model.device)[name] for name in ("package_version", "device")},

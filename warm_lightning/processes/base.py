@@ -2,12 +2,13 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from warm_lightning.errors import UserError, check
+from warm_lightning.errors import check
+from warm_lightning.learning import Learner
 from warm_lightning.rng import Draws
 from warm_lightning.spectral import dct, log_blur_mask
 from warm_lightning.types import Estimate, Gains, Level
@@ -21,7 +22,7 @@ def per_image(values: Tensor, like: Tensor) -> Tensor:
     return values.to(like).view(-1, 1, 1, 1)
 
 
-class Process(ABC):
+class Process(Learner, ABC):
     """A forward process that is diagonal in frequency (formula F of `types`).
 
     The levels of a process are numbered by a clock t, which training laws and sampling grids use. The clock is 0 at
@@ -34,14 +35,11 @@ class Process(ABC):
         known_clocks: the lowest and the highest clock reading that the network is to be asked about, but for the last
             level's 0; grids are narrowed to them.
         noise_variance: the variance of each coefficient of z in formula F; 1 for normal noise.
-        learned: the tensors that `learn` has made of the training images, kept in checkpoints; {} (the default) for a
-            process that learns nothing, None for one that has not learned yet.
     """
 
     max_clock: float = math.inf
     known_clocks: tuple[float, float] = (0.0, math.inf)
     noise_variance: float = 1.0
-    learned: dict[str, Tensor] | None = {}  # noqa: RUF012  (replaced, never written to)
 
     @abstractmethod
     def level(self, clock: Tensor) -> Level:
@@ -81,23 +79,6 @@ class Process(ABC):
         The default is B∘z, since next to nothing is left of the image (Algorithm 2, line 2).
         """
         return self.gains(level, normal).noise * dct(self.noise(normal, draws))
-
-    def learn(self, images: Iterable[Tensor]) -> dict[str, Tensor]:
-        """The tensors of the training images that the prior needs; images in batches [b, C, H, W] in [-1, 1]."""
-        return {}
-
-    def checked_learned(self) -> dict[str, Tensor]:
-        """The tensors that `learn` has made.
-
-        Raises:
-            UserError: it has not been called yet.
-        """
-        if self.learned is None:
-            raise UserError(
-                f"{type(self).__name__} starts sampling from what it has learned of the training images, and has seen "
-                "none: train it, or give the checkpoint of a trained model"
-            )
-        return self.learned
 
     def ends(self, level: Level) -> bool:
         """Whether this is the last level, at which sampling ends and no network is called."""

@@ -54,6 +54,8 @@ class Blur(Process):
 class BlurredImages(Blur):
     """A process that starts sampling from random training images, blurred to the first level."""
 
+    needs = ("low_frequencies",)
+
     def learn(self, images: Iterable[Tensor]) -> dict[str, Tensor]:
         """The low frequencies of the images, beyond which the first level's gain is below `ERASED_GAIN`."""
         kept = []

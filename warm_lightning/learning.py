@@ -1,0 +1,38 @@
+"""Parts of a model that learn tensors from the training images before training begins: spectra, priors, deviations."""
+
+from collections.abc import Iterable
+
+from torch import Tensor
+
+from warm_lightning.errors import UserError
+
+
+class Learner:
+    """A part of a model that may need tensors of the training images.
+
+    `DiffusionModel.learned` collects them for checkpoints.
+
+    Attributes:
+        needs: names of the tensors; equal names mean equal tensors in all parts of a model. Empty for most parts.
+        learned: the tensors by name; {} (the default) for a part that needs none, None for one that has none yet.
+    """
+
+    needs: tuple[str, ...] = ()
+    learned: dict[str, Tensor] | None = {}  # noqa: RUF012  (replaced, never written to)
+
+    def learn(self, images: Iterable[Tensor]) -> dict[str, Tensor]:
+        """The tensors that it needs; images in batches [b, C, H, W] in [-1, 1]."""
+        return {}
+
+    def checked_learned(self) -> dict[str, Tensor]:
+        """The tensors that `learn` has made.
+
+        Raises:
+            UserError: it has not been called yet.
+        """
+        if self.learned is None:
+            raise UserError(
+                f"{type(self).__name__} needs what it learns of the training images ({', '.join(self.needs)}), and has "
+                "seen none: train it, or give the checkpoint of a trained model"
+            )
+        return self.learned
