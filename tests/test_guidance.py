@@ -77,15 +77,15 @@ def told_network(branches: int, augment_dim: int = 2) -> DDPMpp:
 
 def test_training_augments_and_tells_the_network_and_nothing_else_does(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[torch.Tensor | None] = []
-    outputs = DiffusionModel.outputs
+    forward = DDPMpp.forward
 
-    def note(self, x, level, class_labels=None, augment_labels=None):
+    def note(self, x, c_noise, c_blur, class_labels, augment_labels):
         told.append(augment_labels)
-        return outputs(self, x, level, class_labels, augment_labels)
+        return forward(self, x, c_noise, c_blur, class_labels, augment_labels)
 
     seen: list[torch.Tensor] = []
     targets = DenoiseDeblur.targets
-    monkeypatch.setattr(DiffusionModel, "outputs", note)
+    monkeypatch.setattr(DDPMpp, "forward", note)
     monkeypatch.setattr(DenoiseDeblur, "targets", lambda self, x, g: seen.append(x.clean) or targets(self, x, g))
     module = DiffusionModule(told_network, parameterization=DenoiseDeblur(), augment=Shift(), duration=32)
     trainer = Trainer(
@@ -146,13 +146,13 @@ def test_a_trajectory_shows_the_estimates_that_the_sampler_used(monkeypatch: pyt
     """Every call of the network gets a class: a model without label dropout knows no other input."""
     model = module_of_classes().model()
     given: list[bool] = []
-    outputs = type(model).outputs
+    forward = type(model.network).forward
 
-    def recorded(self: DiffusionModel, x: torch.Tensor, level: Level, labels: Any = None, *more: Any) -> torch.Tensor:
+    def recorded(self: Any, x: torch.Tensor, c_noise: Any, c_blur: Any, labels: Any, augment: Any) -> torch.Tensor:
         given.append(labels is not None)
-        return outputs(self, x, level, labels, *more)
+        return forward(self, x, c_noise, c_blur, labels, augment)
 
-    monkeypatch.setattr(type(model), "outputs", recorded)
+    monkeypatch.setattr(type(model.network), "forward", recorded)
     trajectory(model, Sampler(PowerGrid(3)), range(2), columns=3)
     assert given == [True] * len(given)
     assert len(given) > 5
