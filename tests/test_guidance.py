@@ -13,14 +13,13 @@ from warm_lightning.data import Digits
 from warm_lightning.data.stream import TrainingStream
 from warm_lightning.errors import UserError
 from warm_lightning.images import dequantise
-from warm_lightning.model import DiffusionModel, one_hot
+from warm_lightning.model import one_hot
 from warm_lightning.module import DiffusionModule
 from warm_lightning.networks import DDPMpp
 from warm_lightning.parameterizations import DenoiseDeblur
 from warm_lightning.rng import BatchDraws, Draws, SeedStreams
 from warm_lightning.samplers import Euler, PowerGrid, Sampler
 from warm_lightning.spectral import dct
-from warm_lightning.types import Level
 
 
 def module_of_classes(guidance: float = 1.0) -> DiffusionModule:
