@@ -50,7 +50,7 @@ class Plot:
     """How the report plots the main score of the first measure; scales are logarithmic where values are far apart.
 
     Attributes:
-        x: axis along the plot; where its values are no numbers, each has a bar.
+        x: axis along the plot; where its values are no numbers, each has a row.
         lines: axis of which each value has a line, if any.
         labels: text to write at an axis instead of its name, with the unit.
     """

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from experiments.cells import Cell
-from warm_lightning.analysis.figures import PHONE_WIDTH, new_figure
+from warm_lightning.analysis.figures import PHONE_WIDTH, legend_columns, new_figure
 from warm_lightning.images import read_png
 from warm_lightning.records import finite
 
@@ -55,7 +55,8 @@ def drift_figure(contents: Sequence[tuple[str, Mapping[str, Any]]]) -> Figure:
     Args:
         contents: names of cells with the contents of their drift.json.
     """
-    figure = new_figure(PHONE_WIDTH, 11.5 + LEGEND_ROW * -(-len(contents) // 3))
+    columns = legend_columns([name for name, _ in contents])
+    figure = new_figure(PHONE_WIDTH, 11.5 + LEGEND_ROW * -(-len(contents) // columns))
     edges = contents[0][1]["edges"]
     highest = list(edges)[-1]
     low, high = edges[highest]
@@ -70,10 +71,10 @@ def drift_figure(contents: Sequence[tuple[str, Mapping[str, Any]]]) -> Figure:
         ("residual", "all", ["drift"], "Detail that the network adds to what blur took", residual),
     ]
     colours = [mpl.colormaps["viridis"](0.92 * k / max(1, len(contents) - 1)) for k in range(len(contents))]
-    for axes, (quantity, band, columns, title, label) in zip(figure.subplots(4, 1, sharex=True), panels, strict=True):
+    for axes, (quantity, band, shown, title, label) in zip(figure.subplots(4, 1, sharex=True), panels, strict=True):
         for (_, content), colour in zip(contents, colours, strict=True):
             rows = [row for row in content["rows"] if (row["quantity"], row["band"]) == (quantity, band)]
-            for column, style in zip(columns, STYLES, strict=False):
+            for column, style in zip(shown, STYLES, strict=False):
                 known = [row for row in rows if finite(row[column])]
                 x, y = [row["beta"] for row in known], [row[column] for row in known]
                 axes.plot(x, y, style, color=colour, marker=".", markersize=4, linewidth=1)
@@ -83,7 +84,7 @@ def drift_figure(contents: Sequence[tuple[str, Mapping[str, Any]]]) -> Figure:
         axes.grid(alpha=0.3)
     axes.set(xlabel="noise level β; sampling goes from right to left")
     handles = [Line2D([], [], color=colour, label=name) for (name, _), colour in zip(contents, colours, strict=True)]
-    figure.legend(handles=handles, fontsize=9, loc="outside lower center", ncols=3)
+    figure.legend(handles=handles, fontsize=9, loc="outside lower center", ncols=columns)
     return figure
 
 

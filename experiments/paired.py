@@ -34,7 +34,7 @@ class Comparison:
         arm: label of the arm.
         differences: of ln score where all scores are positive, otherwise of the scores.
         relative: whether they are of ln score.
-        place: label of the place along a plot where the arm is compared; empty where a plot has no lines.
+        place: label of the place along a plot where the arm is compared; empty without a plot.
     """
 
     arm: str
@@ -89,14 +89,17 @@ def compare_images(arm: Group, baseline: Group, name: str) -> Comparison | None:
     return Comparison(", ".join(arm.cell.labels.values()), differences, relative=False)
 
 
-def compare(arm: Group, baseline: Group, name: str, title: str = "", place: str = "") -> Comparison | None:
+def compare(
+    arm: Group, baseline: Group, name: str, *, relative: bool, title: str, place: str = ""
+) -> Comparison | None:
     """Compare a value of two groups, paired by their seeds; None where they share none.
 
     Args:
         arm: one group.
         baseline: the group that it is compared with.
         name: of the value.
-        title: label of the arm; all its labels where empty.
+        relative: see `Comparison`.
+        title: label of the arm.
         place: see `Comparison`.
     """
     ours, theirs = (
@@ -106,28 +109,38 @@ def compare(arm: Group, baseline: Group, name: str, title: str = "", place: str 
     pairs = [(ours[seed], theirs[seed]) for seed in sorted(ours.keys() & theirs.keys())]
     if not pairs:
         return None
-    relative = min(min(pair) for pair in pairs) > 0
     differences = tuple(log(a) - log(b) if relative else a - b for a, b in pairs)
-    return Comparison(title or ", ".join(arm.cell.labels.values()), differences, relative, place)
+    return Comparison(title, differences, relative, place)
 
 
 def comparisons(plot: Plot | None, groups: Sequence[Group], name: str) -> list[Comparison]:
     """Compare groups with their baseline, which is the first group.
 
     Where a plot has lines, the groups at each place along it are compared with its first line there; at places that
-    the first line lacks, nothing is.
+    the first line lacks, nothing is. They are relative where all values of all groups are positive.
     """
-    if plot is None or plot.lines is None:
-        baseline, *arms = groups
-        return [found for arm in arms if (found := compare(arm, baseline, name))]
-    first = groups[0].cell.labels[plot.lines]
-    baselines = {g.cell.labels[plot.x]: g for g in groups if g.cell.labels[plot.lines] == first}
-    compared = []
-    for group in groups:
-        line, place = group.cell.labels[plot.lines], group.cell.labels[plot.x]
-        if line != first and place in baselines:
-            compared.append(compare(group, baselines[place], name, line, place))
-    return [found for found in compared if found]
+    first, *others = groups
+    with_lines = plot is not None and plot.lines is not None
+    baselines = {place_of(g, plot): g for g in groups if line_of(g, plot) == line_of(first, plot)}
+    relative = all(value > 0 for group in groups for value in group.values(name))
+    found = []
+    for group in others:
+        place = place_of(group, plot)
+        baseline = baselines.get(place) if with_lines else first
+        if baseline and baseline is not group:
+            title = line_of(group, plot) if with_lines else ", ".join(group.cell.labels.values())
+            found.append(compare(group, baseline, name, relative=relative, title=title, place=place))
+    return [comparison for comparison in found if comparison]
+
+
+def place_of(group: Group, plot: Plot | None) -> str:
+    """The label of a group's place along a plot; empty without a plot."""
+    return group.cell.labels[plot.x] if plot else ""
+
+
+def line_of(group: Group, plot: Plot | None) -> str:
+    """The label of a group's line in a plot; empty where it has no lines."""
+    return group.cell.labels[plot.lines] if plot and plot.lines else ""
 
 
 def baseline_title(plot: Plot | None, groups: Sequence[Group]) -> str:

@@ -6,6 +6,7 @@ Intervals are at 95 %, over trainings where there are several. Text can be read 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import exp, inf, isnan, log
+from textwrap import fill
 from typing import Any, Literal
 
 import matplotlib as mpl
@@ -15,9 +16,9 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from experiments.experiment import Plot
 from experiments.measures import score_of
-from experiments.paired import Comparison, baseline_title, comparisons, half_width
+from experiments.paired import Comparison, baseline_title, comparisons, half_width, line_of, place_of
 from experiments.results import Group
-from warm_lightning.analysis.figures import PHONE_WIDTH, new_figure
+from warm_lightning.analysis.figures import PHONE_WIDTH, legend_columns, new_figure
 
 FAR = 3
 """Values that differ by more than this factor have a logarithmic axis, and a reference value this many times above or
@@ -26,8 +27,10 @@ LINE_STYLES = ("--", ":", "-.")
 NORMAL_95 = 1.96
 APART = 0.012
 """Distance between the markers of lines at the same place, as a part of the axis."""
-LINES_IN_A_ROW = 4
-"""Of the legend."""
+LEGEND_ROW = 0.22
+"""Height in inches of a row of the legend."""
+ROW_LETTERS = 30
+"""Characters in a line of the title of a row."""
 
 Which = Literal["x", "y"]
 
@@ -47,7 +50,8 @@ class Point:
 def score_point(group: Group, name: str) -> Point:
     """The mean score of a group with its 95 % interval: over trainings, or over images where a measure knows it.
 
-    The interval over trainings is of ln score where scores are positive, so that it has no negative end.
+    The interval over trainings is relative, by the spread of ln score, where scores are positive: it has no negative
+    end.
     """
     mean, values = group.mean(name), group.values(name)
     if len(values) > 1 and min(values) > 0:
@@ -84,14 +88,15 @@ def score_figure(groups: Sequence[Group], plot: Plot, name: str) -> Figure:
         plot: the axes.
         name: of the score.
     """
+    found = [comparison for comparison in comparisons(plot, groups, name) if comparison.interval]
+    baseline = baseline_title(plot, groups)
     groups = [group for group in groups if not isnan(group.mean(name))]
     if not groups:
         return new_figure(PHONE_WIDTH, 1)
-    found = [comparison for comparison in comparisons(plot, groups, name) if comparison.interval]
     positions = as_numbers(list(dict.fromkeys(group.cell.labels[plot.x] for group in groups)))
     if positions is None:
-        return row_figure(groups, plot, name, found)
-    return line_figure(groups, plot, name, found, positions)
+        return row_figure(groups, plot, name, found, baseline)
+    return line_figure(groups, plot, name, found, baseline, positions)
 
 
 def as_numbers(labels: Sequence[str]) -> dict[str, float] | None:
@@ -103,32 +108,46 @@ def as_numbers(labels: Sequence[str]) -> dict[str, float] | None:
 
 
 def line_figure(
-    groups: Sequence[Group], plot: Plot, name: str, found: Sequence[Comparison], positions: dict[str, float]
+    groups: Sequence[Group],
+    plot: Plot,
+    name: str,
+    found: Sequence[Comparison],
+    baseline: str,
+    positions: dict[str, float],
 ) -> Figure:
-    """See `score_figure`; `positions` are the numbers of the labels of the axis along the plot."""
+    """A figure with a line for each value of an axis; see `score_figure`.
+
+    Args:
+        groups: those that have the score.
+        plot: the axes.
+        name: of the score.
+        found: the paired differences, each with an interval.
+        baseline: the name of what they are differences from.
+        positions: the numbers of the labels of the axis along the plot.
+    """
     lines = list(dict.fromkeys(line_of(group, plot) for group in groups))
-    legend_rows = -(-len(lines) // LINES_IN_A_ROW) if len(lines) > 1 else 0
+    titles = [f"{plot.lines} {line}" if as_numbers([line]) else line for line in lines]
+    columns = legend_columns(titles)
     heights = [3.6, 2.4] if found else [3.6]
-    figure = new_figure(PHONE_WIDTH, sum(heights) + 0.22 * legend_rows)
+    figure = new_figure(PHONE_WIDTH, sum(heights) + LEGEND_ROW * (-(-len(lines) // columns) if len(lines) > 1 else 0))
     panels = list(figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0])
     set_places(panels[-1], plot, positions)
     apart = APART if any(group.trainings > 1 for group in groups) else 0.0  # intervals would hide each other
-    for number, line in enumerate(lines):
+    for number, (line, title) in enumerate(zip(lines, titles, strict=True)):
         shift = apart * (number - (len(lines) - 1) / 2)
         colour = mpl.colormaps["viridis"](0.9 * number / max(1, len(lines) - 1))
         of_line = [group for group in groups if line_of(group, plot) == line]
-        x = shifted(panels[0], [positions[group.cell.labels[plot.x]] for group in of_line], shift)
-        label = f"{plot.lines} {line}" if plot.lines else ""
-        draw_points(panels[0], x, [score_point(group, name) for group in of_line], "y", "-", colour, label)
+        x = shifted(panels[0], [positions[place_of(group, plot)] for group in of_line], shift)
+        draw_points(panels[0], x, [score_point(group, name) for group in of_line], "y", "-", colour, title)
         differences = [comparison for comparison in found if not plot.lines or comparison.arm == line]
         if differences:
-            x = shifted(panels[1], [positions[comparison.place or comparison.arm] for comparison in differences], shift)
+            x = shifted(panels[1], [positions[comparison.place] for comparison in differences], shift)
             draw_points(panels[1], x, [difference_point(comparison) for comparison in differences], "y", "", colour)
     if len(lines) > 1:
-        figure.legend(fontsize=9, loc="outside lower center", ncols=LINES_IN_A_ROW)
+        figure.legend(fontsize=9, loc="outside lower center", ncols=columns)
     draw_scores(panels[0], groups, name, "y")
     if found:
-        draw_differences(panels[1], groups, plot, found, "y")
+        draw_differences(panels[1], found, baseline, "y")
     return figure
 
 
@@ -156,27 +175,23 @@ def shifted(axes: Axes, numbers: Sequence[float], part: float) -> list[float]:
     return [float(scale.inverted().transform(scale.transform(number) + part * (high - low))) for number in numbers]
 
 
-def row_figure(groups: Sequence[Group], plot: Plot, name: str, found: Sequence[Comparison]) -> Figure:
-    """See `score_figure`; each group has a row."""
-    titles = [", ".join(group.cell.labels.values()) for group in groups]
-    differences = [", ".join(filter(None, (c.place, c.arm))) for c in found]
-    heights = [0.9 + 0.26 * len(titles), *([0.9 + 0.26 * len(differences)] if found else [])]
+def row_figure(groups: Sequence[Group], plot: Plot, name: str, found: Sequence[Comparison], baseline: str) -> Figure:
+    """A figure with a row for each group; see `score_figure`, and `line_figure` for the arguments."""
+    titles = [fill(", ".join(group.cell.labels.values()), ROW_LETTERS) for group in groups]
+    differences = [fill(f"{c.place}, {c.arm}" if plot.lines else c.arm, ROW_LETTERS) for c in found]
+    lines = [max((title.count("\n") + 1 for title in rows), default=1) for rows in (titles, differences)]
+    heights = [0.9 + (0.1 + 0.16 * n) * len(r) for n, r in zip(lines, (titles, differences), strict=True) if r]
     figure = new_figure(PHONE_WIDTH, sum(heights))
     panels = list(figure.subplots(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0])
     draw_points(panels[0], range(len(groups)), [score_point(group, name) for group in groups], "x")
     draw_scores(panels[0], groups, name, "x")
     if found:
         draw_points(panels[1], range(len(found)), [difference_point(comparison) for comparison in found], "x")
-        draw_differences(panels[1], groups, plot, found, "x")
+        draw_differences(panels[1], found, baseline, "x")
     for axes, rows in zip(panels, (titles, differences), strict=False):
-        axes.set_yticks(range(len(rows)), rows)
+        axes.set_yticks(range(len(rows)), rows, fontsize=9)
         axes.set_ylim(len(rows) - 0.5, -0.5)
     return figure
-
-
-def line_of(group: Group, plot: Plot) -> str:
-    """The label of a group's line; empty where a plot has no lines."""
-    return group.cell.labels[plot.lines] if plot.lines else ""
 
 
 # ---------------------------------------------------------------------- panels
@@ -224,16 +239,14 @@ def draw_scores(axes: Axes, groups: Sequence[Group], name: str, which: Which) ->
         axes.legend(handles=drawn, fontsize=8)
 
 
-def draw_differences(
-    axes: Axes, groups: Sequence[Group], plot: Plot, found: Sequence[Comparison], which: Which
-) -> None:
+def draw_differences(axes: Axes, found: Sequence[Comparison], baseline: str, which: Which) -> None:
     """Label the panel of paired differences and choose its scale: percent, or ratios where they are far apart."""
-    baseline, relative = baseline_title(plot, groups), found[0].relative
+    relative = found[0].relative
     points = [difference_point(comparison) for comparison in found]
     ends = [1.0, *(point.value for point in points)]
     far = relative and is_far(ends)
     (axes.axhline if which == "y" else axes.axvline)(1.0 if relative else 0.0, color="0.4", linewidth=1)
-    label = f"paired {'ratio to' if far else 'difference from'}\n{baseline}"
+    label = f"paired {'ratio to' if far else 'difference from'}\n{fill(baseline, ROW_LETTERS)}"
     set_scale(axes, which, label, far, percent if relative and not far else plain)
     axes.grid(alpha=0.3, axis="both" if which == "y" else "x")
 

@@ -47,8 +47,8 @@ the files in `experiments/papers/`.
   on yours; give `--tflops`. Rows of one table that differ in sampling only share one training, which is counted in
   each.
 * **measured here** is what this repository's authors measured, at the scale that the column says; *not run* otherwise.
-  Numbers on digits are no reproduction of numbers on CIFAR-10: they say whether the order of the rows is the same. They
-  stand in the rows of CIFAR-10 only.
+  Numbers on digits, on dead leaves and on CIFAR-10 at 16×16 are no reproduction of numbers on CIFAR-10: they say
+  whether the order of the rows is the same. They stand in the rows of CIFAR-10 only.
 
 At the paper's budget data are looked for where `configs/` says, and LSUN's of 64×64, resized without cropping as Lee et
 al. do, at `data/lsun_church64.zip` and `data/lsun_bedroom64.zip`, which these commands make:
@@ -132,7 +132,7 @@ def command(path: Path, cell: Cell, scale: Scale, trains: bool) -> str:
 def measured(name: str, cell: Cell) -> str:
     """The committed results of a cell in words, as means over training seeds.
 
-    Results on digits are shown in the rows of CIFAR-10 only, whose place they take in every experiment.
+    Results on digits, dead leaves and small CIFAR-10 are shown in the rows of CIFAR-10 only, whose place they take.
 
     Args:
         name: of the experiment.

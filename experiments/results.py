@@ -71,13 +71,14 @@ def rows_of(experiment: str, results: Sequence[Result]) -> list[dict[str, Any]]:
     """The results as tidy rows, one for each value of each cell.
 
     A row has the labels of the cell under the names of its axes, the number in "value" or the word in "text", and in
-    "of" what the value is of: the model, the configuration, or the data that they are compared with.
+    "of" what the value is of: the model, the configuration, or the data that they are compared with. The values of the
+    data are in rows of the first cell that has them.
 
     Args:
         experiment: name of the experiment's file.
         results: of its cells.
     """
-    rows = []
+    rows, known = [], set()
     for result in results:
         cell, reading = result.cell, result.reading
         before = {
@@ -102,6 +103,10 @@ def rows_of(experiment: str, results: Sequence[Result]) -> list[dict[str, Any]]:
         after |= dict.fromkeys(OF_SAMPLES)
         for label, values in reading.references.items():
             for name, value in values.items():
+                fact = (cell.data, result.measure.name, label, name, value)
+                if fact in known:
+                    continue
+                known.add(fact)
                 entry = {"of": label, "score": name, "value": value, "text": None, "shown": False}
                 rows.append(before | entry | after)
     return rows

@@ -127,17 +127,20 @@ def cells_of(experiment: Experiment, options: argparse.Namespace) -> tuple[list[
         value = getattr(options, name)
         check(value is None or value >= 1, f"--{name} {value}: there must be at least 1")
     check(options.until is None or options.until > 0, f"--until {options.until}: a width is above 0, such as 0.05")
-    seeds = experiment.seeds.get(options.budget, 1)
+    cells = expand(experiment, options.data, options.budget, None, options.extra)
     check(
-        options.until is None or (options.seeds or seeds) > 1,
+        options.until is None or (options.seeds or max(cell.seed for cell in cells) + 1) > 1,
         "--until: one training has no interval: give the largest number with --seeds, such as --seeds 20",
     )
     check(options.tflops is None or options.tflops > 0, f"--tflops {options.tflops}: it must be above 0")
-    cells = expand(experiment, options.data, options.budget, max(seeds, options.seeds or 0), options.extra)
+    if options.seeds:  # the report has the others too, where they are done
+        known = {cell.name for cell in cells}
+        asked = expand(experiment, options.data, options.budget, options.seeds, options.extra)
+        cells += [cell for cell in asked if cell.name not in known]
     counts = {"images": options.num_images, "rounds": options.rounds}
     given = {name: count for name, count in counts.items() if count is not None}
     cells = [replace(cell, scale=replace(cell.scale, **given)) for cell in cells]
-    chosen = [cell for cell in select(cells, options.only or []) if cell.seed < (options.seeds or seeds)]
+    chosen = [cell for cell in select(cells, options.only or []) if options.seeds is None or cell.seed < options.seeds]
     return cells, chosen[: options.cells]
 
 

@@ -118,3 +118,18 @@ def test_first_cell_runs(path: Path, out: Path, capsys: pytest.CaptureFixture[st
     assert experiment_of(path).title in report
     assert (folder / "report.html").stat().st_size > 5_000
     assert (folder / "results.csv").is_file()
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "seeds"),
+    [
+        ("ablation_bnr", "leaves8", 5),
+        ("ablation_bnr", "digits", 3),
+        ("residual_weight", "leaves8", 10),
+        ("plane", "leaves8", 1),
+    ],
+)
+def test_data_may_want_more_trainings_of_experiments_with_several(name, data, seeds):
+    """Where the paper's effect is to be seen, three trainings are too few; one that the file wants alone stays one."""
+    cells = expand(experiment_of(REPOSITORY / "experiments" / "papers" / f"{name}.yaml"), data, "small")
+    assert {cell.seed for cell in cells} == set(range(seeds))

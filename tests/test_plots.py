@@ -7,18 +7,22 @@ from typing import cast
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.axes import Axes
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from scipy import stats
+from small import REPOSITORY
 
-from experiments.experiment import Plot
-from experiments.figures import drift_figure, path_figure
+from experiments.cells import Cell
+from experiments.experiment import Experiment, Plot, expand, read
+from experiments.figures import drift_figure, path_figure, sample_figure
 from experiments.measures import Reading
 from experiments.plots import score_figure
 from experiments.results import Group, Result
 from warm_lightning.analysis.figures import PHONE_WIDTH
+from warm_lightning.images import write_png
 
 SYSTEMS = ["EDM (hot, BNR 0)", "Blurring schedule in warm form", "Cold Diffusion, Algorithm 2"]
 REFERENCES = {
@@ -125,12 +129,49 @@ def test_reference_values_are_drawn_where_they_are_near():
 
 
 def test_groups_without_the_score_are_left_out():
+    """Others are not compared with each other, where the baseline has no score."""
     nothing = Group(
         (cast(Result, SimpleNamespace(cell=SimpleNamespace(labels={"BNR": "0"}, seed=0), reading=Reading({}))),)
     )
-    figure = score_figure([nothing, group({"BNR": "1"}, [2.0])], Plot(x="BNR"), "fd")
-    assert [value for value, _, _ in drawn(figure.axes[0])[0]] == [2.0]
+    (axes,) = score_figure([nothing, *(group({"BNR": n}, [2.0, 3.0]) for n in "12")], Plot(x="BNR"), "fd").axes
+    assert [value for value, _, _ in drawn(axes)[0]] == [2.5, 2.5]
     assert score_figure([nothing], Plot(x="BNR"), "fd").axes == []
+
+
+def test_differences_have_one_unit():
+    """Not percent for some and units of the score for others, where it is below 0 in one arm alone."""
+    scores = {"0": [1.0, 2.0], "1": [3.0, 5.0], "2": [-1.0, 1.0]}
+    figure = score_figure([group({"BNR": label}, of) for label, of in scores.items()], Plot(x="BNR"), "fd")
+    assert [value for value, _, _ in drawn(figure.axes[1])[0]] == [2.5, -1.5]
+
+
+PAPERS = sorted((REPOSITORY / "experiments" / "papers").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", PAPERS, ids=lambda path: path.stem)
+def test_every_experiments_figure_can_be_read_on_a_phone(path):
+    """With the labels of its cells, which may be long and many."""
+    experiment = read(path, Experiment)
+    if experiment.plot is None:
+        return
+    labels = list({tuple(cell.labels.items()): cell.labels for cell in expand(experiment, "digits", "smoke")}.values())
+    groups = [group(of, [2.0 + k, 2.1 + 3 * k]) for k, of in enumerate(labels)]
+    figure = score_figure(groups, experiment.plot, "fd")
+    assert_can_be_read_on_a_phone(figure)
+    assert len(figure.axes) == (1 if len(groups) == 1 else 2)
+
+
+def test_samples_can_be_read_on_a_phone(tmp_path):
+    cells = []
+    for number, title in enumerate(SYSTEMS):
+        for seed in range(14):
+            write_png(tmp_path / str(number) / "images" / f"{seed:02}.png", torch.zeros(3, 8, 8, dtype=torch.uint8))
+        cells.append((cast(Cell, SimpleNamespace(title=title)), tmp_path / str(number)))
+    figure = sample_figure(cells)
+    assert_can_be_read_on_a_phone(figure)
+    titles = [axes.get_title(loc="left") for axes in figure.axes]
+    assert list(filter(None, titles)) == SYSTEMS
+    assert sum(len(axes.images) for axes in figure.axes) == 3 * 12
 
 
 def test_paths_and_drift_can_be_read_on_a_phone():
@@ -142,6 +183,6 @@ def test_paths_and_drift_can_be_read_on_a_phone():
         {"quantity": q, "band": b, "beta": beta, "trajectory": 0.1, "truth": 0.0, "drift": 0.1}
         for q, b, beta in itertools.product(("noise", "power", "residual"), bands, (0.1, 1.0))
     ]
-    figure = drift_figure([(f"BNR {number}", {"edges": bands, "rows": rows}) for number in range(8)])
+    figure = drift_figure([(f"number of steps {number}", {"edges": bands, "rows": rows}) for number in range(8)])
     assert_can_be_read_on_a_phone(figure)
     assert len(figure.axes) == 4

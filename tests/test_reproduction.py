@@ -50,11 +50,12 @@ def test_rows_and_commands_are_of_the_same_cells(name: str) -> None:
         assert float(hours.replace(",", "")) >= 0
 
 
-def test_numbers_on_digits_stand_in_rows_of_cifar10_only() -> None:
+@pytest.mark.parametrize("data", ["digits", "leaves8"])
+def test_numbers_on_small_data_stand_in_rows_of_cifar10_only(data: str) -> None:
     others = [row for row in ROWS if not row[0].startswith("cifar10")]
     assert others
-    assert not [row for row in others if "on digits" in row[3]]
-    assert any("on digits" in row[3] for row in ROWS)
+    assert not [row for row in others if f"on {data}" in row[3]]
+    assert any(f"on {data}" in row[3] for row in ROWS)
 
 
 def test_results_in_git_are_small_and_kept_once() -> None:

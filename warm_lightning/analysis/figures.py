@@ -2,6 +2,7 @@
 
 import importlib.util
 import io
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,8 @@ PHONE_WIDTH = 5.0
 """Width in inches of figures whose text of 9 or 10 points can be read where they are as wide as a phone."""
 DOTS = 160
 """Dots per inch of PNG files."""
+ROOM = 66
+"""Characters of 9 points that fit in a line of a figure of `PHONE_WIDTH`."""
 
 
 def check_matplotlib() -> None:
@@ -33,6 +36,11 @@ def new_figure(width: float, height: float) -> "Figure":
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
+
+
+def legend_columns(labels: Collection[str]) -> int:
+    """The number of columns of a legend below a figure of `PHONE_WIDTH`, so that all labels of 9 points fit."""
+    return max(1, min(4, len(labels), ROOM // (max(map(len, labels), default=0) + 9)))
 
 
 def save_figure(figure: "Figure", path: Path) -> None:

@@ -104,27 +104,28 @@ def plot_targets(rows: Rows, pictures: Tensor, noise: float, out: Path) -> None:
         out: PNG file.
     """
     bnrs = list(dict.fromkeys(row["bnr"] for row in rows))
-    figure = new_figure(4.4 * len(bnrs), 7.5)
-    upper, lower = figure.subfigures(2, 1, squeeze=False, height_ratios=[1, 1.4])[:, 0]
-    spectra = lower.subplots(1, len(bnrs), sharey=True, squeeze=False)[0]
-    panels = upper.subfigures(1, len(bnrs), squeeze=False)[0]
-    floor = min(min(row["power"], row["noise"]) for row in rows) / 30
-    for i, bnr in enumerate(bnrs):
-        panels[i].suptitle(f"BNR {bnr:g}: noise β = {noise:g}, blur α = {bnr * noise:g} pixels")
-        cells = panels[i].subplots(pictures.shape[2], 3, squeeze=False)
+    images = pictures.shape[2]
+    heights = [0.6 + 0.8 * images, 3.4]
+    figure = new_figure(PHONE_WIDTH, sum(heights) * len(bnrs))
+    limits = min(min(row["power"], row["noise"]) for row in rows) / 30, 2 * max(row["observed"] for row in rows[1:])
+    for i, (bnr, part) in enumerate(zip(bnrs, figure.subfigures(len(bnrs), 1, squeeze=False)[:, 0], strict=True)):
+        upper, lower = part.subfigures(2, 1, height_ratios=heights)
+        upper.suptitle(f"BNR {bnr:g}: noise β = {noise:g}, blur α = {bnr * noise:g} pixels", fontsize=10)
+        cells = upper.subplots(images, 3, squeeze=False)
         for (row, column), axes in np.ndenumerate(cells):
             axes.imshow(_pixels(pictures[i, column, row]), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
             axes.set_axis_off()
             if row == 0:
                 axes.set_title(TITLES[column], fontsize=9)
         rings = [row for row in rows if row["bnr"] == bnr][1:]
-        _target_spectra(spectra[i], rings, floor)
-    spectra[0].set_ylabel(POWER_LABEL)
-    spectra[0].legend(fontsize=8)
+        axes = lower.subplots()
+        _target_spectra(axes, rings, limits)
+        axes.set_ylabel(POWER_LABEL, fontsize=9)
+        axes.legend(fontsize=8)
     save_figure(figure, out)
 
 
-def _target_spectra(axes: "Axes", rings: Rows, floor: float) -> None:
+def _target_spectra(axes: "Axes", rings: Rows, limits: tuple[float, float]) -> None:
     lines = {
         "power": ("image S", "0.6", ":", 1.5),
         "observed": ("observed M²S + β²", "black", "-", 2.5),
@@ -135,8 +136,7 @@ def _target_spectra(axes: "Axes", rings: Rows, floor: float) -> None:
     x = [row["radians_per_pixel"] for row in rings]
     for name, (label, colour, style, width) in lines.items():
         axes.plot(x, [row[name] or math.nan for row in rings], style, color=colour, lw=width, label=label)
-    whole = [row["observed"] for row in rings]
-    axes.set(yscale="log", xlabel=RADIANS_LABEL, ylim=(floor, 2 * max(whole)))
+    axes.set(yscale="log", xlabel=RADIANS_LABEL, ylim=limits)
     _frequency_axis(axes, x)
     axes.grid(alpha=0.3)
 

@@ -212,8 +212,9 @@ class Crops(ImageDataModule):
     photographs, k and the seed alone.
 
     Args:
-        path: folder or zip of photographs; by default the two that scikit-learn has, of a temple and of a flower
-            (640×427; by the Flickr users danielbuechele and vultilion, CC BY 2.0).
+        path: folder or zip of photographs, of which `train` is used where it has splits; by default the two that
+            scikit-learn has, of a temple and of a flower (640×427; by the Flickr users danielbuechele and vultilion,
+            CC BY 2.0).
         resolution: height and width of the images.
         shrink: each pixel is the mean of shrink × shrink pixels of a photograph, which also removes traces of JPEG.
         num_images: number of images.
@@ -256,7 +257,8 @@ class Crops(ImageDataModule):
             source = Source.open(self.path)
             reader, names = source.reader, source.splits["train"].names
             with huge_images_are_errors():
-                decoded = [decode_pixels(open_image(reader, name), reader, name).convert("RGB") for name in names]
+                shown = progress(names, "reading photographs")
+                decoded = [decode_pixels(open_image(reader, name), reader, name).convert("RGB") for name in shown]
             named = [(str(reader.locate(n)), np.asarray(image)) for n, image in zip(names, decoded, strict=True)]
         side = self.side * self.shrink
         for name, image in named:

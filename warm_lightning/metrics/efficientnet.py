@@ -29,7 +29,7 @@ class EfficientNetFeatures(FeatureExtractor):
             fast, and still sees what small images show.
 
     Raises:
-        UserError: the packages are not installed.
+        UserError: for the first images, if the packages are not installed.
     """
 
     def __init__(self, resolution: int = TRAINED_AT) -> None:
