@@ -20,6 +20,11 @@ class Learner:
     needs: tuple[str, ...] = ()
     learned: dict[str, Tensor] | None = {}  # noqa: RUF012  (replaced, never written to)
 
+    @property
+    def learners(self) -> tuple["Learner", ...]:
+        """This part, or the parts that it consists of."""
+        return (self,)
+
     def learn(self, images: Iterable[Tensor]) -> dict[str, Tensor]:
         """The tensors that it needs; images in batches [b, C, H, W] in [-1, 1]."""
         return {}

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from warm_lightning.errors import check
 from warm_lightning.rng import Draws
-from warm_lightning.spectral import dct
+from warm_lightning.spectral import dct, frequencies
 from warm_lightning.types import Gains
 
 
@@ -51,6 +51,25 @@ class Uniform(ClockLaw):
 
     def draw(self, draws: Draws) -> Tensor:
         return self.quantile(draws.uniform())
+
+
+class LogitNormal(ClockLaw):
+    """The logit-normal law of times, ln(t/(1 - t)) ~ N(mean, std²) (Esser et al. 2024, Eq. 19), for flow matching.
+
+    With a mean of 0 and std of 1, its default there, it has more times in the middle than the uniform law. Its noise
+    levels β = t/(1 - t) have the log-normal law of the same mean and std.
+    """
+
+    def __init__(self, mean: float = 0.0, std: float = 1.0) -> None:
+        check(std > 0, f"std is {std}: the spread of ln(t/(1 - t)) must be positive")
+        self.mean = mean
+        self.std = std
+
+    def quantile(self, p: Tensor) -> Tensor:
+        return (self.mean + self.std * torch.special.ndtri(p)).sigmoid()
+
+    def draw(self, draws: Draws) -> Tensor:
+        return (self.mean + self.std * draws.normal()).sigmoid()
 
 
 class UniformSteps(ClockLaw):
@@ -112,6 +131,20 @@ class SoftScoreMatching(Loss):
         return (gains.signal.unsqueeze(1) * dct(errors)).square().sum(dim=(2, 3, 4))
 
 
+class Whitened(Loss):
+    """The squared error in which each frequency counts by the noise that it has, ‖(output - target)/b‖²/c_out².
+
+    b is the colour of the noise (`Gains.colour`), so that the error of an estimate of coloured noise is measured as
+    that of white noise (Flicker-DDPM, Mao 2026), and that of an image by the spectrum of the data, if the noise has it
+    (EqualSNR, Falck et al. 2025). Frequencies without noise do not count.
+    """
+
+    def __call__(self, errors: Tensor, gains: Gains) -> Tensor:
+        b = gains.colour.unsqueeze(1)
+        whitened = dct(errors) / torch.where(b > 0, b, 1.0)
+        return torch.where(b > 0, whitened, 0.0).square().sum(dim=(2, 3, 4))
+
+
 class StepWeighted(Loss):
     """The squared error in which each frequency of R counts by what a sampling step uses of it; for Table 5d.
 
@@ -135,3 +168,25 @@ class StepWeighted(Loss):
         used = -gains.log_signal * gains.signal / torch.where(lost, gains.lost, 1.0)
         weight = torch.where(lost, used, 1.0).clamp(min=self.floor)
         return torch.stack([blurred, weight * residual], dim=1).square().sum(dim=(2, 3, 4))
+
+
+class HeatVelocityError(Loss):
+    """The squared error of the velocity of heat dissipation flow matching (Ma et al. 2026), for x0-prediction.
+
+    Per frequency, the velocity that follows from x̂0 has the error (1/t + λ) M (x̂0 - x0), where A = (1 - t) M and B = t.
+    Their program counts λ once, where the path's derivative has λ/2; that changes the weight only.
+
+    Args:
+        least_time: the time below which 1/t does not grow.
+    """
+
+    branches = ("denoise",)
+
+    def __init__(self, least_time: float = 0.05) -> None:
+        check(0 < least_time < 1, f"least_time is {least_time}: it is a time between 0 and 1")
+        self.least_time = least_time
+
+    def __call__(self, errors: Tensor, gains: Gains) -> Tensor:
+        blur = gains.signal / (1 - gains.noise).clamp(min=torch.finfo(errors.dtype).eps)
+        weight = (1 / gains.noise.clamp(min=self.least_time) + frequencies(errors)) * blur
+        return (weight.unsqueeze(1) * dct(errors)).square().sum(dim=(2, 3, 4))

@@ -292,6 +292,45 @@ class Epsilon(Parameterization):
         return Estimate(undo(u - gains.noise * noise, gains.log_signal), noise)
 
 
+class ColouredEpsilon(Parameterization):
+    """One branch, the coloured noise b∘ε in pixels, as it is added to the image but for its scale.
+
+    b = B/noise_scale has a mean square of 1. It is the output of SAGD (Scimeca et al. 2025), of Flicker-DDPM (Mao 2026)
+    and, up to a factor of time, of whitened score diffusion (Alido et al. 2025, Eq. 12); for white noise that of
+    `Epsilon`. Where b is 0, ε̂ is 0.
+    """
+
+    names = ("noise",)
+    skips = (0.0,)
+
+    def mixtures(self, gains: Gains) -> list[Mixture]:
+        return [(0.0, gains.colour)]
+
+    def estimate(self, outputs: Tensor, u: Tensor, gains: Gains) -> Estimate:
+        coloured = dct(outputs[:, 0].to(u.dtype))
+        clean = undo(u - gains.noise_scale * coloured, gains.log_signal)
+        return Estimate(clean, gains.over_noise(gains.noise_scale * coloured))
+
+
+class Velocity(Parameterization):
+    """One branch, v = ε - x0, the velocity of flow matching (Lipman et al. 2023, Eq. 23, with time reversed).
+
+    For A = 1 - t and B = t it is du/dt, which with blur it is not. Both parts of the estimate follow from u:
+    x̂0 = (u - B v)/(A + B) and ε̂ = (u + A v)/(A + B).
+    """
+
+    names = ("velocity",)
+    skips = (0.0,)
+
+    def mixtures(self, gains: Gains) -> list[Mixture]:
+        return [(-1.0, 1.0)]
+
+    def estimate(self, outputs: Tensor, u: Tensor, gains: Gains) -> Estimate:
+        velocity = dct(outputs[:, 0].to(u.dtype))
+        both = gains.signal + gains.noise
+        return Estimate((u - gains.noise * velocity) / both, (u + gains.signal * velocity) / both)
+
+
 class LessBlurred(Parameterization):
     """One branch, the image one step less blurred, A_{k-1} x0 (heat dissipation; Rissanen et al. 2023, Eq. 9)."""
 

@@ -27,7 +27,7 @@ from torch import Tensor
 from warm_lightning.errors import check
 from warm_lightning.learning import Learner
 from warm_lightning.parameterizations import Parameterization
-from warm_lightning.spectral import dct, frequencies, idct
+from warm_lightning.spectral import dct, idct, positive_frequencies, second_moment
 from warm_lightning.types import Estimate, Gains, Level
 
 NO_NOISE = 1e-5
@@ -183,19 +183,13 @@ class SpectralPreconditioning(Preconditioning):
             self.needs, self.learned = ("second_moment",), None
 
     def learn(self, images: Iterable[Tensor]) -> dict[str, Tensor]:
-        count, total = 0, torch.zeros(())
-        for batch in images:
-            squares = dct(batch.double().cpu()).square()
-            count, total = count + len(batch), total + squares.sum(0)
-        return {"second_moment": total / count}
+        return {"second_moment": second_moment(images)}
 
     def spectrum(self, like: Tensor) -> Tensor:
         """S, [1, C, H, W] or [1, 1, H, W], in the dtype and on the device of `like` [B, C, H, W]."""
         if self.c is None:
             return self.checked_learned()["second_moment"].to(like)[None]
-        rates = frequencies(like)
-        lowest = rates[rates > 0].min() if rates.numel() > 1 else torch.ones_like(rates)
-        return (self.c / rates.clamp(min=lowest) ** self.s)[None, None]
+        return (self.c / positive_frequencies(like) ** self.s)[None, None]
 
     def __call__(self, level: Level, gains: Gains, parameterization: Parameterization) -> Coefficients:
         power, inverse = self._power_and_input(gains)

@@ -69,6 +69,27 @@ def frequencies(like: Tensor) -> Tensor:
     return _frequencies(*like.shape[-2:], like.dtype, like.device)
 
 
+def positive_frequencies(like: Tensor) -> Tensor:
+    """The frequencies λ with that of the constant image, 0, raised to the lowest above it, so that powers are finite.
+
+    See `frequencies`; an image of one pixel has λ = 1.
+    """
+    rates = frequencies(like)
+    return rates.clamp(min=rates[rates > 0].min().item() if rates.numel() > 1 else 1.0)
+
+
+def second_moment(images: Iterable[Tensor]) -> Tensor:
+    """The second moment of each DCT coefficient, its variance and the square of its mean, float64 [C, H, W].
+
+    Args:
+        images: in batches [b, C, H, W] in [-1, 1].
+    """
+    count, total = 0, torch.zeros(())
+    for batch in images:
+        count, total = count + len(batch), total + dct(batch.double().cpu()).square().sum(0)
+    return total / count
+
+
 def log_blur_mask(alpha: Tensor, like: Tensor) -> Tensor:
     """The logarithm of the gain of a Gaussian blur, ln M_α = -λα²/2, [B, 1, H, W].
 

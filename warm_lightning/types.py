@@ -71,6 +71,17 @@ class Gains:
         """1 - A, the share of the signal that the blur removes, without the cancellation of digits for a small blur."""
         return -torch.expm1(self.log_signal)
 
+    @property
+    def noise_scale(self) -> Tensor:
+        """The root mean square of B over channels and frequencies, [B, 1, 1, 1]; for white noise B itself."""
+        return self.noise.square().mean(dim=(-3, -2, -1), keepdim=True).sqrt()
+
+    @property
+    def colour(self) -> Tensor:
+        """The colour b = B/noise_scale of the noise, 1 for white noise and where there is none."""
+        scale = self.noise_scale
+        return torch.where(scale > 0, self.noise / torch.where(scale > 0, scale, 1.0), 1.0)
+
     def over_noise(self, numerator: Tensor) -> Tensor:
         """The quotient numerator/B; 0 where B = 0, since no step uses it there."""
         noiseless = self.noise == 0

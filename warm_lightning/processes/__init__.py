@@ -3,6 +3,15 @@
 from warm_lightning.processes.base import Process
 from warm_lightning.processes.blurring import BlurringDiffusion
 from warm_lightning.processes.cold import IHDM, ColdDiffusion, SoftDiffusion
+from warm_lightning.processes.coloured import (
+    BlurredNoise,
+    Colour,
+    ColouredNoise,
+    CorrelatedNoise,
+    DataColour,
+    PowerBand,
+)
+from warm_lightning.processes.flow import FlowMatching, HeatDissipation, LowPassFlowMatching
 from warm_lightning.processes.variance_preserving import (
     BlurKernel,
     BlurRate,
@@ -32,16 +41,25 @@ __all__ = [
     "BlurKernel",
     "BlurPath",
     "BlurRate",
+    "BlurredNoise",
     "BlurringDiffusion",
     "BlurringSchedule",
     "ColdDiffusion",
+    "Colour",
+    "ColouredNoise",
     "ConstantBNR",
+    "CorrelatedNoise",
     "CosineSchedule",
+    "DataColour",
+    "FlowMatching",
     "GaussianKernel",
+    "HeatDissipation",
     "Hot",
     "LinearSchedule",
     "LogRate",
+    "LowPassFlowMatching",
     "PFGMpp",
+    "PowerBand",
     "PowerLaw",
     "Process",
     "ProgressiveDeblurring",

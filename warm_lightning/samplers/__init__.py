@@ -2,6 +2,8 @@
 
 from warm_lightning.samplers.multistep import Multistep
 from warm_lightning.samplers.rules import (
+    AdaptiveHeat,
+    ColouredFreshNoise,
     Direct,
     Euler,
     Heun,
@@ -25,8 +27,10 @@ from warm_lightning.samplers.sampler import (
 )
 
 __all__ = [
+    "AdaptiveHeat",
     "Churn",
     "ClippedImage",
+    "ColouredFreshNoise",
     "Direct",
     "EpsilonScaling",
     "EstimateTransform",

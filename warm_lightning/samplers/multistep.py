@@ -43,9 +43,9 @@ class Multistep(StepRule):
 
     def __call__(self, estimator: Estimator, u: Tensor, step: Step) -> Tensor:
         check(
-            bool((step.t.beta > 0).all()),
-            "model.sampler.rule Multistep needs noise at every level but the last, and this process has a level "
-            "without: choose Euler, Heun or Direct",
+            bool((step.gains_t.noise > 0).all()),
+            "model.sampler.rule Multistep needs noise at every level but the last and in every frequency, and this "
+            "process has one without: choose Euler, Heun or Direct",
         )
         estimate = estimator(u, step.t)
         step.history.append((step.gains_t, denoised_image(u, estimate, step.gains_t)))

@@ -17,7 +17,7 @@ from torch import Tensor
 from warm_lightning.errors import check
 from warm_lightning.processes import Process
 from warm_lightning.rng import Draws
-from warm_lightning.spectral import dct
+from warm_lightning.spectral import dct, frequencies, log_blur, positive_frequencies
 from warm_lightning.types import Estimate, Estimator, Gains, Level
 
 
@@ -74,7 +74,7 @@ def step_ratio(gains_t: Gains, gains_s: Gains) -> Tensor:
     return (gains_t.log_signal - gains_s.log_signal).exp()
 
 
-def split_noise(gains_t: Gains, gains_s: Gains, eta: float) -> tuple[Tensor, Tensor]:
+def split_noise(gains_t: Gains, gains_s: Gains, eta: Tensor | float) -> tuple[Tensor, Tensor]:
     """The noise gain of level s, split into the part kept from u_t and the part drawn afresh.
 
     σ is η times that of the Markov posterior, per frequency: σ² = η² B_s²/B_t² (B_t² - (A_t/A_s)² B_s²). It is the σ_t
@@ -134,11 +134,15 @@ class Interpolating(StepRule):
     def estimate(self, estimator: Estimator, u: Tensor, step: Step) -> Estimate:
         """The estimate to move by."""
 
+    def share(self, u: Tensor, gains: Gains) -> Tensor | float:
+        """The share η of fresh noise in a step from a level; it may depend on the frequency."""
+        return self.eta
+
     def __call__(self, estimator: Estimator, u: Tensor, step: Step) -> Tensor:
         estimate = self.estimate(estimator, u, step)
         if self.eta == 0:
             return move(u, estimate, step.gains_t, step.gains_s, kept=step.kept_noise)
-        kept, fresh = split_noise(step.gains_t, step.gains_s, self.eta)
+        kept, fresh = split_noise(step.gains_t, step.gains_s, self.share(u, step.gains_t))
         moved = move(u, estimate, step.gains_t, step.gains_s, kept)
         return moved if step.last else moved + fresh * fresh_noise(step.draws, u)
 
@@ -168,6 +172,34 @@ class Heun(Interpolating):
         return 2 * steps - 1
 
 
+class ColouredFreshNoise(Euler):
+    """Euler's rule with fresh noise where the image is not yet known: colored noise sampling (Davidson et al. 2026).
+
+    The share of fresh noise η depends on frequency and level: η² = η₀² (1 - γ)/mean(1 - γ), with γ the share of a
+    frequency's power that is known, so that η² has the mean η₀² over frequencies (their Eq. 11). They measure γ on
+    samples of each network; here it is that of normal data with a power law, γ = A²S/(A²S + B²) and S = c/λ^s.
+
+    Args:
+        eta: η₀ of all frequencies together; as `eta` of Euler.
+        c: c of the law, in units of images in [-1, 1]; 0 for γ = 0, which is Euler.
+        s: s of the law, about 1 for photographs.
+        power: of 1 - γ; 1 in their text and less or more in their program.
+    """
+
+    def __init__(self, eta: float = 1.0, c: float = 0.4, s: float = 1.0, power: float = 1.0) -> None:
+        super().__init__(eta)
+        check(c >= 0, f"c is {c}: a power is 0 or more")
+        self.c = c
+        self.s = s
+        self.power = power
+
+    def share(self, u: Tensor, gains: Gains) -> Tensor | float:
+        known = gains.signal.square() * self.c * positive_frequencies(u) ** -self.s
+        total = known + gains.noise.square()
+        unknown = torch.where(total > 0, gains.noise.square() / torch.where(total > 0, total, 1.0), 1.0) ** self.power
+        return self.eta * (unknown / unknown.mean(dim=(-2, -1), keepdim=True)).sqrt()
+
+
 class Direct(StepRule):
     """Degrades the estimated image to the next level: u_s = A_s∘clean + δz.
 
@@ -187,6 +219,45 @@ class Direct(StepRule):
     def __call__(self, estimator: Estimator, u: Tensor, step: Step) -> Tensor:
         image = step.gains_s.signal * estimator(u, step.t).clean
         return image if self.delta == 0 or step.last else image + self.delta * fresh_noise(step.draws, u)
+
+
+class AdaptiveHeat(StepRule):
+    """The step of heat dissipation flow matching as its authors' program has it (Ma et al. 2026), for `FlowMatching` with
+    `HeatDissipation` of strength 1.
+
+    The velocity towards the image is that of flow matching, v = (M x̂0 - u)/t, less a share of the blur's own,
+    w = -λM x̂0, which along their path is half of it. Here the share is |Δv|²/(|Δv|² + |Δ(v - w)|²) for each image, from
+    0.05 to 0.95, with Δ the change over a trial step with the share 1/2; the step itself is Heun's. Where the share is
+    not 1/2 it leaves the path.
+
+    Attributes:
+        least: the least share.
+        most: the largest one.
+    """
+
+    least = 0.05
+    most = 0.95
+
+    def __call__(self, estimator: Estimator, u: Tensor, step: Step) -> Tensor:
+        length = (step.t.clock - step.s.clock).to(u).view(-1, 1, 1, 1)
+        first = self.velocities(estimator(u, step.t), u, step.t)
+        if step.last:
+            return u + length * (first[0] - first[1] / 2)
+        trial = u + length * (first[0] - first[1] / 2)
+        second = self.velocities(estimator(trial, step.s), trial, step.s)
+        changes = second[0] - first[0], (second[0] - second[1]) - (first[0] - first[1])
+        plain, full = (change.square().mean(dim=(1, 2, 3), keepdim=True) for change in changes)
+        share = (plain / (plain + full)).nan_to_num(0.5).clamp(self.least, self.most)
+        return u + length / 2 * (first[0] + second[0] - share * (first[1] + second[1]))
+
+    def velocities(self, estimate: Estimate, u: Tensor, level: Level) -> tuple[Tensor, Tensor]:
+        """v and w at a level above the last."""
+        rates = frequencies(u)
+        blurred = log_blur(rates, level.alpha.to(u).view(-1, 1, 1, 1)).exp() * estimate.clean
+        return (blurred - u) / level.clock.to(u).view(-1, 1, 1, 1), -rates * blurred
+
+    def evaluations(self, steps: int) -> int:
+        return 2 * steps - 1
 
 
 class Momentum(StepRule):

@@ -1,0 +1,195 @@
+"""Flow matching and its blurred relatives: the limits that they have in common with EDM, and what networks say."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from test_process_oracles import LIKE, SPECTRUM, U0
+from torch import Tensor
+from truths import final_variance, gains_at
+
+from warm_lightning.errors import UserError
+from warm_lightning.losses import HeatVelocityError, LogitNormal, LogNormal
+from warm_lightning.oracles import DatasetOracle, GaussianOracle
+from warm_lightning.parameterizations import Denoiser, Velocity
+from warm_lightning.processes import (
+    ConstantBNR,
+    FlowMatching,
+    HeatDissipation,
+    Hot,
+    LowPassFlowMatching,
+    Process,
+    Warm,
+)
+from warm_lightning.rng import BatchDraws, SeedStreams
+from warm_lightning.samplers import AdaptiveHeat, Direct, Euler, EvenGrid, Grid, Heun, PowerGrid, Sampler
+from warm_lightning.spectral import dct, frequencies, idct, log_blur_mask
+from warm_lightning.types import Estimate
+
+TIMES = [0.001, 0.1, 0.5, 0.9, 0.999]
+PROCESSES = {
+    "flow": FlowMatching(),
+    "heat": FlowMatching(HeatDissipation()),
+    "warm flow": FlowMatching(ConstantBNR(0.5)),
+    "low pass": LowPassFlowMatching(),
+}
+
+
+@pytest.mark.parametrize(("process", "other"), [(FlowMatching(), Hot()), (FlowMatching(ConstantBNR(0.5)), Warm())])
+def test_its_images_are_those_of_edm_at_another_scale(process: Process, other: Process) -> None:
+    """At β = t/(1 - t), and with the same blur those of the warm family."""
+    for t in TIMES:
+        gains, theirs = gains_at(process, t, LIKE), gains_at(other, t / (1 - t), LIKE)
+        torch.testing.assert_close(gains.signal, (1 - t) * theirs.signal.expand_as(gains.signal), rtol=1e-12, atol=0)
+        torch.testing.assert_close(gains.noise, (1 - t) * theirs.noise, rtol=1e-12, atol=0)
+    start = gains_at(process, 1.0, LIKE)
+    assert torch.equal(start.signal, torch.zeros_like(start.signal))
+    assert (start.noise == 1).all()
+
+
+class Times(Grid):
+    """The times of EDM's grid, between 1 and 0 at which it does not start."""
+
+    def __init__(self, betas: Tensor) -> None:
+        self.betas = betas
+
+    def clocks(self) -> Tensor:
+        return self.betas / (1 + self.betas)
+
+
+@pytest.mark.parametrize("oracle", [lambda p: GaussianOracle(SPECTRUM, p), lambda p: DatasetOracle(U0, p)])
+def test_euler_makes_edms_samples(oracle: Callable[[Process], GaussianOracle]) -> None:
+    """On the same levels, and from the same start: Euler's step, formula S, is that of DDIM, whatever the scale."""
+    grid, samples = PowerGrid(20), []
+    start = SeedStreams(range(4)).normal(1, 8, 8, dtype=torch.float64)
+    for process, levels in ((Hot(), grid), (FlowMatching(), Times(grid.clocks()))):
+        first = process.level(levels.clocks()[:1])
+        u = dct(start) * process.gains(first, start).noise
+        way = levels.levels(process)
+        samples.append(Sampler(levels, Euler()).descend(oracle(process), process, u, way, SeedStreams(range(4))))
+    torch.testing.assert_close(*samples, rtol=0, atol=1e-11)
+
+
+def test_euler_and_heun_integrate_the_velocity() -> None:
+    """With a straight path the steps are those of du/dt = v = ε - x0, written out here."""
+    process, oracle = FlowMatching(), GaussianOracle(SPECTRUM, FlowMatching())
+
+    def velocity(u: Tensor, t: float) -> Tensor:
+        variance = (1 - t) ** 2 * SPECTRUM + t**2
+        return (t - (1 - t) * SPECTRUM) / variance * u  # the mean of ε - x0 given u
+
+    grid = EvenGrid(8, 1.0, whole=False)
+    start = SeedStreams([0]).normal(1, 8, 8, dtype=torch.float64)
+    for rule in (Euler(), Heun()):
+        u = dct(start)
+        for k in range(8, 0, -1):
+            t, s = k / 8, (k - 1) / 8
+            slope = velocity(u, t)
+            if isinstance(rule, Heun) and s > 0:
+                slope = (slope + velocity(u + (s - t) * slope, s)) / 2
+            u = u + (s - t) * slope
+        found = Sampler(grid, rule)(oracle, process, start, SeedStreams([0]))
+        torch.testing.assert_close(found, u, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("limit", [FlowMatching(HeatDissipation(0.0)), LowPassFlowMatching(0.0)])
+def test_without_blur_it_is_flow_matching_to_the_bit(limit: Process) -> None:
+    for t in [0.0, *TIMES, 1.0]:
+        gains, flow = gains_at(limit, t, LIKE), gains_at(FlowMatching(), t, LIKE)
+        assert torch.equal(gains.log_signal, flow.log_signal)
+        assert torch.equal(gains.noise.expand_as(LIKE), flow.noise.expand_as(LIKE))
+
+
+def test_heat_dissipation_is_a_power_of_time() -> None:
+    for t in TIMES:
+        gains, rates = gains_at(FlowMatching(HeatDissipation(1.5)), t, LIKE), frequencies(LIKE)
+        torch.testing.assert_close(gains.signal[0, 0], (1 - t) ** (1 + 1.5**2 * rates / 2), rtol=1e-10, atol=0)
+        low = gains_at(LowPassFlowMatching(0.7), t, LIKE).noise
+        torch.testing.assert_close(low, t * log_blur_mask(torch.tensor([0.7 * (1 - t)]), LIKE).exp(), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_samplers_land_on_images_and_variances(name: str) -> None:
+    process, grid = PROCESSES[name], EvenGrid(125, 1.0, whole=False)
+    for rule in (Euler(), Heun(), Direct()):
+        draws = SeedStreams(range(6))
+        start = draws.normal(1, 8, 8, dtype=torch.float64)
+        samples = Sampler(EvenGrid(40, 1.0, whole=False), rule)(DatasetOracle(U0, process), process, start, draws)
+        assert (samples[:, None] - U0).square().mean((2, 3, 4)).min(1).values.max() < 1e-20
+    got = final_variance(Heun(), GaussianOracle(SPECTRUM, process), process, LIKE, grid.clocks(), None)
+    # 0.002 to 0.016 were measured.
+    assert (got / SPECTRUM - 1).abs().max() < 0.02
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+@pytest.mark.parametrize("parameterization", [Velocity(), Denoiser()])
+def test_true_targets_give_the_true_estimate(name: str, parameterization: Velocity) -> None:
+    process, noise = PROCESSES[name], torch.randn(U0[:5].shape, dtype=torch.float64)
+    truth = Estimate(U0[:5], noise)
+    clocks = torch.tensor([*TIMES[1:], 1.0], dtype=torch.float64)
+    gains = process.gains(process.level(clocks), truth.clean)
+    found = parameterization.estimate(parameterization.targets(truth, gains), process.degrade(truth, gains), gains)
+    torch.testing.assert_close(found.clean, truth.clean, rtol=0, atol=1e-9)
+    torch.testing.assert_close(found.noise, noise, rtol=0, atol=1e-9)
+    if isinstance(parameterization, Velocity):
+        torch.testing.assert_close(parameterization.targets(truth, gains)[:, 0], idct(noise - truth.clean))
+
+
+def test_logit_normal_times_are_log_normal_noise_levels() -> None:
+    law, p = LogitNormal(-0.4, 1.2), torch.linspace(0.001, 0.999, 99, dtype=torch.float64)
+    times = law.quantile(p)
+    torch.testing.assert_close(times / (1 - times), LogNormal(-0.4, 1.2).quantile(p))
+    drawn = law.draw(BatchDraws(0, 0, 20_000, torch.arange(20_000)))
+    expected = LogNormal(-0.4, 1.2).draw(BatchDraws(0, 0, 20_000, torch.arange(20_000)))
+    torch.testing.assert_close(drawn / (1 - drawn), expected, rtol=1e-4, atol=0)
+    assert LogitNormal().quantile(torch.tensor(0.5)).item() == 0.5
+
+
+def test_heats_loss_is_that_of_its_velocity() -> None:
+    """The difference of the velocities that follow from x̂0 and from x0, by their formula."""
+    process, t = FlowMatching(HeatDissipation()), 0.3
+    gains = gains_at(process, t, LIKE)
+    guess = U0[1:2]
+    blur, u = gains.signal / (1 - t), process.degrade(Estimate(U0[:1], dct(torch.randn_like(LIKE))), gains)
+
+    def velocity(clean: Tensor) -> Tensor:
+        return (blur * clean - u) / t + frequencies(LIKE) * blur * clean
+
+    expected = (velocity(guess) - velocity(U0[:1])).square().sum()
+    errors = Denoiser().targets(Estimate(guess, guess), gains) - Denoiser().targets(Estimate(U0[:1], guess), gains)
+    torch.testing.assert_close(HeatVelocityError()(errors, gains)[0, 0], expected)
+
+
+def test_the_adaptive_step_is_heuns_where_half_is_right() -> None:
+    """With the share 1/2 fixed it integrates the exact velocity of the path, to second order."""
+    process = FlowMatching(HeatDissipation())
+    oracle = GaussianOracle(SPECTRUM, process)
+    errors = []
+    for steps in (32, 64, 128):
+        levels = [process.level(torch.tensor([c], dtype=torch.float64)) for c in torch.linspace(0.8, 0.2, steps + 1)]
+        exact = oracle.exact_flow(U0[:1], levels[0], levels[-1])
+        found = Sampler(rule=Half()).descend(oracle, process, U0[:1], levels, SeedStreams([0]))
+        errors.append((found - exact).norm().item())
+    assert math.log2(errors[1] / errors[2]) == pytest.approx(2, abs=0.1)
+
+
+class Half(AdaptiveHeat):
+    """The rule with the share at both bounds of an interval of no width."""
+
+    least, most = 0.5, 0.5
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: HeatDissipation(-1),
+        lambda: LowPassFlowMatching(-1),
+        lambda: LogitNormal(std=0),
+        lambda: HeatVelocityError(0),
+    ],
+)
+def test_impossible_values_are_refused_in_one_line(make) -> None:
+    with pytest.raises(UserError) as error:
+        make()
+    assert "\n" not in str(error.value)
