@@ -14,7 +14,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from warm_lightning.checkpoints import SAMPLING_ARGUMENTS
+from warm_lightning.checkpoints import GUIDANCE, SAMPLING_ARGUMENTS
 from warm_lightning.config import resolved_config
 from warm_lightning.data.sources import source_name
 from warm_lightning.paths import expand
@@ -26,7 +26,7 @@ DATA = REPOSITORY / "experiments" / "data"
 
 # ---------------------------------------------------------------------- settings that results depend on
 
-SAMPLING = ("sampler", "guidance")
+SAMPLING = ("sampler", *GUIDANCE)
 """Sections of the model that only sampling depends on."""
 MODEL_SPEED = ("compile", "channels_last")
 """Settings of the model that change its speed only."""

@@ -81,7 +81,7 @@ def estimate(to_train: Sequence[Cell], to_measure: Sequence[tuple[Cell, Measure]
     for cell, measure in to_measure:
         if measure.needs_model:
             model = module_with_small_network(without_seed(cell.sampling)).model()
-            calls = measure.network_calls(cell, model.nfe(model.sampler.nfe))
+            calls = measure.network_calls(cell, model.own_nfe)
             network_calls += calls
             flops += calls * network_flops(cell)
     gpu = torch.cuda.is_available() or flops / (CPU_TFLOPS * 1e12) > MOST_CPU_DAYS * DAY

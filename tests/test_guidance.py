@@ -1,17 +1,24 @@
 """Classifier-free guidance, and what the module tells its network."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from lightning import Trainer
+from small import DIGITS
 from test_module import a_batch, small_network
 
+from warm_lightning import load_checkpoint, load_config
 from warm_lightning.augment import Augmentation
 from warm_lightning.callbacks.samples import trajectory
+from warm_lightning.checkpoints import write_checkpoint
+from warm_lightning.cli import main
 from warm_lightning.data import Digits
 from warm_lightning.data.stream import TrainingStream
 from warm_lightning.errors import UserError
+from warm_lightning.guidance import Guide
 from warm_lightning.images import dequantise
 from warm_lightning.model import one_hot
 from warm_lightning.module import DiffusionModule
@@ -47,7 +54,69 @@ def test_samples_are_guided() -> None:
     plain, guided = module_of_classes().model(), module_of_classes(guidance=30.0).model()
     a, b = (model.sample(model.sampler, [1, 2], [0, 1]) for model in (plain, guided))
     assert (a - b).abs().max() > 1e-3
-    assert (plain.nfe(plain.sampler.nfe), guided.nfe(guided.sampler.nfe)) == (35, 70)
+    assert (plain.own_nfe, guided.own_nfe) == (35, 70)
+
+
+def test_guidance_is_at_the_levels_of_an_interval_only() -> None:
+    """Above the first and up to the second; there the estimate is guided, elsewhere it is not, to the bit."""
+    model = module_of_classes(guidance=3.0).model()
+    within = model.replaced(guidance_interval=(0.5, 2.0))
+    u, labels = dct(torch.randn(4, 1, 8, 8, dtype=torch.float64)), one_hot(torch.tensor([0, 2, 1, 1]), 3)
+    level = model.process.level(torch.tensor([0.5, 0.51, 2.0, 2.1], dtype=torch.float64))
+    plain, guided = (m.estimate(u, level, labels).clean for m in (model.replaced(guidance=1.0), model))
+    torch.testing.assert_close(within.estimate(u, level, labels).clean, torch.stack([plain[0], *guided[1:3], plain[3]]))
+    for at in (0.5, 2.1):
+        here = model.process.level(torch.tensor([at], dtype=torch.float64))
+        alone = model.replaced(guidance=1.0).estimate(u, here, labels)
+        assert torch.equal(within.estimate(u, here, labels).clean, alone.clean)
+    # Levels 80, …, 0.002 and 0: of 18 levels, those inside count twice, and each twice again but for the first.
+    inside = sum(0.5 < clock <= 2 for clock in model.sampler.grid.clocks().tolist())
+    assert within.own_nfe == 35 + 2 * inside
+    with pytest.raises(UserError, match="guidance_interval is"):
+        DiffusionModule(small_network, guidance_interval=(2.0, 1.0))
+
+
+@pytest.fixture
+def weaker(tmp_path: Path) -> Path:
+    """A checkpoint of a smaller network without classes."""
+    module, _ = load_config([DIGITS], {"model.network.model_channels": 8, "model.network.channel_mult": [1]})
+    for weight in module.ema_network.parameters():
+        torch.nn.init.normal_(weight, std=0.1, generator=torch.Generator().manual_seed(1))
+    path = tmp_path / "weaker.ckpt"
+    write_checkpoint(path, module.state_dict(), {"config": module.config, "images_seen": 10, "source": None})
+    return path
+
+
+def test_autoguidance_leads_away_from_a_weaker_model(weaker: Path) -> None:
+    module, _ = load_config([DIGITS], {"model.network.model_channels": 16, "model.network.channel_mult": [1]})
+    for weight in module.ema_network.parameters():
+        torch.nn.init.normal_(weight, std=0.1, generator=torch.Generator().manual_seed(0))
+    model, other = module.model(), load_checkpoint(weaker).model()
+    guided = model.replaced(guidance=2.5, guide=Guide(str(weaker)))
+    u = dct(torch.randn(2, 1, 8, 8, dtype=torch.float64))
+    level = model.process.level(torch.tensor([0.5, 2.0], dtype=torch.float64))
+    own, weak = (m.estimate(u, level) for m in (model, other))
+    found = guided.estimate(u, level)
+    torch.testing.assert_close(found.clean, weak.clean + 2.5 * (own.clean - weak.clean), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found.noise, weak.noise + 2.5 * (own.noise - weak.noise), rtol=1e-4, atol=1e-4)
+    assert guided.own_nfe == 70
+    same = model.replaced(guide=Guide(str(weaker))).estimate(u, level)
+    assert torch.equal(same.clean, own.clean)
+    assert torch.equal(same.noise, own.noise)
+    with pytest.raises(UserError, match=r"its outputs, images and classes are"):
+        module_of_classes().model().replaced(guidance=2.0, guide=Guide(str(weaker))).estimate(u, level)
+
+
+def test_images_of_a_guided_model_name_their_guide(weaker: Path, tmp_path: Path) -> None:
+    """`warm generate` with another guide, or another interval, does not add to the same folder."""
+    out, guide = tmp_path / "images", ["--override+=guidance=2", f"--override+=guide={{path: {weaker}}}"]
+    command = ["generate", f"--ckpt_path={weaker}", "--seeds=0-1", f"--outdir={out}", "--steps=2"]
+    assert main([*command, *guide]) == 0
+    record = json.loads((out / "generated.json").read_text())["protocol"]
+    assert record["guide"]["path"] == str(weaker)
+    assert record["guide_sha256"] == record["weights_sha256"]  # it guides itself here
+    assert main([*command, *guide, "--override+=guidance_interval=[0.1,2]"]) == 2
+    assert main([*command, *guide, "--override+=guide={path: nowhere.ckpt}"]) == 2
 
 
 def test_guidance_needs_a_network_that_knows_both() -> None:

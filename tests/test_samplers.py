@@ -18,7 +18,17 @@ from warm_lightning.parameterizations import DenoiseDeblur
 from warm_lightning.preconditioning import EDMPreconditioning
 from warm_lightning.processes import ConstantBNR, Hot, PowerLaw, Warm
 from warm_lightning.rng import SeedStreams
-from warm_lightning.samplers import Euler, Heun, PowerGrid, Sampler, Step, StepRule, gain_difference, split_noise
+from warm_lightning.samplers import (
+    ColouredFreshNoise,
+    Euler,
+    Heun,
+    PowerGrid,
+    Sampler,
+    Step,
+    StepRule,
+    gain_difference,
+    split_noise,
+)
 from warm_lightning.spectral import dct, frequencies, idct, power_spectrum
 from warm_lightning.types import Gains, Level
 
@@ -221,3 +231,42 @@ def test_heun_second_guess_does_not_see_the_noise_to_come(spectrum: Tensor) -> N
     band = slice(8, 32)
     ratio = (u[..., band, band].square().mean(0) / spectrum[:, band, band]).mean()
     assert ratio.item() == pytest.approx(1, abs=0.1)
+
+
+# ---------------------------------------------------------------------- coloured fresh noise
+
+
+def coloured_step(rule: StepRule, process: Warm, like: Tensor) -> Tensor:
+    """A step between two levels in the middle, with the same draws every time."""
+    levels = [process.level(clock) for clock in PowerGrid(18).clocks().split(1)]
+    step = Step.between(process, like, levels[9], levels[10], draws(len(like), 3))
+    return rule(GaussianOracle(torch.ones_like(like[0]), process), like, step)
+
+
+@pytest.mark.parametrize("eta", [0.5, 1.0])
+def test_coloured_fresh_noise_without_a_spectrum_is_euler_to_the_bit(eta: float) -> None:
+    like = dct(start(4, 1))
+    assert torch.equal(
+        coloured_step(ColouredFreshNoise(eta, c=0.0), Warm(), like), coloured_step(Euler(eta), Warm(), like)
+    )
+
+
+def test_fresh_noise_is_where_the_image_is_not_known() -> None:
+    like, rule = torch.zeros(1, 3, 32, 32, dtype=torch.float64), ColouredFreshNoise(0.8, c=0.4, s=1.0)
+    gains = Warm().gains(Warm().level(torch.tensor([0.7], dtype=torch.float64)), like)
+    share = rule.share(like, gains)
+    rates = frequencies(like).clamp(min=frequencies(like)[0, 1].item())
+    unknown = 0.7**2 / (gains.signal.square() * 0.4 / rates + 0.7**2)  # of normal data with that law
+    torch.testing.assert_close(share, 0.8 * (unknown / unknown.mean()).sqrt())
+    assert share.square().mean().item() == pytest.approx(0.8**2)  # their Eq. 11: as much noise as before
+    assert (share[0, 0, 0].diff() >= 0).all()
+
+
+def test_coloured_fresh_noise_keeps_the_datas_variance() -> None:
+    """However much of the noise is drawn afresh, a fine grid ends at the spectrum of normal data."""
+    like = torch.zeros(1, 1, 8, 8, dtype=torch.float64)
+    spectrum = 0.4 / frequencies(like).clamp(min=frequencies(like)[0, 1].item())
+    for process in (Hot(), Warm(ConstantBNR(0.5))):
+        rule, oracle = ColouredFreshNoise(), GaussianOracle(spectrum, process)
+        got = final_variance(rule, oracle, process, like, PowerGrid(250).clocks(), None)
+        assert (got / spectrum - 1).abs().max() < 0.12  # Euler with η = 1 has 0.08

@@ -2,7 +2,7 @@
 
 A checkpoint is Lightning's, with plain data and tensors only, plus a section of this package that names the
 format and holds the configuration from which the model is made. `state_dict` has the weights being trained under
-`network.` and their average under `ema_network.`.
+`network.` and their average under `ema_network.`; and under `cost.` those of a loss that learns.
 """
 
 import json
@@ -35,7 +35,7 @@ RESULTS = "scores.json"
 SECTION = "warm_lightning"
 FORMAT_VERSION = 5
 KEYS = frozenset({"config", "images_seen", "nonfinite_gradients", "source", "learned"})
-RAW_PREFIX, EMA_PREFIX, LEARNED_PREFIX = "network.", "ema_network.", "learned."
+RAW_PREFIX, EMA_PREFIX, LEARNED_PREFIX, LOSS_PREFIX = "network.", "ema_network.", "learned.", "cost."
 
 
 def _from_1(section: dict[str, Any]) -> dict[str, Any]:
@@ -251,9 +251,11 @@ def start_from(path: str | Path, network: Network) -> None:
     network.load_state_dict(saved)
 
 
-MAY_CHANGE = ("duration", "sampler", "guidance", "channels_last", "compile")
+GUIDANCE = ("guidance", "guidance_interval", "guide")
+"""Settings of the model that say how samples are guided."""
+MAY_CHANGE = ("duration", "sampler", *GUIDANCE, "channels_last", "compile")
 """Settings of the model that may change when a run is resumed, and also when it has ended."""
-MAY_CHANGE_WHILE_TRAINING = ("init_from", "lr", "lr_ramp", "betas", "eps", "ema_half_life", "ema_ramp")
+MAY_CHANGE_WHILE_TRAINING = ("init_from", "lr", "lr_ramp", "lr_decay", "betas", "eps", "ema_half_life", "ema_ramp")
 """Settings that may also change as long as there are images to train on."""
 
 
@@ -311,7 +313,7 @@ def check_same_kernel(there: Mapping[str, Any] | None, config: Mapping[str, Any]
 
 MEANING = ("network", "preconditioning", "parameterization")
 """Sections of a model's configuration that say what its weights mean."""
-TRAINING = ("clock_law", "loss", "target", "label_dropout", "augment", "seed")
+TRAINING = ("clock_law", "loss", "target", "noise_choice", "label_dropout", "augment", "seed")
 """Sections of a model's configuration that only training depends on."""
 SAMPLING_ARGUMENTS = {"combination", "combine_noise"}
 """Arguments of parameterizations that only sampling depends on."""

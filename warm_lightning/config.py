@@ -22,6 +22,7 @@ from jsonargparse import ArgumentParser
 import warm_lightning.networks  # noqa: F401  (short class names in YAML are those of imported classes)
 from warm_lightning.checkpoints import (
     EMA_PREFIX,
+    LOSS_PREFIX,
     MEANING,
     RAW_PREFIX,
     SECTION,
@@ -109,7 +110,8 @@ def attach_weights(model: DiffusionModel, config: dict[str, Any] | None, checkpo
         for prefix in (RAW_PREFIX, EMA_PREFIX)
         for name, value in model.network.state_dict().items()
     }
-    check_same_model(saved, expected)
+    of_networks = {name: tensor for name, tensor in saved.items() if not name.startswith(LOSS_PREFIX)}
+    check_same_model(of_networks, expected)
     held = section.get("weights")  # of an exported folder, which has one set of weights
     networks: dict[Weights, Network] = {}
     prefixes: dict[Weights, str] = {"ema": EMA_PREFIX, "raw": RAW_PREFIX}

@@ -1,9 +1,10 @@
 """The distribution of levels in training, and the loss of a deviation from the target."""
 
+import math
 from abc import ABC, abstractmethod
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from warm_lightning.errors import check
 from warm_lightning.rng import Draws
@@ -129,6 +130,51 @@ class SoftScoreMatching(Loss):
 
     def __call__(self, errors: Tensor, gains: Gains) -> Tensor:
         return (gains.signal.unsqueeze(1) * dct(errors)).square().sum(dim=(2, 3, 4))
+
+
+class LearnedUncertainty(Loss, nn.Module):
+    """The squared error over a learned estimate of itself (EDM2; Karras et al. 2024, Eq. 21, Appendix B.2).
+
+    A small head says u for each branch and each band of frequencies at a level, and the loss is L/e^u + u for each
+    coefficient, with L its squared error λ(output - target)². The best u is ln L, so that all levels come to weigh the
+    same. The head is one linear layer on Fourier features cos(2π(f c_noise + φ)), with f ~ N(0, 1), φ ~ U(0, 1) and
+    c_noise = ln(noise)/4. It begins with u = 0, which is the squared error. It is trained with the network, and is in
+    checkpoints.
+
+    Args:
+        branches: number of the network's outputs.
+        bands: number of bands of frequencies, of the same width in √λ; 1 in EDM2.
+        features: number of Fourier features; EDM2 does not print its own.
+    """
+
+    def __init__(self, branches: int = 1, bands: int = 1, features: int = 128) -> None:
+        nn.Module.__init__(self)
+        for name, value in {"branches": branches, "bands": bands, "features": features}.items():
+            check(value >= 1, f"{name} is {value}: it must be at least 1")
+        self.bands = bands
+        generator = torch.Generator().manual_seed(0)
+        self.register_buffer("frequency", torch.randn(features, generator=generator))
+        self.register_buffer("phase", torch.rand(features, generator=generator))
+        self.head = nn.Linear(features, branches * bands, bias=False)
+        nn.init.zeros_(self.head.weight)
+        self.count = branches
+
+    def __call__(self, errors: Tensor, gains: Gains) -> Tensor:
+        check(
+            errors.shape[1] == self.count,
+            f"model.loss.branches is {self.count}, but the network has {errors.shape[1]} outputs: set it to that",
+        )
+        u = self.uncertainty(gains, errors)
+        return (dct(errors).square() / u.exp() + u).sum(dim=(2, 3, 4))
+
+    def uncertainty(self, gains: Gains, like: Tensor) -> Tensor:
+        """u at each frequency, [B, branches, 1, H, W]; `like` is [B, branches, C, H, W]."""
+        c_noise = gains.noise_scale.to(self.frequency).clamp(min=1e-9).log().view(-1, 1) / 4
+        features = torch.cos(2 * math.pi * (self.frequency * c_noise + self.phase))
+        u = self.head(features).view(-1, self.count, self.bands).to(like)
+        rates = frequencies(like).sqrt()
+        band = (rates / rates.max().clamp(min=1e-9) * self.bands).long().clamp(max=self.bands - 1)
+        return u[:, :, band].unsqueeze(2)
 
 
 class Whitened(Loss):

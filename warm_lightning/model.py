@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
@@ -17,17 +18,19 @@ from torch import Tensor, nn
 from warm_lightning.augment import Augmentation
 from warm_lightning.defaults import default
 from warm_lightning.errors import check
+from warm_lightning.guidance import Guide
 from warm_lightning.images import dequantise
 from warm_lightning.learning import Learner
 from warm_lightning.losses import ClockLaw, LogNormal, Loss, SquaredError
 from warm_lightning.networks.base import Network
+from warm_lightning.noise_choice import NoiseChoice
 from warm_lightning.parameterizations import DenoiseDeblur, Parameterization
 from warm_lightning.preconditioning import Coefficients, EDMPreconditioning, Preconditioning, scaled
 from warm_lightning.processes import Process, Warm
 from warm_lightning.records import tensors_hash
 from warm_lightning.restoration import Start, restore
 from warm_lightning.rng import BatchDraws, Draws, SeedStreams, key
-from warm_lightning.samplers import Grid, Sampler
+from warm_lightning.samplers import Grid, Sampler, StepRule
 from warm_lightning.spectral import dct, idct
 from warm_lightning.targets import ReferenceBatch, Target
 from warm_lightning.types import Batch, Estimate, Estimator, Level, Weights
@@ -49,10 +52,14 @@ class DiffusionModel(nn.Module):
         clock_law: the distribution of the process's clock in training.
         loss: the loss function of outputs and targets; an attribute under the name `cost`, since `loss` is a method.
         target: replaces the image by another target, such as a posterior mean; None for the image itself.
+        noise_choice: chooses the noise for each image in training; None for the first that is drawn.
         sampler: how to sample where nothing else is asked for.
         label_dropout: probability with which an image's class is hidden from the network in training, so that
             samples can be guided.
-        guidance: weight of classifier-free guidance in sampling, 1 for none; needs label dropout in training.
+        guidance: weight of guidance in sampling, 1 for none; needs label dropout in training, or a guide.
+        guidance_interval: noise levels β, above the first and up to the second, with guidance; elsewhere the weight is
+            1 (Kynkäänniemi et al. 2024, Eqs. 5 and 6).
+        guide: a weaker model that guidance leads away from; None for the model itself without classes.
         augment: augmentation of training images, described to the network by a vector; None for none.
         seed: of the initial weights.
 
@@ -72,9 +79,12 @@ class DiffusionModel(nn.Module):
         clock_law: ClockLaw = default(LogNormal),
         loss: Loss = default(SquaredError),
         target: Target | None = None,
+        noise_choice: NoiseChoice | None = None,
         sampler: Sampler = Sampler(),
         label_dropout: float = 0.0,
         guidance: float = 1.0,
+        guidance_interval: tuple[float, float] = (0.0, math.inf),
+        guide: Guide | None = None,
         augment: Augmentation | None = None,
         seed: int = 0,
     ) -> None:
@@ -86,6 +96,7 @@ class DiffusionModel(nn.Module):
         self.clock_law = clock_law
         self.cost = loss
         self.target = target
+        self.noise_choice = noise_choice
         self.sampler = sampler.within(*process.known_clocks)
         self.label_dropout = label_dropout
         self.guidance = guidance
@@ -94,7 +105,11 @@ class DiffusionModel(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(key(seed, "network"))
             self.network = network(len(parameterization.names))
-        check_labels(self.network, augment.dim if augment else 0, label_dropout, guidance)
+        self.guidance_interval = guidance_interval
+        self.guide = guide
+        low, high = guidance_interval
+        check(0 <= low < high, f"guidance_interval is {list(guidance_interval)}: need 0 <= low < high")
+        check_labels(self.network, augment.dim if augment else 0, label_dropout, 1.0 if guide else guidance)
         check_grid(process, parameterization, self.sampler.grid, clock_law)
         check(
             loss.branches in (None, parameterization.names),
@@ -141,9 +156,20 @@ class DiffusionModel(nn.Module):
         """C, H, W."""
         return self.network.image_channels, self.network.resolution, self.network.resolution
 
-    def nfe(self, estimates: int, classes: bool = True) -> int:
-        """The NFE, network calls per image, for a number of estimates: guidance doubles it for images with a class."""
-        return estimates * (2 if self.guidance != 1 and self.network.label_dim and classes else 1)
+    def nfe(self, rule: StepRule, levels: Sequence[Level], classes: bool = True) -> int:
+        """The NFE, network calls per image, of a rule on levels down to the last: estimates with guidance count twice.
+
+        Without a guide, only images with a class have guidance.
+        """
+        both = self.guide is not None or (self.network.label_dim > 0 and classes)
+        estimates = [0, *(rule.evaluations(steps) for steps in range(1, len(levels)))]
+        at_levels = zip(pairwise(estimates), levels, strict=False)
+        return sum((b - a) * (2 if both and bool(self.guided(level)) else 1) for (a, b), level in at_levels)
+
+    @property
+    def own_nfe(self) -> int:
+        """The NFE of the model's own sampler."""
+        return self.nfe(self.sampler.rule, self.sampler.grid.levels(self.process))
 
     def weights_hash(self) -> str:
         """SHA-256 of the network's tensors that a checkpoint holds; see `tensors_hash`."""
@@ -165,7 +191,9 @@ class DiffusionModel(nn.Module):
         """
         x0 = dequantise(batch.images, torch.promote_types(next(self.network.parameters()).dtype, torch.float32))
         x0, augment_labels = self.augment(x0, draws) if self.augment and training else (x0, None)
-        epsilon = self.process.noise(draws.normal(*x0.shape[1:], dtype=x0.dtype), draws)
+        choice = self.noise_choice if training else None
+        normal = choice(x0, draws) if choice else draws.normal(*x0.shape[1:], dtype=x0.dtype)
+        epsilon = self.process.noise(normal, draws)
         clock = self.clock_law.draw(draws).to(x0.dtype)
         level = self.process.draw_level(clock, draws)
         truth = Estimate(dct(x0), dct(epsilon))
@@ -231,16 +259,24 @@ class DiffusionModel(nn.Module):
     def estimate(self, u: Tensor, level: Level, class_labels: Tensor | None = None) -> Estimate:
         """Estimates of image and noise from u [B, C, H, W]; `conditioned` makes it the `Estimator` that samplers call.
 
-        With guidance w, every output is (1 - w) of the one without a class and w of the one with it (Ho
-        and Salimans 2022, Eq. 6, with their w + 1 as w), at the cost of two network calls.
+        With guidance w, every output is (1 - w) of the one without a class, or of the guide's, and w of the model's own
+        (Ho and Salimans 2022, Eq. 6, with their w + 1 as w), at the cost of two network calls.
         """
         x, gains = idct(u), self.process.gains(level, u)
         coefficients = self.preconditioning(level.to(x), gains, self.parameterization)
         outputs = coefficients.outputs(x, self._raw(x, coefficients, class_labels))
-        if self.guidance != 1 and class_labels is not None:
-            without = coefficients.outputs(x, self._raw(x, coefficients, None))
-            outputs = torch.lerp(without, outputs, self.guidance)
+        guided = self.guided(level)
+        if guided.any() and (self.guide or class_labels is not None):
+            reference = self.guide.model(self) if self.guide else self
+            weaker = reference.outputs(x, level, class_labels if self.guide else None)
+            weight = torch.where(guided, self.guidance, 1.0).to(outputs).view(-1, 1, 1, 1, 1)
+            outputs = torch.lerp(weaker, outputs, weight)
         return self.parameterization.estimate(outputs, u, gains)
+
+    def guided(self, level: Level) -> Tensor:
+        """Whether there is guidance at each level, bool [B]."""
+        low, high = self.guidance_interval
+        return (level.beta > low) & (level.beta <= high) & (self.guidance != 1)
 
     @contextmanager
     def conditioned(self, classes: Sequence[int] | None) -> Iterator[Estimator]:

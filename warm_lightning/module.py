@@ -67,6 +67,7 @@ class DiffusionModule(LightningModule):
         duration: images to train on.
         lr: Adam's learning rate after its ramp.
         lr_ramp: images over which the learning rate rises linearly from 0.
+        lr_decay: images after which it falls as 1/√images (EDM2; Karras et al. 2024, Eq. 67); None for a constant rate.
         betas: Adam's.
         eps: Adam's.
         ema_half_life: images, see `EMA`.
@@ -102,6 +103,7 @@ class DiffusionModule(LightningModule):
         duration: float = 200e6,
         lr: float = 1e-3,
         lr_ramp: float = 10e6,
+        lr_decay: float | None = None,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         ema_half_life: float = 0.5e6,
@@ -118,8 +120,9 @@ class DiffusionModule(LightningModule):
         check(all(0 <= beta < 1 for beta in betas), f"betas are {list(betas)}: they must be from 0 to below 1")
         check(0 <= eps < math.inf, f"eps is {eps}: it must be 0 or more")
         check(0 <= lr_ramp < math.inf, f"lr_ramp is {lr_ramp}: it is a number of images, 0 for no ramp")
+        check(lr_decay is None or lr_decay > 0, f"lr_decay is {lr_decay}: it is a number of images, null for no decay")
         self.duration = int(duration)
-        self.lr, self.lr_ramp, self.betas, self.eps = lr, lr_ramp, betas, eps
+        self.lr, self.lr_ramp, self.lr_decay, self.betas, self.eps = lr, lr_ramp, lr_decay, betas, eps
         self.ema = EMA(ema_half_life, ema_ramp)
         self.seed = seed
         model = DiffusionModel(network=network, seed=seed, **kwargs)
@@ -130,6 +133,7 @@ class DiffusionModule(LightningModule):
         # Checkpoints name the weights by these two attributes; the models around them hold no weights of their own.
         self.network = model.network
         self.ema_network = copy.deepcopy(model.network).requires_grad_(False).eval()
+        self.cost = model.cost  # so that the weights of a loss that learns are trained and saved
         self.models: dict[Weights, DiffusionModel] = {"raw": model, "ema": model.replaced(network=self.ema_network)}
         if compile:
             self.network.compile()
@@ -153,7 +157,7 @@ class DiffusionModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Check strategy, precision and data against the network, before anything is computed."""
-        check_strategy(self.trainer.strategy, self.network)
+        check_strategy(self.trainer.strategy, self.network, bool(self.loss_parameters))
         if stage == "fit":
             check_steps(self.trainer)
             check_precision(str(self.trainer.precision), self.trainer.strategy.root_device)
@@ -216,7 +220,7 @@ class DiffusionModule(LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam, fused into one kernel where that is possible."""
-        parameters = list(self.network.parameters())
+        parameters = [*self.network.parameters(), *self.loss_parameters]
         # With 16-mixed precision a fused step undoes the loss scale itself, after gradients were looked at for
         # non-finite ones; parameters that are sharded have no fused step.
         scaled = self._trainer is not None and str(self.trainer.precision) == "16-mixed"
@@ -251,7 +255,8 @@ class DiffusionModule(LightningModule):
         """
         if self._trainer is not None:
             self._check_step(self.step_images, exactly=True)
-        gradients = [local(p.grad) for p in self.network.parameters() if p.grad is not None]
+        parameters = [*self.network.parameters(), *self.loss_parameters]
+        gradients = [local(p.grad) for p in parameters if p.grad is not None]
         if torch.stack(torch._foreach_norm(gradients)).isfinite().all():
             self.nonfinite_steps = 0
             return
@@ -272,7 +277,7 @@ class DiffusionModule(LightningModule):
         images_seen = self.images_seen + self.batch_size
         for group in optimizer.param_groups:
             # Betas and eps too, or those of a checkpoint would beat what was asked for when it is resumed.
-            group.update(lr=self.lr * min(1.0, images_seen / max(self.lr_ramp, 1)), betas=self.betas, eps=self.eps)
+            group.update(lr=self.learning_rate(images_seen), betas=self.betas, eps=self.eps)
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         self.images_seen = images_seen
         self.stepped = True
@@ -280,6 +285,16 @@ class DiffusionModule(LightningModule):
             self.ema.update(self.ema_network, self.network, images_seen, self.batch_size)
         if self.ended:
             self.trainer.should_stop = True
+
+    def learning_rate(self, images_seen: int) -> float:
+        """The learning rate of the step after which so many images have been seen."""
+        decay = 1.0 if self.lr_decay is None else max(images_seen / self.lr_decay, 1.0) ** -0.5
+        return self.lr * min(1.0, images_seen / max(self.lr_ramp, 1)) * decay
+
+    @property
+    def loss_parameters(self) -> list[torch.nn.Parameter]:
+        """The parameters of a loss that learns; none for most."""
+        return list(self.cost.parameters()) if isinstance(self.cost, torch.nn.Module) else []
 
     @property
     def ended(self) -> bool:

@@ -32,8 +32,8 @@ StrategyRegistry.register(
 )
 
 
-def check_strategy(strategy: Strategy, network: nn.Module) -> None:
-    """Check that a strategy can train the network, and averages and saves the right weights.
+def check_strategy(strategy: Strategy, network: nn.Module, loss_learns: bool = False) -> None:
+    """Check that a strategy can train the network and its loss, and averages and saves the right weights.
 
     Raises:
         UserError: it does not.
@@ -46,6 +46,10 @@ def check_strategy(strategy: Strategy, network: nn.Module) -> None:
     check(
         not isinstance(strategy, ModelParallelStrategy) or all(p.is_contiguous() for p in network.parameters()),
         "trainer.strategy fsdp2 cannot spread a network in channels-last order: set model.channels_last to false",
+    )
+    check(
+        not isinstance(strategy, ModelParallelStrategy) or not loss_learns,
+        "trainer.strategy fsdp2 would not average the gradients of model.loss, which learns: use ddp",
     )
 
 

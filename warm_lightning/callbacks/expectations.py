@@ -62,7 +62,7 @@ class Expectations(Callback):
             if samples := callback.samples_to_go(pl_module):
                 # A training image costs about three network calls, and a sample as many as its NFE.
                 model = pl_module.model()
-                seconds = samples * model.nfe(model.sampler.nfe) / 3 / rate
+                seconds = samples * model.own_nfe / 3 / rate
                 texts.append(f"about {duration_text(seconds)} for {samples:,} samples of {callback.__class__.__name__}")
         tqdm.write("; ".join(texts) + ".")
 

@@ -359,7 +359,7 @@ class ScoreSamples(Expected):
             "weights": self.weights,
             "weights_sha256": self.rounds.conditions["weights (sha256)"],
             "ckpt_path": None if trainer.ckpt_path is None else str(trainer.ckpt_path),
-            "nfe": model.nfe(model.sampler.nfe),
+            "nfe": model.own_nfe,
             "images_seen": pl_module.images_seen,
             "extractors": [evaluation.describe(self.num_images) for evaluation in self.evaluations],
             "reference": [evaluation.reference.source for evaluation in self.evaluations],

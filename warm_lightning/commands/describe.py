@@ -50,7 +50,7 @@ def summary(module: DiffusionModule, data: ImageDataModule) -> dict[str, Any]:
     config = module.config or {}
     parameters, flops = parameter_count(module.network), forward_flops(module.network)
     model = module.model()
-    nfe = model.nfe(model.sampler.nfe)
+    nfe = model.own_nfe
     recipe = {name: config[name] for name in ("duration", "lr", "lr_ramp", "ema_half_life", "ema_ramp", "augment")}
     return {
         "network": type(module.network).__name__,

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from warm_lightning.checkpoints import dotted_settings
+from warm_lightning.checkpoints import GUIDANCE, dotted_settings
 from warm_lightning.data.listing import SUFFIXES
 from warm_lightning.data.readers import FolderReader, Reader
 from warm_lightning.errors import UserError, check
@@ -31,7 +31,8 @@ def model_settings(trained: TrainedModel, weights: Weights, precision: str) -> d
         **trained.record(weights),
         **{name: config.get(name) for name in MODEL},
         "learned_sha256": tensors_hash(model.learned.items()),
-        "guidance": model.guidance,
+        **{name: config.get(name) for name in GUIDANCE},
+        "guide_sha256": model.guide and model.guide.model(model).weights_hash(),
         "precision": precision,
         **{name: provenance(model.device)[name] for name in ("package_version", "device")},
     }

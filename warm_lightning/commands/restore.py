@@ -22,6 +22,7 @@ from warm_lightning.paths import PathText, expand
 from warm_lightning.records import check_out, provenance, writable_folder
 from warm_lightning.restoration import Start, find_start, observe
 from warm_lightning.rng import SeedStreams, key, parse_seeds
+from warm_lightning.samplers import Euler
 from warm_lightning.types import Split, Weights
 
 
@@ -152,8 +153,8 @@ def restore(
             write_png(folder / f"{given.names[k]}.png", image)
     if not all_devices.first:
         return
-    estimates = 1 if mean else model.sampler.rule.evaluations(len(start.levels(model.sampler.grid)) - 1)
-    nfe = model.nfe(estimates, bool(classes))
+    rule, levels = (Euler(), [start.level] * 2) if mean else (model.sampler.rule, start.levels(model.sampler.grid))
+    nfe = model.nfe(rule, levels, bool(classes))
     scores = task.scores(folder, batch_size)
     others = {
         "images": images,

@@ -179,7 +179,16 @@ def _training_facts(section: Mapping[str, Any], run: Mapping[str, Any] | None) -
     yield from (f"{name}: {_text(value)}" for name, value in data.get("init_args", {}).items() if value is not None)
 
 
-SCORED = ("network", "sampler", "process", "parameterization", "preconditioning", "guidance")
+SCORED = (
+    "network",
+    "sampler",
+    "process",
+    "parameterization",
+    "preconditioning",
+    "guidance",
+    "guidance_interval",
+    "guide",
+)
 """Sections of a model's configuration that its scores depend on."""
 
 

@@ -222,7 +222,7 @@ class Direct(StepRule):
 
 
 class AdaptiveHeat(StepRule):
-    """The step of heat dissipation flow matching as its authors' program has it (Ma et al. 2026), for `FlowMatching` with
+    """The step of heat dissipation flow matching by its authors' program (Ma et al. 2026), for `FlowMatching` with
     `HeatDissipation` of strength 1.
 
     The velocity towards the image is that of flow matching, v = (M x̂0 - u)/t, less a share of the blur's own,

@@ -1,0 +1,50 @@
+"""What guidance leads samples away from: a weaker model, where it is not the model without classes."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from warm_lightning.errors import check
+from warm_lightning.paths import PathText
+from warm_lightning.types import Weights
+
+if TYPE_CHECKING:
+    from warm_lightning.model import DiffusionModel
+
+
+@dataclass
+class Guide:
+    """A weaker model that guidance leads away from: autoguidance (Karras et al. 2024b, Eq. 3).
+
+    It is a smaller model or one of a shorter training, such as an earlier checkpoint of the same run. Its branches mean
+    the same; its network, process and preconditioning are its own. It is read when it is first needed.
+
+    Attributes:
+        path: its checkpoint or exported folder.
+        weights: "ema" or "raw".
+    """
+
+    path: PathText
+    weights: Weights = "ema"
+    _model: Any = field(default=None, init=False, repr=False)
+
+    def model(self, main: "DiffusionModel") -> "DiffusionModel":
+        """The weaker model, on the device and in the precision of the one that it guides.
+
+        Raises:
+            UserError: it cannot be read, or its outputs or images are not those of the main model.
+        """
+        if self._model is None:
+            from warm_lightning.config import load_checkpoint  # which imports this module
+
+            self._model = load_checkpoint(self.path).model(self.weights)
+            meanings = [
+                (type(m.parameterization).__name__, m.image_shape, m.network.label_dim) for m in (self._model, main)
+            ]
+            check(
+                meanings[0] == meanings[1],
+                f"model.guide {self.path}: its outputs, images and classes are {meanings[0]}, those of the model "
+                f"{meanings[1]}: give a weaker model of the same kind",
+            )
+        weights = next(main.network.parameters())
+        self._model.network.to(weights.device, weights.dtype)
+        return self._model
