@@ -7,7 +7,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from typing import Any, Protocol
@@ -97,7 +97,6 @@ class DiffusionModel(nn.Module):
         self.cost = loss
         self.target = target
         self.noise_choice = noise_choice
-        self.sampler = sampler.within(*process.known_clocks)
         self.label_dropout = label_dropout
         self.guidance = guidance
         self.augment = augment
@@ -105,6 +104,7 @@ class DiffusionModel(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(key(seed, "network"))
             self.network = network(len(parameterization.names))
+        self.sampler = self.fitted(sampler)
         self.guidance_interval = guidance_interval
         self.guide = guide
         low, high = guidance_interval
@@ -125,10 +125,17 @@ class DiffusionModel(nn.Module):
             setattr(other, name, value)
         return other
 
+    def fitted(self, sampler: Sampler) -> Sampler:
+        """A sampler with a grid for this model, narrowed to what its network knows."""
+        sampler = sampler.within(*self.process.known_clocks)
+        return replace(sampler, grid=sampler.grid.for_model(self.process, sampler.rule, self.image_shape))
+
     @property
     def learners(self) -> tuple[Learner, ...]:
         """The parts that may learn tensors from the training images."""
-        return *self.process.learners, *self.preconditioning.learners
+        grid = self.sampler.grid
+        last = (grid,) if isinstance(grid, Learner) else ()  # which learns for the process
+        return *self.process.learners, *self.preconditioning.learners, *last
 
     @property
     def learned(self) -> dict[str, Tensor]:
@@ -320,7 +327,7 @@ class DiffusionModel(nn.Module):
         Raises:
             UserError: for classes, levels or steps that the model does not know.
         """
-        sampler = sampler.within(*self.process.known_clocks)
+        sampler = sampler if sampler is self.sampler else self.fitted(sampler)
         check_grid(self.process, self.parameterization, sampler.grid)
         streams, start, drawn = self.start(seeds)
         with self.conditioned(drawn if classes is None else classes) as estimator:

@@ -25,6 +25,7 @@ from warm_lightning.samplers.sampler import (
     PowerGrid,
     Sampler,
 )
+from warm_lightning.samplers.spectral_grid import SpectralGrid
 
 __all__ = [
     "AdaptiveHeat",
@@ -44,6 +45,7 @@ __all__ = [
     "PowerGrid",
     "ReverseDiffusion",
     "Sampler",
+    "SpectralGrid",
     "Step",
     "StepRule",
     "gain_difference",

@@ -41,6 +41,10 @@ class Grid(ABC):
         )
         return self
 
+    def for_model(self, process: Process, rule: StepRule, image_shape: tuple[int, int, int]) -> "Grid":
+        """This grid for a model, which some grids depend on; image_shape is C, H, W."""
+        return self
+
     def levels(self, process: Process) -> list[Level]:
         """The levels of a process at these clock readings, each with entries [1]."""
         return [process.level(clock) for clock in self.clocks().split(1)]
