@@ -17,7 +17,7 @@ COMPARE_full := --budget paper
 BUDGET ?= small
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo compare ablation-bnr test test-oldest quick lint format docs audit bench endurance gpu-check clean
+.PHONY: help setup demo compare ablation-bnr frontier test test-oldest quick lint format docs audit bench endurance gpu-check clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 14
@@ -46,6 +46,9 @@ compare: setup  ## train, sample and score every system on digits: under an hour
 
 ablation-bnr: setup  ## the BNR sweep: under an hour on two CPU cores, on digits or DATA=leaves8; DATA=cifar10 BUDGET=paper for the paper's
 	$(BIN)/python -m experiments run experiments/papers/ablation_bnr.yaml --data $(or $(DATA),digits) --budget $(BUDGET) $(if $(or $(filter $(SMALL_DATA),$(or $(DATA),digits)),$(filter command,$(origin JOBS))),--jobs $(JOBS)) $(ARGS)
+
+frontier: setup  ## every diffusion that treats frequencies differently, on leaves8 or DATA=leaves16: some hours on two CPU cores; goes on where it stopped
+	$(BIN)/python -m experiments run experiments/papers/frontier.yaml --data $(or $(DATA),leaves8) --budget $(BUDGET) --jobs $(JOBS) $(ARGS)
 
 test: setup  ## run all tests that need no GPU, JOBS at a time (9 to 13 minutes on two cores)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m 'not gpu' $(ARGS)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from matplotlib.figure import Figure
 
 from experiments.cells import Cell
-from experiments.figures import drift_figure, path_figure
+from experiments.figures import drift_figure, path_figure, snr_figure
 from experiments.measures import Measure, Reading, load
 from warm_lightning.config import split_settings
 from warm_lightning.records import finite
@@ -25,17 +25,19 @@ class Description(Measure):
     """The description of a configuration, without training: `warm describe`.
 
     Attributes:
-        of: the part that is shown: network and recipe, or the path through the blur-noise plane.
+        of: the part that is shown: network and recipe, the path through the blur-noise plane, or the signal-to-noise
+            ratio of each frequency, for which the training images are read.
     """
 
-    of: Literal["network", "path"] = "network"
+    of: Literal["network", "path", "snr"] = "network"
 
     needs_model = False
     result_file = "describe.json"
     recipe = ("duration", "lr_ramp", "ema_half_life")
 
     def arguments(self, cell: Cell, folder: Path, checkpoint: Path) -> list[str]:
-        return ["describe", *model_and_data(cell), f"--outdir={folder}"]
+        snr = ["--snr=true"] if self.of == "snr" else []
+        return ["describe", *model_and_data(cell), f"--outdir={folder}", *snr]
 
     def read(self, cell: Cell, folder: Path) -> Reading:
         content = load(folder / "describe.json")
@@ -48,7 +50,7 @@ class Description(Measure):
         path = {"largest blur (pixels)": sampled["alpha"][0], "largest noise": sampled["beta"][0]}
         path |= {"its BNR at the median level of training": trained["bnr"][1]}
         path = {name: value for name, value in path.items() if finite(value)}
-        if self.of == "path":
+        if self.of != "network":
             return Reading(values | path, list(path), {"nfe": content["nfe"]})
         return Reading(values | path, list(values), {"nfe": content["nfe"]}, words=network_shape(recipe))
 
@@ -56,6 +58,8 @@ class Description(Measure):
         if self.of == "network":
             return {}
         described = {cell.title: load(folder / "describe.json") for cell, folder in cells}
+        if self.of == "snr":
+            return {"Signal-to-noise ratio of each frequency": snr_figure(described)}
         return {"Paths through the blur-noise plane": path_figure(described)}
 
 

@@ -1,11 +1,14 @@
 """Pictures over the cells of an experiment: paths, drift along trajectories, and samples of the same seeds."""
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
+from textwrap import wrap
 from typing import Any, Literal
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -46,6 +49,35 @@ def path_figure(described: Mapping[str, Mapping[str, Any]]) -> Figure:
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
     figure.legend(fontsize=9, loc="outside lower center")
+    return figure
+
+
+def snr_figure(described: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """The signal-to-noise ratio of frequencies through the steps of each system's sampler, a panel each.
+
+    Args:
+        described: contents of describe.json by the name of the system.
+    """
+    rows = -(-len(described) // 2)
+    figure = new_figure(PHONE_WIDTH, 0.8 + 1.9 * rows)
+    axes = figure.subplots(rows, 2, sharex=True, sharey=True, squeeze=False)
+    for axis in axes.flat[len(described) :]:
+        axis.remove()
+    for axis, (name, content) in zip(axes.flat, described.items(), strict=False):
+        snr = content["snr"]
+        colours = mpl.colormaps["viridis"](np.linspace(0, 0.9, len(snr["frequency"])))
+        for frequency, values, colour in zip(snr["frequency"], snr["db"], colours, strict=True):
+            decibels = [math.nan if value is None else value for value in values]
+            axis.plot(snr["share"], decibels, color=colour, lw=1.2, label=f"√λ = {frequency:.2f}")
+        axis.set_title("\n".join(wrap(name, 28)), fontsize=9)
+        axis.set_xlim(1, 0)
+        axis.set_ylim(-60, 60)
+        axis.axhline(0, color="0.6", lw=0.8, zorder=0)
+        axis.grid(alpha=0.3)
+    figure.supxlabel("share of the sampler's steps that are left", fontsize=9)
+    figure.supylabel("SNR (dB): A² S/B²", fontsize=9)
+    handles, labels = axes.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize=9, loc="outside lower center", ncols=legend_columns(labels))
     return figure
 
 

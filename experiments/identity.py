@@ -28,6 +28,8 @@ DATA = REPOSITORY / "experiments" / "data"
 
 SAMPLING = ("sampler", *GUIDANCE)
 """Sections of the model that only sampling depends on."""
+ADDED = {"noise_choice": None, "lr_decay": None, "guidance_interval": None, "guide": None}
+"""Settings of the model with the defaults of before they were there, by which earlier results are the same."""
 MODEL_SPEED = ("compile", "channels_last")
 """Settings of the model that change its speed only."""
 DATA_SPEED = ("num_workers", "cache", "root")
@@ -57,7 +59,7 @@ def training_identity(options: Sequence[str]) -> dict[str, Any]:
         options: of `warm fit`.
     """
     config = resolved(options)
-    model = without(config["model"], (*SAMPLING, *MODEL_SPEED))
+    model = without(of_all_versions(config["model"]), (*SAMPLING, *MODEL_SPEED))
     meaning = model["parameterization"]
     arguments = without(meaning.get("init_args", {}), SAMPLING_ARGUMENTS)
     model["parameterization"] = {"class_path": meaning["class_path"]} | ({"init_args": arguments} if arguments else {})
@@ -80,7 +82,7 @@ def measurement_identity(options: Sequence[str], arguments: Sequence[str], train
         if argument not in ignored and not argument.startswith(OUTPUT_PATHS)
     ]
     scores = without(config["scores"], SCORE_SPEED) if arguments[0] == "test" else None
-    model = without(config["model"], MODEL_SPEED)
+    model = without(of_all_versions(config["model"]), MODEL_SPEED)
     return {"call": call, "training": training, "model": model, **data_and_trainer(config), "scores": scores}
 
 
@@ -99,6 +101,11 @@ def data_and_trainer(config: Mapping[str, Any]) -> dict[str, Any]:
     images |= {name: source_name(REPOSITORY / images[name]) for name in DATA_PATHS if images.get(name)}
     trainer = {name: value for name, value in config["trainer"].items() if name in TRAINER}
     return {"data": data | {"init_args": images}, "trainer": trainer}
+
+
+def of_all_versions(model: Mapping[str, Any]) -> dict[str, Any]:
+    """The model's settings without those of `ADDED` that have their defaults."""
+    return {name: value for name, value in model.items() if name not in ADDED or value != ADDED[name]}
 
 
 def without(settings: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:

@@ -98,7 +98,9 @@ def test_ihdms_overlay_is_its_papers() -> None:
         range(1, 201)
     )
     # x + f(x): the network adds to the image that it sees.
-    c = module.model().preconditioning(module.model().process.level(clocks(7)))
+    model, level = module.model(), module.model().process.level(clocks(7))
+    gains = model.process.gains(level, torch.zeros(1, *model.image_shape, dtype=torch.float64))
+    c = model.preconditioning(level, gains, model.parameterization)
     assert (c.skip.item(), c.out.item(), c.input.item()) == (1, 1, 1)
 
 
@@ -175,7 +177,7 @@ def test_cold_algorithms_1_and_2() -> None:
 def test_colds_loss_is_l1_in_pixels() -> None:
     outputs, targets = noise(2, 1, 3, 8, 8), noise(2, 1, 3, 8, 8, seed=1)
     gains = gains_at(ColdDiffusion(), 30, outputs[:, 0])
-    loss = AbsoluteError()(outputs, targets, torch.ones(2, 1, 1, 1), gains)
+    loss = AbsoluteError()(outputs - targets, gains)
     torch.testing.assert_close(loss, (outputs - targets).abs().sum((2, 3, 4)))
 
 
@@ -253,7 +255,7 @@ def test_soft_score_matching_is_a_loss_of_degraded_pixels() -> None:
     outputs, targets = noise(2, 1, 3, 8, 8), noise(2, 1, 3, 8, 8, seed=1)
     process = SoftDiffusion()
     level = process.level(clocks(300, 900))
-    loss = SoftScoreMatching()(outputs, targets, torch.ones(2, 1, 1, 1), process.gains(level, outputs[:, 0]))
+    loss = SoftScoreMatching()(outputs - targets, process.gains(level, outputs[:, 0]))
     for i, k in enumerate((300, 900)):
         error = blurred((outputs - targets)[i], alpha(k, 1000, 0.05, 24))
         torch.testing.assert_close(loss[i], error.square().sum((1, 2, 3)))

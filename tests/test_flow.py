@@ -185,7 +185,7 @@ class Half(AdaptiveHeat):
     [
         lambda: HeatDissipation(-1),
         lambda: LowPassFlowMatching(-1),
-        lambda: LogitNormal(std=0),
+        lambda: LogitNormal(scale=0),
         lambda: HeatVelocityError(0),
     ],
 )

@@ -97,11 +97,12 @@ def test_targets_are_algorithm_1_and_add_up_to_the_image() -> None:
 
 def test_loss_weight_is_edms() -> None:
     sigma_data = 0.7
-    c_out = EDMPreconditioning(sigma_data)(Level(0 * BETAS, BETAS, BETAS)).out
+    level = Hot().level(BETAS)
+    c_out = EDMPreconditioning(sigma_data)(level, Hot().gains(level, images()), Denoiser()).out
     outputs, targets = torch.randn(2, 5, 2, 3, 16, 16, dtype=torch.float64)
     weight = (BETAS**2 + sigma_data**2) / (BETAS * sigma_data) ** 2
     expected = weight[:, None] * (outputs - targets).square().sum((2, 3, 4))
-    torch.testing.assert_close(SquaredError()(outputs, targets, c_out, Gains(c_out, c_out)), expected)
+    torch.testing.assert_close(SquaredError()((outputs - targets) / c_out, Gains(c_out, c_out)), expected)
 
 
 def test_noise_levels_are_log_normal() -> None:

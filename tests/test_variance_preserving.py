@@ -285,5 +285,7 @@ def test_the_loss_is_the_plain_square_of_the_error_in_pixels() -> None:
     gains = gains_at(module.model().process, 700, x0)
     targets = module.model().parameterization.targets(Estimate(dct(x0), dct(epsilon)), gains)
     level = module.model().process.level(clocks(700))
-    loss = module.model().cost(torch.zeros_like(targets), targets, module.model().preconditioning(level).out, gains)
+    model = module.model()
+    errors = -targets / model.preconditioning(level, gains, model.parameterization).out
+    loss = model.cost(errors, gains)
     torch.testing.assert_close(loss[:, 0], epsilon.square().sum((1, 2, 3)))

@@ -1,14 +1,24 @@
 """What guidance leads samples away from: a weaker model, where it is not the model without classes."""
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from importlib import import_module
+from typing import Any, Protocol
 
 from warm_lightning.errors import check
+from warm_lightning.parameterizations import Parameterization
 from warm_lightning.paths import PathText
 from warm_lightning.types import Weights
 
-if TYPE_CHECKING:
-    from warm_lightning.model import DiffusionModel
+
+class Guided(Protocol):
+    """The properties of a model that its guide must share, or is moved to."""
+
+    parameterization: Parameterization
+
+    @property
+    def network(self) -> Any: ...
+    @property
+    def image_shape(self) -> tuple[int, int, int]: ...
 
 
 @dataclass
@@ -27,15 +37,15 @@ class Guide:
     weights: Weights = "ema"
     _model: Any = field(default=None, init=False, repr=False)
 
-    def model(self, main: "DiffusionModel") -> "DiffusionModel":
-        """The weaker model, on the device and in the precision of the one that it guides.
+    def model(self, main: Guided) -> Any:
+        """The weaker model, a `DiffusionModel` on the device and in the precision of the one that it guides.
 
         Raises:
             UserError: it cannot be read, or its outputs or images are not those of the main model.
         """
         if self._model is None:
-            from warm_lightning.config import load_checkpoint  # which imports this module
-
+            # Reading a whole model stands floors above; it is not needed before a model is sampled.
+            load_checkpoint = import_module("warm_lightning.config").load_checkpoint
             self._model = load_checkpoint(self.path).model(self.weights)
             meanings = [
                 (type(m.parameterization).__name__, m.image_shape, m.network.label_dim) for m in (self._model, main)

@@ -55,22 +55,23 @@ class Uniform(ClockLaw):
 
 
 class LogitNormal(ClockLaw):
-    """The logit-normal law of times, ln(t/(1 - t)) ~ N(mean, std²) (Esser et al. 2024, Eq. 19), for flow matching.
+    """The logit-normal law of times, ln(t/(1 - t)) ~ N(location, scale²) (Esser et al. 2024), for flow matching.
 
-    With a mean of 0 and std of 1, its default there, it has more times in the middle than the uniform law. Its noise
-    levels β = t/(1 - t) have the log-normal law of the same mean and std.
+    With a location of 0 and a scale of 1, its default there, it has more times in the middle than the uniform law. Its
+    noise levels β = t/(1 - t) have the log-normal law of the same numbers, which are named otherwise there, so that
+    --model.clock_law=LogitNormal does not take over what was meant for noise levels.
     """
 
-    def __init__(self, mean: float = 0.0, std: float = 1.0) -> None:
-        check(std > 0, f"std is {std}: the spread of ln(t/(1 - t)) must be positive")
-        self.mean = mean
-        self.std = std
+    def __init__(self, location: float = 0.0, scale: float = 1.0) -> None:
+        check(scale > 0, f"scale is {scale}: the spread of ln(t/(1 - t)) must be positive")
+        self.location = location
+        self.scale = scale
 
     def quantile(self, p: Tensor) -> Tensor:
-        return (self.mean + self.std * torch.special.ndtri(p)).sigmoid()
+        return (self.location + self.scale * torch.special.ndtri(p)).sigmoid()
 
     def draw(self, draws: Draws) -> Tensor:
-        return (self.mean + self.std * draws.normal()).sigmoid()
+        return (self.location + self.scale * draws.normal()).sigmoid()
 
 
 class UniformSteps(ClockLaw):

@@ -58,7 +58,7 @@ class DiffusionModel(nn.Module):
             samples can be guided.
         guidance: weight of guidance in sampling, 1 for none; needs label dropout in training, or a guide.
         guidance_interval: noise levels β, above the first and up to the second, with guidance; elsewhere the weight is
-            1 (Kynkäänniemi et al. 2024, Eqs. 5 and 6).
+            1 (Kynkäänniemi et al. 2024, Eqs. 5 and 6). None for guidance everywhere.
         guide: a weaker model that guidance leads away from; None for the model itself without classes.
         augment: augmentation of training images, described to the network by a vector; None for none.
         seed: of the initial weights.
@@ -83,7 +83,7 @@ class DiffusionModel(nn.Module):
         sampler: Sampler = Sampler(),
         label_dropout: float = 0.0,
         guidance: float = 1.0,
-        guidance_interval: tuple[float, float] = (0.0, math.inf),
+        guidance_interval: tuple[float, float] | None = None,
         guide: Guide | None = None,
         augment: Augmentation | None = None,
         seed: int = 0,
@@ -107,8 +107,8 @@ class DiffusionModel(nn.Module):
         self.sampler = self.fitted(sampler)
         self.guidance_interval = guidance_interval
         self.guide = guide
-        low, high = guidance_interval
-        check(0 <= low < high, f"guidance_interval is {list(guidance_interval)}: need 0 <= low < high")
+        low, high = guidance_interval or (0.0, math.inf)
+        check(0 <= low < high, f"guidance_interval is from {low} to {high}: need 0 <= low < high")
         check_labels(self.network, augment.dim if augment else 0, label_dropout, 1.0 if guide else guidance)
         check_grid(process, parameterization, self.sampler.grid, clock_law)
         check(
@@ -282,7 +282,7 @@ class DiffusionModel(nn.Module):
 
     def guided(self, level: Level) -> Tensor:
         """Whether there is guidance at each level, bool [B]."""
-        low, high = self.guidance_interval
+        low, high = self.guidance_interval or (0.0, math.inf)
         return (level.beta > low) & (level.beta <= high) & (self.guidance != 1)
 
     @contextmanager
@@ -486,7 +486,7 @@ def check_grid(process: Process, parameterization: Parameterization, grid: Grid,
     clocks = grid.clocks()
     first, stride = clocks[0].item(), (clocks[:-1] - clocks[1:]).max().item()
     # The largest clock reading of sampling, and (but for one image in a million) of training, which may near the end.
-    trained = law.quantile(torch.tensor(1 - 1e-6)).item() if law else process.max_clock
+    trained = law.quantile(torch.tensor(1 - 1e-6, dtype=torch.float64)).item() if law else process.max_clock
     for name, end, tolerance in (("model.sampler.grid", first, 0.002), ("model.clock_law", trained, 0.01)):
         check(
             process.max_clock == math.inf or abs(end - process.max_clock) <= tolerance * process.max_clock,

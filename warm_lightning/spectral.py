@@ -90,6 +90,17 @@ def second_moment(images: Iterable[Tensor]) -> Tensor:
     return total / count
 
 
+def band_index(like: Tensor, count: int) -> Tensor:
+    """The number of the band of each frequency of images [..., H, W], int64 [H, W].
+
+    The `count` bands have equal width in √λ, from 0 to the highest frequency. They are for tables that have no room for
+    every ring.
+    """
+    radius = frequencies(like.double()).sqrt()
+    share = count * radius / radius.max()
+    return (share + 1e-9).long().clamp(max=count - 1)  # all frequencies on an edge belong to the higher band
+
+
 def log_blur_mask(alpha: Tensor, like: Tensor) -> Tensor:
     """The logarithm of the gain of a Gaussian blur, ln M_α = -λα²/2, [B, 1, H, W].
 

@@ -1,5 +1,6 @@
 """Numbers that describe a configuration: its network (Table 6) and its path through the blur-noise plane (Fig. 6)."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from warm_lightning.networks.base import Network
 from warm_lightning.processes import Process
 from warm_lightning.processes.base import LARGE
 from warm_lightning.samplers import Grid
+from warm_lightning.spectral import frequencies
 from warm_lightning.types import Level
 
 # ---- network
@@ -88,6 +90,39 @@ def describe_path(process: Process, law: ClockLaw, grid: Grid) -> dict[str, dict
         "sampling": describe_levels(process, process.level(clocks)),
         "trained": {"quantile": list(QUANTILES), **describe_trained(process, quantiles)},
         "path": describe_trained(process, fine),
+    }
+
+
+SNR_POINTS = 101
+SNR_FREQUENCIES = 6
+
+
+def describe_snr(process: Process, grid: Grid, power: Tensor) -> dict[str, Any]:
+    """The signal-to-noise ratio A² S/B² of some frequencies over the steps of a sampler.
+
+    Args:
+        process: a process that has learned what it needs.
+        grid: of the sampler; between its levels the clock is linear.
+        power: S, the second moment of the data's DCT coefficients, float64 [C, H, W].
+
+    Returns:
+        share: of the steps that are left, from 1 to 0 (exclusive); frequency: √λ of each chosen frequency along a row,
+        in radians per pixel; db: for each frequency 10 log10 of its SNR, the mean over channels and over rows and
+        columns.
+    """
+    clocks = grid.clocks()[:-1]
+    position = torch.linspace(0, len(clocks) - 1, SNR_POINTS, dtype=torch.float64)
+    below = position.floor().long().clamp(max=max(0, len(clocks) - 2))
+    fine = torch.lerp(clocks[below], clocks[(below + 1).clamp(max=len(clocks) - 1)], position - below)
+    columns = torch.linspace(1, power.shape[2] - 1, min(SNR_FREQUENCIES, power.shape[2] - 1)).round().long()
+    rows = (columns * power.shape[1] / power.shape[2]).long()
+    gains = process.gains(process.level(fine), power[None].expand(SNR_POINTS, -1, -1, -1))
+    log_snr = 2 * gains.log_signal + power.log() - 2 * gains.noise.log()
+    chosen = (log_snr[..., 0, columns] + log_snr[..., rows, 0]).mean(1) / 2
+    return {
+        "share": (1 - position / len(clocks)).tolist(),
+        "frequency": frequencies(power)[0, columns].sqrt().tolist(),
+        "db": (10 / math.log(10) * chosen).T.tolist(),
     }
 
 

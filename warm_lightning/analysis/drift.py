@@ -4,7 +4,7 @@ Section 4.3 of the Warm Diffusion paper argues that much blur leads samples off 
 measures it: at every level, the states of trajectories are compared with training images degraded to that level.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -14,13 +14,12 @@ import torch
 from torch import Tensor
 
 from warm_lightning.analysis.figures import new_figure, save_figure
-from warm_lightning.analysis.spectrum import band_index
 from warm_lightning.errors import check
 from warm_lightning.processes import Process
 from warm_lightning.rng import Draws
 from warm_lightning.samplers import Sampler
 from warm_lightning.samplers.sampler import Watch
-from warm_lightning.spectral import dct, frequencies
+from warm_lightning.spectral import band_index, dct, frequencies
 from warm_lightning.types import Estimate, Estimator, Level
 
 # ---- measurement
@@ -132,15 +131,6 @@ class DriftMeasurement:
             noise = gains.noise.square() * self.process.noise_variance
             powers.append(self.bands.mean(gains.signal.square() * second_moment.to(self.like) + noise)[0])
         return torch.stack(powers).cpu()
-
-
-def second_moment(images: Iterable[Tensor]) -> Tensor:
-    """The second moment E u0² of each DCT coefficient over batches of images [b, C, H, W]; float64 [C, H, W]."""
-    total, count = torch.zeros(()), 0
-    for batch in images:
-        total = total + dct(batch.double()).square().sum(0)
-        count += len(batch)
-    return total / count
 
 
 # ---- comparison

@@ -11,13 +11,12 @@ import torch
 from torch import Tensor
 
 from warm_lightning.analysis.impulses import CHOICES, Impulses, constant, unit_impulses
-from warm_lightning.analysis.spectrum import band_index
 from warm_lightning.errors import check
 from warm_lightning.oracles import DatasetOracle, GaussianOracle
 from warm_lightning.processes import Process
 from warm_lightning.rng import SeedStreams
 from warm_lightning.samplers import Grid, Heun, Sampler
-from warm_lightning.spectral import dct, idct
+from warm_lightning.spectral import band_index, dct, idct
 
 BATCH_SIZE = 32  # float64 images: 0.8 MB for a tensor of 3×32×32
 

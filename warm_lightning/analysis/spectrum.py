@@ -98,17 +98,6 @@ def ring_index(like: Tensor) -> Tensor:
     return (frequencies(like).double().sqrt() * like.shape[-1] / math.pi).round().long()
 
 
-def band_index(like: Tensor, count: int) -> Tensor:
-    """The number of the band of each frequency of images [..., H, W], int64 [H, W].
-
-    The `count` bands have equal width in √λ, from 0 to the highest frequency. They are for tables that have no room for
-    every ring.
-    """
-    radius = frequencies(like.double()).sqrt()
-    share = count * radius / radius.max()
-    return (share + 1e-9).long().clamp(max=count - 1)  # all frequencies on an edge belong to the higher band
-
-
 def ring_means(values: Tensor) -> Tensor:
     """The mean over the frequencies of each ring, [..., N, N] → [..., rings]."""
     ring = ring_index(values).flatten()

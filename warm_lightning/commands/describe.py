@@ -5,18 +5,26 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from warm_lightning.analysis.description import describe_path, forward_flops, parameter_count, plot
+from warm_lightning.analysis.description import (
+    describe_path,
+    describe_snr,
+    forward_flops,
+    parameter_count,
+    plot,
+)
 from warm_lightning.analysis.figures import check_matplotlib
 from warm_lightning.config import module_from_options
 from warm_lightning.data import ImageDataModule
+from warm_lightning.data.image_set import dequantised_batches
 from warm_lightning.module import DiffusionModule
 from warm_lightning.paths import PathText
 from warm_lightning.records import provenance, text_table, to_json, writable_folder, write_file
+from warm_lightning.spectral import second_moment
 
 PARTS = ("process", "parameterization", "preconditioning", "clock_law", "loss", "target", "sampler")
 
 
-def describe(settings: list[str], *, outdir: PathText | None = None) -> None:
+def describe(settings: list[str], *, outdir: PathText | None = None, snr: bool = False) -> None:
     """Describe a configuration: network, training recipe, cost of sampling, and path through the blur-noise plane.
 
     With --outdir it writes paths.png and describe.json: `network` (its class), `parameters`, `parameters_millions`,
@@ -30,12 +38,17 @@ def describe(settings: list[str], *, outdir: PathText | None = None) -> None:
 
     Args:
         outdir: folder for describe.json and paths.png; nothing is written if not given.
+        snr: also read the training images, and describe how the signal-to-noise ratio of each frequency, A² S/B², goes
+            through the steps of the sampler: `snr` in describe.json, and a table.
     """
     if outdir is not None:
         check_matplotlib()
     module, data = module_from_options(settings)
     description = summary(module, data)
     text = table(description)
+    if snr:
+        description["snr"] = learned_snr(module, data)
+        text += f"\n\n{snr_table(description['snr'])}"
     if outdir is not None:
         folder = writable_folder(outdir)
         record = {**description, "protocol": {"settings": settings, **provenance("cpu")}}
@@ -68,6 +81,24 @@ def summary(module: DiffusionModule, data: ImageDataModule) -> dict[str, Any]:
         "parts": {name: config[name] for name in PARTS},
         **describe_path(model.process, model.clock_law, model.sampler.grid),
     }
+
+
+def learned_snr(module: DiffusionModule, data: ImageDataModule) -> dict[str, Any]:
+    """The SNR of frequencies for the spectrum of the training images; parts of the model learn from these, too."""
+    model, images = module.model(), data.train_images()
+    for part in model.learners:
+        if part.learned is None:
+            part.learned = part.learn(dequantised_batches(images, f"{type(part).__name__} learns from the images"))
+    power = second_moment(dequantised_batches(images, "Measuring power"))
+    return describe_snr(model.process, model.sampler.grid, power)
+
+
+def snr_table(snr: Mapping[str, Any]) -> str:
+    """The SNR of frequencies at some steps, as text."""
+    some = range(0, len(snr["share"]), 20)
+    rows = [["SNR (dB) of √λ =", *(f"{frequency:.3g}" for frequency in snr["frequency"])]]
+    rows += [[f"{snr['share'][k]:.0%} of the steps left", *(f"{db[k]:.1f}" for db in snr["db"])] for k in some]
+    return text_table(rows, "<" + ">" * len(snr["frequency"]))
 
 
 def part_text(part: Mapping[str, Any]) -> str:

@@ -14,7 +14,6 @@ from warm_lightning.analysis.drift import (
     DriftMeasurement,
     compare,
     plot,
-    second_moment,
     summarise,
 )
 from warm_lightning.analysis.figures import check_matplotlib
@@ -26,7 +25,7 @@ from warm_lightning.model import check_data
 from warm_lightning.paths import PathText
 from warm_lightning.records import provenance, text_table, to_json, writable_folder, write_file
 from warm_lightning.rng import SeedStreams, key
-from warm_lightning.spectral import full_precision
+from warm_lightning.spectral import full_precision, second_moment
 from warm_lightning.types import Split, Weights
 
 

@@ -58,7 +58,7 @@ class Evaluation:
             "that were made with this extractor",
         )
         self.requested = all_scores() if scores is None else scores
-        self.usable = usable(self.requested, reference, logits is not None)
+        self.usable = usable(self.requested, self.extractor, reference, logits is not None)
         limit = reference.protocol.max_neighbours
         self._samples = Summariser(self.usable, self.extractor, features, logits, limit, over_processes=True)
 

@@ -227,7 +227,7 @@ def measure_reference(
         drawn_features, logits = extraction.extract(drawn, torch.arange(count), "Gaussian's features")
         gaussian = Summariser(scores, extractor, drawn_features, logits, limit)
         gaussian.update(drawn_features, logits)
-        chosen = usable(scores, whole, logits is not None)
+        chosen = usable(scores, extractor, whole, logits is not None)
         alone, compared = [s for s in chosen if s.whole_data], [s for s in chosen if not s.whole_data]
         whole.companions.update(
             halves=evaluate(compared, extractor, first, rest),

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from warm_lightning.errors import check
@@ -24,7 +25,8 @@ from warm_lightning.metrics.distances import (
     memorisation,
     subset_size,
 )
-from warm_lightning.metrics.features import FeatureExtractor
+from warm_lightning.metrics.features import FeatureExtractor, Pixels
+from warm_lightning.spectral import band_index, idct
 
 Better = Literal["lower", "higher", "near 1"]
 Need = Literal["features", "logits", "reference features", "training features"]
@@ -223,6 +225,10 @@ class Score(ABC):
         spread = self.spread(extractor)
         return [name, f"{name}_{spread}"] if spread else [name]
 
+    def applies(self, extractor: FeatureExtractor) -> bool:
+        """Whether the score means anything on an extractor's features; it is left out otherwise."""
+        return True
+
     def lacks(self, reference: Reference) -> bool:
         """Whether a reference has no features that the score needs."""
         missing: dict[Need, bool] = {
@@ -236,15 +242,17 @@ class Score(ABC):
         return {"class": f"{type(self).__module__}.{type(self).__qualname__}", **vars(self)}
 
 
-def usable(scores: Sequence[Score], reference: Reference, classes: bool) -> list[Score]:
+def usable(scores: Sequence[Score], extractor: FeatureExtractor, reference: Reference, classes: bool) -> list[Score]:
     """The scores for which everything that they need is there.
 
     Args:
         scores: to choose from.
+        extractor: of the features.
         reference: to score against.
         classes: whether the extractor gives logits.
     """
-    return [s for s in scores if not s.lacks(reference) and (classes or "logits" not in s.needs)]
+    there = [s for s in scores if s.applies(extractor) and not s.lacks(reference)]
+    return [s for s in there if classes or "logits" not in s.needs]
 
 
 def evaluate(
@@ -379,6 +387,58 @@ class Memorisation(Score):
         assert reference.training is not None
         assert reference.unseen_distance is not None
         return memorisation(samples.features, reference.training, reference.unseen_distance)
+
+
+class _BandPower(Score):
+    """The power of samples in a band of frequencies, relative to the reference's, on pixels.
+
+    Power is the second moment of DCT coefficients; the bands are thirds of the range of √λ.
+    """
+
+    better = "near 1"
+    needs = ()
+    band: ClassVar[int]
+
+    def applies(self, extractor: FeatureExtractor) -> bool:
+        return isinstance(extractor, Pixels)
+
+    def lacks(self, reference: Reference) -> bool:
+        return reference.shape is None
+
+    def compute(self, samples: Summary, reference: Reference) -> float:
+        assert reference.shape is not None
+        here, there = (self.power(x.normal, reference.shape) for x in (samples, reference))
+        return here / there
+
+    def power(self, normal: Normal | ThinNormal, shape: tuple[int, ...]) -> float:
+        """The mean power of images of a shape C, H, W in the band."""
+        basis = idct(torch.eye(shape[1] * shape[2], dtype=torch.float64).view(-1, *shape[1:])).flatten(1)
+        squares = normal.covariance + torch.outer(normal.mean, normal.mean)
+        within = squares.view(shape[0], len(basis), shape[0], len(basis)).diagonal(dim1=0, dim2=2)  # of each channel
+        power = torch.einsum("kp,pqc,kq->k", basis, within.to(basis), basis)
+        chosen = band_index(torch.zeros(shape[1:]), 3).flatten() == self.band
+        return power[chosen].mean().item()
+
+
+class LowPower(_BandPower):
+    """The power of samples at low frequencies, relative to the reference's; see `_BandPower`."""
+
+    key = "power_low"
+    band = 0
+
+
+class MidPower(_BandPower):
+    """The power of samples at middle frequencies, relative to the reference's; see `_BandPower`."""
+
+    key = "power_mid"
+    band = 1
+
+
+class HighPower(_BandPower):
+    """The power of samples at high frequencies, relative to the reference's; see `_BandPower`."""
+
+    key = "power_high"
+    band = 2
 
 
 SCORES: tuple[type[Score], ...] = (

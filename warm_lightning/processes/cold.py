@@ -165,6 +165,8 @@ class ColdDiffusion(Blur):
         prior_noise: standard deviation of the noise at the start.
     """
 
+    needs = ("weights", "means", "factors")
+
     def __init__(
         self,
         steps: int = 50,
