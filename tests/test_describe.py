@@ -16,9 +16,11 @@ from warm_lightning.analysis import figures
 from warm_lightning.analysis.description import describe_trained, forward_flops
 from warm_lightning.cli import main
 from warm_lightning.commands.describe import summary, table
+from warm_lightning.data.image_set import dequantised_batches
 from warm_lightning.networks.layers import AttentionBlock
 from warm_lightning.processes import RandomBNR, Warm
 from warm_lightning.rng import BatchDraws
+from warm_lightning.spectral import second_moment
 
 CONFIGS = REPOSITORY / "configs"
 FULL = [path.stem for path in sorted(CONFIGS.glob("*.yaml"))]
@@ -182,3 +184,21 @@ def test_without_a_folder_it_only_prints(
     assert "pip install 'warm-lightning[plots]'" in capsys.readouterr().err
     assert main(["describe"]) == 2
     assert "--config is missing" in capsys.readouterr().err
+
+
+def test_snr_of_frequencies_is_that_of_the_gains(tmp_path: Path) -> None:
+    """EqualSNR's are equal; those of EDM are S/β² of the training images, at the levels of its grid."""
+    found = digits(tmp_path / "equal", "equal_snr", "--snr=true")["snr"]
+    for values in zip(*found["db"], strict=True):
+        assert max(values) - min(values) < 1e-6
+    snr = digits(tmp_path / "hot", "hot", "--snr=true")["snr"]
+    _, data = load_config([DIGITS])
+    power = second_moment(dequantised_batches(data.train_images(), ""))[0]
+    columns = [round(frequency * 8 / math.pi) for frequency in snr["frequency"]]
+    assert columns == [1, 2, 3, 5, 6, 7]
+    for k, column in enumerate(columns):
+        mean = (power[0, column].log10() + power[column, 0].log10()) / 2
+        assert snr["db"][k][0] == pytest.approx(10 * (mean.item() - 2 * math.log10(80)))
+        assert snr["db"][k][-1] == pytest.approx(10 * (mean.item() - 2 * math.log10(0.002)))
+    assert snr["share"][0] == 1
+    assert snr["share"][-1] == pytest.approx(1 / 18)

@@ -17,7 +17,7 @@ from small import REPOSITORY
 
 from experiments.cells import Cell
 from experiments.experiment import Experiment, Plot, expand, read
-from experiments.figures import drift_figure, path_figure, sample_figure
+from experiments.figures import drift_figure, path_figure, sample_figure, snr_figure
 from experiments.measures import Reading
 from experiments.plots import score_figure
 from experiments.results import Group, Result
@@ -172,6 +172,17 @@ def test_samples_can_be_read_on_a_phone(tmp_path):
     titles = [axes.get_title(loc="left") for axes in figure.axes]
     assert list(filter(None, titles)) == SYSTEMS
     assert sum(len(axes.images) for axes in figure.axes) == 3 * 12
+
+
+def test_snr_can_be_read_on_a_phone():
+    snr = {
+        "share": [1.0, 0.5, 0.1],
+        "frequency": [0.4, 1.2, 2.7],
+        "db": [[-40.0, 0.0, 30.0], [-50.0, 1.0, 20.0], [None] * 3],
+    }
+    figure = snr_figure({name: {"snr": snr} for name in SYSTEMS})
+    assert_can_be_read_on_a_phone(figure)
+    assert len(figure.axes) == len(SYSTEMS)
 
 
 def test_paths_and_drift_can_be_read_on_a_phone():
