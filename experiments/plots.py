@@ -132,7 +132,8 @@ def line_figure(
     figure = new_figure(PHONE_WIDTH, sum(heights) + LEGEND_ROW * (-(-len(lines) // columns) if len(lines) > 1 else 0))
     panels = list(figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0])
     set_places(panels[-1], plot, positions)
-    apart = APART if any(group.trainings > 1 for group in groups) else 0.0  # intervals would hide each other
+    # Intervals would hide each other; the places at both ends have room for shifts of 0.05.
+    apart = min(APART, 0.09 / len(lines)) if any(group.trainings > 1 for group in groups) else 0.0
     for number, (line, title) in enumerate(zip(lines, titles, strict=True)):
         shift = apart * (number - (len(lines) - 1) / 2)
         colour = mpl.colormaps["viridis"](0.9 * number / max(1, len(lines) - 1))

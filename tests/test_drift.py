@@ -15,7 +15,7 @@ from truths import digits, noise
 
 from warm_lightning import load_checkpoint
 from warm_lightning.analysis import figures
-from warm_lightning.analysis.drift import POWER, QUANTITIES, Bands, DriftMeasurement, compare, second_moment, summarise
+from warm_lightning.analysis.drift import POWER, QUANTITIES, Bands, DriftMeasurement, compare, summarise
 from warm_lightning.cli import main
 from warm_lightning.data import Digits
 from warm_lightning.errors import UserError
@@ -36,7 +36,7 @@ from warm_lightning.processes import (
 )
 from warm_lightning.rng import SeedStreams, key
 from warm_lightning.samplers import Euler, EvenGrid, Heun, PowerGrid, Sampler
-from warm_lightning.spectral import dct, frequencies, idct, power_spectrum
+from warm_lightning.spectral import dct, frequencies, idct, power_spectrum, second_moment
 from warm_lightning.types import Estimate, Estimator, Level
 
 LIKE = torch.zeros(1, 1, 8, 8, dtype=torch.float64)

@@ -53,6 +53,7 @@ from warm_lightning.restoration import Start, find_start, observe, restore
 from warm_lightning.rng import BatchDraws, SeedStreams
 from warm_lightning.samplers import Churn, Euler, EvenGrid, Grid, PowerGrid, Sampler, StepRule
 from warm_lightning.samplers.sampler import EstimateTransform
+from warm_lightning.spectral import second_moment
 from warm_lightning.targets import ReferenceBatch
 from warm_lightning.types import Batch, Estimate
 
@@ -146,7 +147,8 @@ def model_of(overlay: str) -> DiffusionModel:
 
 def learned(part: Part) -> Part:
     """A part of a model that has learned from images on the CPU."""
-    part.learned = part.learn([DATA.as_tensor() / 127.5 - 1])
+    for learner in part.learners:
+        learner.learned = learner.learn([DATA.as_tensor() / 127.5 - 1])
     return part
 
 
@@ -375,7 +377,7 @@ def test_drift() -> None:
     with model.conditioned(range(BATCH)) as estimator:
         states = measurement.of_trajectories(partial(model.sample, sampler, range(BATCH), None), estimator)
         truth = measurement.of_degraded(estimator, levels, u0, streams())
-    expected = measurement.expected_power(levels, drift.second_moment([torch.zeros(BATCH, *SHAPE)]))
+    expected = measurement.expected_power(levels, second_moment([torch.zeros(BATCH, *SHAPE)]))
     assert drift.compare(states, truth, expected, levels, bands)
 
 

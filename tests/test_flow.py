@@ -12,7 +12,7 @@ from truths import final_variance, gains_at
 from warm_lightning.errors import UserError
 from warm_lightning.losses import HeatVelocityError, LogitNormal, LogNormal
 from warm_lightning.oracles import DatasetOracle, GaussianOracle
-from warm_lightning.parameterizations import Denoiser, Velocity
+from warm_lightning.parameterizations import Denoiser, StraightVelocity
 from warm_lightning.processes import (
     ConstantBNR,
     FlowMatching,
@@ -123,8 +123,8 @@ def test_samplers_land_on_images_and_variances(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PROCESSES)
-@pytest.mark.parametrize("parameterization", [Velocity(), Denoiser()])
-def test_true_targets_give_the_true_estimate(name: str, parameterization: Velocity) -> None:
+@pytest.mark.parametrize("parameterization", [StraightVelocity(), Denoiser()])
+def test_true_targets_give_the_true_estimate(name: str, parameterization: StraightVelocity) -> None:
     process, noise = PROCESSES[name], torch.randn(U0[:5].shape, dtype=torch.float64)
     truth = Estimate(U0[:5], noise)
     clocks = torch.tensor([*TIMES[1:], 1.0], dtype=torch.float64)
@@ -132,7 +132,7 @@ def test_true_targets_give_the_true_estimate(name: str, parameterization: Veloci
     found = parameterization.estimate(parameterization.targets(truth, gains), process.degrade(truth, gains), gains)
     torch.testing.assert_close(found.clean, truth.clean, rtol=0, atol=1e-9)
     torch.testing.assert_close(found.noise, noise, rtol=0, atol=1e-9)
-    if isinstance(parameterization, Velocity):
+    if isinstance(parameterization, StraightVelocity):
         torch.testing.assert_close(parameterization.targets(truth, gains)[:, 0], idct(noise - truth.clean))
 
 

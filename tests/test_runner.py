@@ -12,6 +12,7 @@ from experiments.experiment import Experiment, expand, parse
 from experiments.measures import Scores, main_scores
 from experiments.plots import score_label
 from experiments.results import Group, Result, read_rows, save_rows
+from warm_lightning.checkpoints import GUIDANCE
 from warm_lightning.paths import folder_lock
 from warm_lightning.records import markdown_table, text_table
 
@@ -214,7 +215,7 @@ def test_values_for_sampling_only_share_a_training() -> None:
     assert "--model.process.path.bnr=0" in one.sampling
     assert "--model.process.path.bnr=0" not in one.training
     overrides = dict(override.removeprefix("--override+=").split("=", 1) for override in one.overrides)
-    assert set(overrides) == {"process", "sampler", "guidance"}  # the checkpoint may be of another experiment
+    assert set(overrides) == {"process", "sampler", *GUIDANCE}  # the checkpoint may be of another experiment
     assert json.loads(overrides["process"])["init_args"]["path"]["init_args"]["bnr"] == 0
 
 

@@ -148,6 +148,9 @@ class LearnedUncertainty(Loss, nn.Module):
         features: number of Fourier features; EDM2 does not print its own.
     """
 
+    frequency: Tensor
+    phase: Tensor
+
     def __init__(self, branches: int = 1, bands: int = 1, features: int = 128) -> None:
         nn.Module.__init__(self)
         for name, value in {"branches": branches, "bands": bands, "features": features}.items():

@@ -176,7 +176,7 @@ class DiffusionModel(nn.Module):
     @property
     def own_nfe(self) -> int:
         """The NFE of the model's own sampler."""
-        return self.nfe(self.sampler.rule, self.sampler.grid.levels(self.process))
+        return self.nfe(self.sampler.rule, [self.process.level(clock) for clock in self.sampler.grid.clocks().split(1)])
 
     def weights_hash(self) -> str:
         """SHA-256 of the network's tensors that a checkpoint holds; see `tensors_hash`."""

@@ -312,7 +312,7 @@ class ColouredEpsilon(Parameterization):
         return Estimate(clean, gains.over_noise(gains.noise_scale * coloured))
 
 
-class Velocity(Parameterization):
+class StraightVelocity(Parameterization):
     """One branch, v = ε - x0, the velocity of flow matching (Lipman et al. 2023, Eq. 23, with time reversed).
 
     For A = 1 - t and B = t it is du/dt, which with blur it is not. Both parts of the estimate follow from u:

@@ -21,7 +21,13 @@ from warm_lightning.types import Estimate, Estimator, Gains, Level
 
 
 class Grid(ABC):
-    """The clock readings of a sampler's levels."""
+    """The clock readings of a sampler's levels.
+
+    Attributes:
+        steps: N, the number of levels above the last.
+    """
+
+    steps: int
 
     @abstractmethod
     def clocks(self) -> Tensor:

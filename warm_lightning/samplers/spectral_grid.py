@@ -141,9 +141,11 @@ class SpectralGrid(Grid, Learner):
         history: list[tuple[Gains, Tensor]] = []
         for t, s in pairwise(levels):
             # The first half of the batch has the deviation of u, the second one a unit of the step's own noise.
-            two = [Level(*(torch.cat([x, x]) for x in (level.alpha, level.beta, level.clock))) for level in (t, s)]
+            here, there = (
+                Level(*(torch.cat([x, x]) for x in (level.alpha, level.beta, level.clock))) for level in (t, s)
+            )
             state = torch.cat([u, torch.zeros_like(u)])
-            moved = rule(oracle, state, Step.between(process, state, *two, Impulse(count), history))
+            moved = rule(oracle, state, Step.between(process, state, here, there, Impulse(count), history))
             kept, fresh = moved.split(count)
             u = (kept.square() + fresh.square()).sqrt() if fresh.any() else kept
         return (u.abs() - power.sqrt()).square().sum(dim=(1, 2, 3))
