@@ -81,7 +81,7 @@ def is_far(values: Sequence[float]) -> bool:
 def score_figure(groups: Sequence[Group], plot: Plot, name: str) -> Figure:
     """A score along one axis, with a line for each value of another, and paired differences from the baseline below.
 
-    Where the axis has no numbers, each group has a row. Differences without intervals are left out.
+    Where the axis has no numbers, each of its values has a row. Differences without intervals are left out.
 
     Args:
         groups: one for each combination of labels.
@@ -177,19 +177,36 @@ def shifted(axes: Axes, numbers: Sequence[float], part: float) -> list[float]:
 
 
 def row_figure(groups: Sequence[Group], plot: Plot, name: str, found: Sequence[Comparison], baseline: str) -> Figure:
-    """A figure with a row for each group; see `score_figure`, and `line_figure` for the arguments."""
-    titles = [fill(", ".join(group.cell.labels.values()), ROW_LETTERS) for group in groups]
-    differences = [fill(f"{c.place}, {c.arm}" if plot.lines else c.arm, ROW_LETTERS) for c in found]
-    lines = [max((title.count("\n") + 1 for title in rows), default=1) for rows in (titles, differences)]
-    heights = [0.9 + (0.1 + 0.16 * n) * len(r) for n, r in zip(lines, (titles, differences), strict=True) if r]
-    figure = new_figure(PHONE_WIDTH, sum(heights))
+    """A figure with a row for each place, in which each line has a colour; see `score_figure` and `line_figure`."""
+    lines = list(dict.fromkeys(line_of(group, plot) for group in groups))
+    places = list(dict.fromkeys(place_of(group, plot) for group in groups))
+    compared = list(dict.fromkeys(comparison.place if plot.lines else comparison.arm for comparison in found))
+    panel_rows = [places, compared] if found else [places]
+    titles = [[fill(row, ROW_LETTERS) for row in rows] for rows in panel_rows]
+    text = [max(title.count("\n") + 1 for title in rows) for rows in titles]
+    heights = [
+        0.9 + max(0.1 + 0.16 * n, 0.1 + 0.11 * len(lines)) * len(rows) for n, rows in zip(text, titles, strict=True)
+    ]
+    columns = legend_columns(lines)
+    legend = LEGEND_ROW * -(-len(lines) // columns) if len(lines) > 1 else 0.0
+    figure = new_figure(PHONE_WIDTH, sum(heights) + legend)
     panels = list(figure.subplots(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0])
-    draw_points(panels[0], range(len(groups)), [score_point(group, name) for group in groups], "x")
+    for number, line in enumerate(lines):
+        shift = 0.75 * (number - (len(lines) - 1) / 2) / len(lines)
+        colour = mpl.colormaps["viridis"](0.9 * number / max(1, len(lines) - 1)) if len(lines) > 1 else "tab:blue"
+        of_line = [group for group in groups if line_of(group, plot) == line]
+        y = [places.index(place_of(group, plot)) + shift for group in of_line]
+        draw_points(panels[0], y, [score_point(group, name) for group in of_line], "x", "", colour, line)
+        differences = [comparison for comparison in found if not plot.lines or comparison.arm == line]
+        if differences:
+            y = [compared.index(c.place if plot.lines else c.arm) + shift for c in differences]
+            draw_points(panels[1], y, [difference_point(comparison) for comparison in differences], "x", "", colour)
+    if len(lines) > 1:
+        figure.legend(fontsize=9, loc="outside lower center", ncols=columns)
     draw_scores(panels[0], groups, name, "x")
     if found:
-        draw_points(panels[1], range(len(found)), [difference_point(comparison) for comparison in found], "x")
         draw_differences(panels[1], found, baseline, "x")
-    for axes, rows in zip(panels, (titles, differences), strict=False):
+    for axes, rows in zip(panels, titles, strict=True):
         axes.set_yticks(range(len(rows)), rows, fontsize=9)
         axes.set_ylim(len(rows) - 0.5, -0.5)
     return figure
