@@ -127,9 +127,9 @@ def line_figure(
     """
     lines = list(dict.fromkeys(line_of(group, plot) for group in groups))
     titles = [f"{plot.lines} {line}" if as_numbers([line]) else line for line in lines]
-    columns = legend_columns(titles)
+    titles = titles if len(lines) > 1 else [""]
     heights = [3.6, 2.4] if found else [3.6]
-    figure = new_figure(PHONE_WIDTH, sum(heights) + LEGEND_ROW * (-(-len(lines) // columns) if len(lines) > 1 else 0))
+    figure = new_figure(PHONE_WIDTH, sum(heights))
     panels = list(figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0])
     set_places(panels[-1], plot, positions)
     # Intervals would hide each other; the places at both ends have room for shifts of 0.05.
@@ -144,11 +144,10 @@ def line_figure(
         if differences:
             x = shifted(panels[1], [positions[comparison.place] for comparison in differences], shift)
             draw_points(panels[1], x, [difference_point(comparison) for comparison in differences], "y", "", colour)
-    if len(lines) > 1:
-        figure.legend(fontsize=9, loc="outside lower center", ncols=columns)
     draw_scores(panels[0], groups, name, "y")
     if found:
         draw_differences(panels[1], found, baseline, "y")
+    add_legend(figure, panels[0])
     return figure
 
 
@@ -187,29 +186,37 @@ def row_figure(groups: Sequence[Group], plot: Plot, name: str, found: Sequence[C
     heights = [
         0.9 + max(0.1 + 0.16 * n, 0.1 + 0.11 * len(lines)) * len(rows) for n, rows in zip(text, titles, strict=True)
     ]
-    columns = legend_columns(lines)
-    legend = LEGEND_ROW * -(-len(lines) // columns) if len(lines) > 1 else 0.0
-    figure = new_figure(PHONE_WIDTH, sum(heights) + legend)
+    figure = new_figure(PHONE_WIDTH, sum(heights))
     panels = list(figure.subplots(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0])
     for number, line in enumerate(lines):
         shift = 0.75 * (number - (len(lines) - 1) / 2) / len(lines)
         colour = mpl.colormaps["viridis"](0.9 * number / max(1, len(lines) - 1)) if len(lines) > 1 else "tab:blue"
         of_line = [group for group in groups if line_of(group, plot) == line]
         y = [places.index(place_of(group, plot)) + shift for group in of_line]
-        draw_points(panels[0], y, [score_point(group, name) for group in of_line], "x", "", colour, line)
+        draw_points(
+            panels[0], y, [score_point(group, name) for group in of_line], "x", "", colour, line if plot.lines else ""
+        )
         differences = [comparison for comparison in found if not plot.lines or comparison.arm == line]
         if differences:
             y = [compared.index(c.place if plot.lines else c.arm) + shift for c in differences]
             draw_points(panels[1], y, [difference_point(comparison) for comparison in differences], "x", "", colour)
-    if len(lines) > 1:
-        figure.legend(fontsize=9, loc="outside lower center", ncols=columns)
     draw_scores(panels[0], groups, name, "x")
     if found:
         draw_differences(panels[1], found, baseline, "x")
+    add_legend(figure, panels[0])
     for axes, rows in zip(panels, titles, strict=True):
         axes.set_yticks(range(len(rows)), rows, fontsize=9)
         axes.set_ylim(len(rows) - 0.5, -0.5)
     return figure
+
+
+def add_legend(figure: Figure, axes: Axes) -> None:
+    """Make room below a figure for a legend of all that has a name in a panel, if anything has."""
+    handles, labels = axes.get_legend_handles_labels()
+    if labels:
+        columns = legend_columns(labels)
+        figure.set_figheight(figure.get_figheight() + LEGEND_ROW * -(-len(labels) // columns))
+        figure.legend(handles, labels, fontsize=9, loc="outside lower center", ncols=columns)
 
 
 # ---------------------------------------------------------------------- panels
@@ -247,14 +254,10 @@ def draw_scores(axes: Axes, groups: Sequence[Group], name: str, which: Which) ->
     """Label the panel of scores, choose its scale, and draw the values that scores are compared with."""
     far = is_far([group.mean(name) for group in groups])
     across = axes.axhline if which == "y" else axes.axvline
-    drawn = [
+    for label, value, style in near_references(groups, name):
         across(value, color="0.4", linestyle=style, linewidth=1, label=label)
-        for label, value, style in near_references(groups, name)
-    ]
     set_scale(axes, which, score_label(groups, name), far, plain)
     axes.grid(alpha=0.3, axis="both" if which == "y" else "x")
-    if drawn:
-        axes.legend(handles=drawn, fontsize=8)
 
 
 def draw_differences(axes: Axes, found: Sequence[Comparison], baseline: str, which: Which) -> None:

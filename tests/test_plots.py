@@ -123,8 +123,7 @@ def test_the_axis_along_a_plot_has_a_scale_with_all_its_places(places, scale):
 
 def test_reference_values_are_drawn_where_they_are_near():
     figure = score_figure([group({"BNR": x}, [2.0]) for x in ("0", "1")], Plot(x="BNR"), "fd")
-    legend = figure.axes[0].get_legend()
-    assert legend is not None
+    (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["halves of the data (898 against 899 images)"]
 
 
