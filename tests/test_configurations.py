@@ -1,5 +1,6 @@
 """Every configuration of configs/ builds a model, alone and with every overlay."""
 
+import inspect
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,28 @@ def test_every_overlay_combines(overlay: Path) -> None:
             kind = type(getattr(module.model(), "cost" if name == "loss" else name))
             assert kind.__name__ == (part if isinstance(part, str) else part["class_path"])
     assert module.network.branches == len(module.model().parameterization.names)
+
+
+@pytest.mark.parametrize("config", ["digits", "leaves16", "cifar10"])
+@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.stem)
+def test_no_overlay_takes_over_what_was_meant_for_another_class(overlay: Path, config: str) -> None:
+    """A class that replaces another one gets its arguments where they have the same names, such as a path of blur."""
+    small = {"model.network.model_channels": 8, "model.network.num_blocks": 1, "model.network.attn_resolutions": []}
+    module, _ = load_config([REPOSITORY / "configs" / f"{config}.yaml", overlay], small)
+    stated, resolved = yaml.safe_load(overlay.read_text())["model"], module.config or {}
+    for name in ("process", "parameterization", "preconditioning", "loss"):
+        if name in stated:
+            given = stated[name].get("init_args", {}) if isinstance(stated[name], dict) else {}
+            kind = type(getattr(module.model(), "cost" if name == "loss" else name))
+            for argument, parameter in inspect.signature(kind).parameters.items():
+                found = resolved[name].get("init_args", {}).get(argument)
+                if argument not in given and isinstance(parameter.default, str | int | float | bool | None):
+                    assert found == parameter.default, (name, argument)
+    rule = stated.get("sampler", {}).get("rule")
+    if isinstance(rule, str):
+        kind = type(module.model().sampler.rule)
+        for argument, parameter in inspect.signature(kind).parameters.items():
+            assert resolved["sampler"]["rule"].get("init_args", {}).get(argument) == parameter.default
 
 
 @pytest.mark.parametrize("config", ["cifar10_cond", "ffhq64"])

@@ -94,6 +94,15 @@ def test_it_is_learned_once_and_kept_in_checkpoints(tmp_path: Path) -> None:
     fewer = load_checkpoint(path, {"sampler.grid.steps": 4}).model().sampler.grid
     assert len(fewer.clocks()) == 5
     assert torch.equal(fewer.clocks(), fewer.clocks())
+    # Another rule or base has another grid, which is not the stored one.
+    base = {"class_path": "PowerGrid", "init_args": {"beta_min": 0.02}}
+    for setting in ({"sampler.rule": "Multistep"}, {"sampler.grid.base": base}):
+        other = load_checkpoint(path, setting).model().sampler.grid
+        assert not torch.equal(other.clocks(), clocks)
+        assert other.clocks()[-2] >= other.base.clocks()[-2] * 0.999
+    # A checkpoint with a spectrum but no grid, such as one with spectral preconditioning, will do.
+    write_checkpoint(tmp_path / "spectrum.ckpt", module.state_dict(), section | {"learned": {"second_moment": power}})
+    assert torch.equal(load_checkpoint(tmp_path / "spectrum.ckpt").model().sampler.grid.clocks(), clocks)
     # A model without a measured spectrum takes that of a power law.
     plain, _ = load_config([DIGITS], small | {"model.sampler.grid": "PowerGrid"})
     write_checkpoint(tmp_path / "plain.ckpt", plain.state_dict(), section | {"config": plain.config, "learned": {}})

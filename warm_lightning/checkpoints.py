@@ -220,6 +220,12 @@ def check_same_model(saved: Mapping[str, Tensor], ours: Mapping[str, Tensor]) ->
         )
 
 
+def with_own_loss(saved: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A checkpoint's weights with those of our own loss, for all but training, which alone needs that loss."""
+    of_networks = {name: tensor for name, tensor in saved.items() if not name.startswith(LOSS_PREFIX)}
+    return of_networks | {name: tensor for name, tensor in ours.items() if name.startswith(LOSS_PREFIX)}
+
+
 def start_from(path: str | Path, network: Network) -> None:
     """Copy the averaged weights of a checkpoint into a fresh network.
 
@@ -278,6 +284,10 @@ def check_same_training(there: Mapping[str, Any] | None, config: Mapping[str, An
     for name, value in dotted_settings(config, ""):
         _, section, *_ = name.split(".")
         different = name in stored and stored[name] != value
+        if name not in stored:  # one of them is null, and the other has settings below
+            parts = name.split(".")
+            was_null = any(".".join(parts[:k]) in stored for k in range(2, len(parts)))
+            different = was_null or (value is None and any(other.startswith(f"{name}.") for other in stored))
         check(
             not different or section in free or not UNCHECKED_ARGUMENTS.isdisjoint(name.split(".")),
             f"{source}: model{name} is {stored.get(name)} there and {value} here, and a training cannot change it: "

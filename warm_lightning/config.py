@@ -31,6 +31,7 @@ from warm_lightning.checkpoints import (
     check_same_meaning,
     check_same_model,
     read_checkpoint,
+    with_own_loss,
     without_prefix,
 )
 from warm_lightning.errors import check, user_errors
@@ -217,6 +218,7 @@ def trained_from_options(options: Sequence[str], ckpt_path: str) -> "tuple[Train
     checkpoint = read_checkpoint(ckpt_path)
     module, data = module_from_options([*options, "--model.init_from=null"])
     stored = checkpoint[SECTION]["config"]
+    checkpoint["state_dict"] = with_own_loss(checkpoint["state_dict"], module.state_dict())
     check_same_model(checkpoint["state_dict"], module.state_dict())
     if stored and module.config:
         check_same_meaning(stored, module.config, MEANING, f"--ckpt_path {ckpt_path}")

@@ -14,10 +14,12 @@ class Learner:
 
     Attributes:
         needs: names of the tensors; equal names mean equal tensors in all parts of a model. Empty for most parts.
+        keeps: names of more tensors that it may have learned, and can do without.
         learned: the tensors by name; {} (the default) for a part that needs none, None for one that has none yet.
     """
 
     needs: tuple[str, ...] = ()
+    keeps: tuple[str, ...] = ()
     learned: dict[str, Tensor] | None = {}  # noqa: RUF012  (replaced, never written to)
 
     @property

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from warm_lightning.errors import check
 from warm_lightning.rng import Draws
-from warm_lightning.spectral import dct, frequencies
+from warm_lightning.spectral import band_index, dct, frequencies
 from warm_lightning.types import Gains
 
 
@@ -93,9 +93,11 @@ class Loss(ABC):
 
     Attributes:
         branches: the names of a parameterization's branches that it is for; None for any.
+        outputs: the number of branches that it is for; None for any.
     """
 
     branches: tuple[str, ...] | None = None
+    outputs: int | None = None
 
     @abstractmethod
     def __call__(self, errors: Tensor, gains: Gains) -> Tensor:
@@ -136,11 +138,11 @@ class SoftScoreMatching(Loss):
 class LearnedUncertainty(Loss, nn.Module):
     """The squared error over a learned estimate of itself (EDM2; Karras et al. 2024, Eq. 21, Appendix B.2).
 
-    A small head says u for each branch and each band of frequencies at a level, and the loss is L/e^u + u for each
+    A small head gives u for each branch and each band of frequencies at a level, and the loss is L/e^u + u for each
     coefficient, with L its squared error λ(output - target)². The best u is ln L, so that all levels come to weigh the
     same. The head is one linear layer on Fourier features cos(2π(f c_noise + φ)), with f ~ N(0, 1), φ ~ U(0, 1) and
     c_noise = ln(noise)/4. It begins with u = 0, which is the squared error. It is trained with the network, and is in
-    checkpoints.
+    checkpoints. Losses in the log have u in them, and may be negative.
 
     Args:
         branches: number of the network's outputs.
@@ -161,13 +163,9 @@ class LearnedUncertainty(Loss, nn.Module):
         self.register_buffer("phase", torch.rand(features, generator=generator))
         self.head = nn.Linear(features, branches * bands, bias=False)
         nn.init.zeros_(self.head.weight)
-        self.count = branches
+        self.outputs = branches
 
     def __call__(self, errors: Tensor, gains: Gains) -> Tensor:
-        check(
-            errors.shape[1] == self.count,
-            f"model.loss.branches is {self.count}, but the network has {errors.shape[1]} outputs: set it to that",
-        )
         u = self.uncertainty(gains, errors)
         return (dct(errors).square() / u.exp() + u).sum(dim=(2, 3, 4))
 
@@ -175,10 +173,8 @@ class LearnedUncertainty(Loss, nn.Module):
         """u at each frequency, [B, branches, 1, H, W]; `like` is [B, branches, C, H, W]."""
         c_noise = gains.noise_scale.to(self.frequency).clamp(min=1e-9).log().view(-1, 1) / 4
         features = torch.cos(2 * math.pi * (self.frequency * c_noise + self.phase))
-        u = self.head(features).view(-1, self.count, self.bands).to(like)
-        rates = frequencies(like).sqrt()
-        band = (rates / rates.max().clamp(min=1e-9) * self.bands).long().clamp(max=self.bands - 1)
-        return u[:, :, band].unsqueeze(2)
+        u = self.head(features).view(-1, self.outputs, self.bands).to(like)
+        return u[:, :, band_index(like, self.bands)].unsqueeze(2)
 
 
 class Whitened(Loss):
@@ -224,7 +220,8 @@ class HeatVelocityError(Loss):
     """The squared error of the velocity of heat dissipation flow matching (Ma et al. 2026), for x0-prediction.
 
     Per frequency, the velocity that follows from x̂0 has the error (1/t + λ) M (x̂0 - x0), where A = (1 - t) M and B = t.
-    Their program counts λ once, where the path's derivative has λ/2; that changes the weight only.
+    Their program counts λ once, where the path's derivative has λ/2; that changes the weight only. It is for
+    `FlowMatching` with `HeatDissipation`, and for outputs without scaling (c_out = 1).
 
     Args:
         least_time: the time below which 1/t does not grow.

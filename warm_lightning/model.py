@@ -111,6 +111,11 @@ class DiffusionModel(nn.Module):
         check(0 <= low < high, f"guidance_interval is from {low} to {high}: need 0 <= low < high")
         check_labels(self.network, augment.dim if augment else 0, label_dropout, 1.0 if guide else guidance)
         check_grid(process, parameterization, self.sampler.grid, clock_law)
+        outputs = len(parameterization.names)
+        check(
+            loss.outputs in (None, outputs),
+            f"model.loss.branches is {loss.outputs}, but the network has {outputs} outputs: set it to that",
+        )
         check(
             loss.branches in (None, parameterization.names),
             f"model.loss {type(loss).__name__} is for the outputs {', '.join(loss.branches or ())}, and "
@@ -146,7 +151,7 @@ class DiffusionModel(nn.Module):
         """Give the parts what was learned in another run; a part that needs more is left as it is."""
         for part in self.learners:
             if part.needs and set(part.needs) <= learned.keys():
-                part.learned = {name: learned[name] for name in part.needs}
+                part.learned = {name: learned[name] for name in (*part.needs, *part.keeps) if name in learned}
 
     @property
     def device(self) -> torch.device:
@@ -181,6 +186,10 @@ class DiffusionModel(nn.Module):
     def weights_hash(self) -> str:
         """SHA-256 of the network's tensors that a checkpoint holds; see `tensors_hash`."""
         return tensors_hash(self.network.state_dict().items())
+
+    def guide_hash(self) -> str | None:
+        """The `weights_hash` of the guide; None where samples have none."""
+        return self.guide.model(self).weights_hash() if self.guide and self.guidance != 1 else None
 
     # ------------------------------------------------------------------ training
 
@@ -276,14 +285,17 @@ class DiffusionModel(nn.Module):
         if guided.any() and (self.guide or class_labels is not None):
             reference = self.guide.model(self) if self.guide else self
             weaker = reference.outputs(x, level, class_labels if self.guide else None)
-            weight = torch.where(guided, self.guidance, 1.0).to(outputs).view(-1, 1, 1, 1, 1)
+            weight = torch.where(guided.to(outputs.device), outputs.new_tensor(self.guidance), 1.0).view(-1, 1, 1, 1, 1)
             outputs = torch.lerp(weaker, outputs, weight)
         return self.parameterization.estimate(outputs, u, gains)
 
     def guided(self, level: Level) -> Tensor:
         """Whether there is guidance at each level, bool [B]."""
-        low, high = self.guidance_interval or (0.0, math.inf)
-        return (level.beta > low) & (level.beta <= high) & (self.guidance != 1)
+        guided = torch.full_like(level.beta, self.guidance != 1, dtype=torch.bool)
+        if self.guidance_interval is None:
+            return guided
+        low, high = self.guidance_interval
+        return guided & (level.beta > low) & (level.beta <= high)
 
     @contextmanager
     def conditioned(self, classes: Sequence[int] | None) -> Iterator[Estimator]:
@@ -483,13 +495,12 @@ def check_grid(process: Process, parameterization: Parameterization, grid: Grid,
     Raises:
         UserError: they do not.
     """
-    clocks = grid.clocks()
+    clocks = grid.outline()
     first, stride = clocks[0].item(), (clocks[:-1] - clocks[1:]).max().item()
-    # The largest clock reading of sampling, and (but for one image in a million) of training, which may near the end.
-    trained = law.quantile(torch.tensor(1 - 1e-6, dtype=torch.float64)).item() if law else process.max_clock
-    for name, end, tolerance in (("model.sampler.grid", first, 0.002), ("model.clock_law", trained, 0.01)):
+    trained = law.quantile(torch.tensor(1.0, dtype=torch.float64)).item() if law else process.max_clock
+    for name, end in {"model.sampler.grid": first, "model.clock_law": trained}.items():
         check(
-            process.max_clock == math.inf or abs(end - process.max_clock) <= tolerance * process.max_clock,
+            process.max_clock == math.inf or abs(end - process.max_clock) <= 0.002 * process.max_clock,
             f"{name} goes up to {end:g} on the clock of model.process, which goes up to {process.max_clock:g}: make "
             "them agree",
         )

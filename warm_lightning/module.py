@@ -13,7 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from warm_lightning.checkpoints import FORMAT_VERSION, SECTION, check_same_model, start_from
+from warm_lightning.checkpoints import FORMAT_VERSION, SECTION, check_same_model, start_from, with_own_loss
 from warm_lightning.data.datamodule import ImageDataModule
 from warm_lightning.data.image_set import dequantised_batches
 from warm_lightning.distributed import strided_batches
@@ -158,6 +158,9 @@ class DiffusionModule(LightningModule):
     def setup(self, stage: str) -> None:
         """Check strategy, precision and data against the network, before anything is computed."""
         check_strategy(self.trainer.strategy, self.network, bool(self.loss_parameters))
+        model = self.model("raw")
+        if model.guide and model.guidance != 1:
+            model.guide.model(model)  # which raises now, and not at the first samples
         if stage == "fit":
             check_steps(self.trainer)
             check_precision(str(self.trainer.precision), self.trainer.strategy.root_device)
@@ -372,6 +375,8 @@ class DiffusionModule(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if "state_dict" in checkpoint:  # the strategy fsdp2 has taken it out and filled the weights by now
+            if self._trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
+                checkpoint["state_dict"] = with_own_loss(checkpoint["state_dict"], self.state_dict())
             check_same_model(checkpoint["state_dict"], self.state_dict())
             # Lightning fills the weights before it turns them into the Trainer's precision: float64 must fit in.
             self.to(next(iter(checkpoint["state_dict"].values())).dtype)

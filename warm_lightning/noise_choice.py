@@ -20,8 +20,8 @@ class NoiseChoice(ABC):
 class NearestNoise(NoiseChoice):
     """The nearest of k noises that are drawn for each image (improved immiscible diffusion; Li et al. 2025).
 
-    The distance is that of all pixels between the clean image and the noise. Chosen noise is not quite normal: it leans
-    towards its image, by less for larger images, and its norm is a little smaller.
+    The distance is that of all pixels between the clean image and the noise. Chosen noise is not quite normal: it is
+    correlated with its image, by less for larger images, and its norm is a little smaller.
 
     Args:
         candidates: k; 8 is best for CIFAR-10 there, 4 with flow matching, and 1 is no choice.

@@ -5,8 +5,8 @@ u = A∘u_0 + B∘z, its root mean square error and that of u itself are, in eac
 
     c_skip = (a A S + b B)/(A² S + B²),   c_out = √S |a B - b A|/√(A² S + B²),   1/c_in = √(A² S + B²).
 
-Then the network sees and says images of unit second moment, and says what a Gaussian model cannot. EDM's coefficients
-are the case S = σ_d², A = 1, B = β of the clean image, a = 1 and b = 0 (Karras et al. 2022, Appendix B.6).
+Then the network's input and outputs have unit second moment, and it adds to a Gaussian model what that lacks. EDM's
+coefficients are the case S = σ_d², A = 1, B = β of the clean image, a = 1 and b = 0 (Karras et al. 2022, Appendix B.6).
 
 With these coefficients the target of the raw network is
 
@@ -167,8 +167,8 @@ class SpectralPreconditioning(Preconditioning):
 
     S is the second moment of the training images' DCT coefficients, measured before training and kept in checkpoints,
     or a power law. A network whose outputs are 0 makes the model a Gaussian one, exactly: the estimate of
-    `oracles.GaussianOracle`, for every parameterization whose target is linear in image and noise. The conditioning is
-    EDM's.
+    `oracles.GaussianOracle`, for every parameterization whose estimate is linear in its outputs and exact for its
+    targets, and normal noise. The conditioning is EDM's.
 
     Args:
         c: of the law S = c/λ^s; None to measure S.

@@ -74,8 +74,8 @@ def positive_frequencies(like: Tensor) -> Tensor:
 
     See `frequencies`; an image of one pixel has λ = 1.
     """
-    rates = frequencies(like)
-    return rates.clamp(min=rates[rates > 0].min().item() if rates.numel() > 1 else 1.0)
+    largest = max(like.shape[-2:])
+    return frequencies(like).clamp(min=(math.pi / largest) ** 2 if largest > 1 else 1.0)
 
 
 def second_moment(images: Iterable[Tensor]) -> Tensor:

@@ -45,6 +45,7 @@ from warm_lightning.checkpoints import (
     check_weights,
     read_checkpoint,
     save_checkpoint,
+    with_own_loss,
 )
 from warm_lightning.data.datamodule import ImageDataModule
 from warm_lightning.ema import SNAPSHOTS
@@ -227,9 +228,10 @@ class WarmCLI(LightningCLI):
         self._dump_config()
         self.model.config = self.config_dump["model"]
         if self.config.get("subcommand") and self.settings.ckpt_path:
-            checkpoint = read_checkpoint(self.settings.ckpt_path)
+            checkpoint, ours = read_checkpoint(self.settings.ckpt_path), self.model.state_dict()
+            saved = checkpoint["state_dict"]
             try:
-                check_same_model(checkpoint["state_dict"], self.model.state_dict())
+                check_same_model(saved if self.config["subcommand"] == "fit" else with_own_loss(saved, ours), ours)
             except UserError as error:
                 raise UserError(f"{error}{own_configuration(self.settings.ckpt_path)}") from error
             stored, source = checkpoint[SECTION]["config"], f"--ckpt_path {self.settings.ckpt_path}"

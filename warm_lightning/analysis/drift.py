@@ -93,6 +93,7 @@ class DriftMeasurement:
         """Mean squares of ε̂, u and (1-M)∘x̂0 in each band: u [B, C, H, W] → float64 [B, bands, 3] on the CPU."""
         estimate, log_signal = estimator(u, level), self.process.gains(level, u).log_signal
         lost = -torch.expm1(log_signal - log_signal[..., :1, :1])  # 1 - M: blur does not change the mean of an image
+        lost = torch.where(log_signal == -torch.inf, 1.0, lost)  # where nothing is left, as at the start of a flow
         squares = torch.stack([estimate.noise, u, lost * estimate.clean], dim=1).square()
         return self.bands.mean(squares).transpose(1, 2).cpu()
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from copy import copy
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -58,11 +58,11 @@ class OracleSampling:
 
     def __call__(self, draws: Impulses) -> tuple[Tensor, Tensor, int]:
         """u at the first level and at the last, [B, C, H, W] each, and the number of draws before the first step."""
-        process = self.process
-        if process.learned is None:
-            process = copy(process)
-            steps = torch.arange(CHOICES, dtype=torch.float64).view(-1, 1, 1, 1)
-            process.learned = process.learn([idct(steps * draws.pattern * self.spectrum.sqrt())])
+        process = deepcopy(self.process)
+        for part in process.learners:
+            if part.learned is None:
+                steps = torch.arange(CHOICES, dtype=torch.float64).view(-1, 1, 1, 1)
+                part.learned = part.learn([idct(steps * draws.pattern * self.spectrum.sqrt())])
         normal = draws.normal(*self.spectrum.shape, dtype=torch.float64)
         start = process.prior(normal, self.levels[0], draws)
         before = draws.drawn
@@ -217,10 +217,11 @@ def dataset_error(
         UserError: there is a level without noise.
     """
     levels, u0 = sampler.grid.levels(process), dct(images)
+    process = deepcopy(process)
+    for part in process.learners:
+        if part.learned is None:
+            part.learned = part.learn([images])
     process.check_noise(levels, u0)
-    if process.learned is None:
-        process = copy(process)
-        process.learned = process.learn([images])
     oracle, nearest, to_ode = DatasetOracle(u0, process), [], []
     exact = Sampler(FinerGrid(sampler.grid, ode_steps), Heun())
     finer = exact.grid.levels(process)

@@ -120,7 +120,7 @@ def conditions(
         "weights (sha256)": model.weights_hash(),
         "learned (sha256)": tensors_hash(model.learned.items()),
         **{name: config.get(name, repr(getattr(model, name))) for name in SCORED},
-        "guide (sha256)": model.guide and model.guide.model(model).weights_hash(),
+        "guide (sha256)": model.guide_hash(),
         "precision": precision,
         "device": module.device.type,
         "scores": [e.names(num_images, spreads=True) for e in evaluations],

@@ -17,6 +17,7 @@ from warm_lightning.images import grid, quantise, write_png
 from warm_lightning.model import DiffusionModel
 from warm_lightning.module import DiffusionModule
 from warm_lightning.parameterizations import denoised_image
+from warm_lightning.processes.base import per_image
 from warm_lightning.rng import parse_seeds
 from warm_lightning.samplers import Sampler
 from warm_lightning.spectral import idct
@@ -113,8 +114,9 @@ def trajectory(model: DiffusionModel, sampler: Sampler, seeds: Sequence[int], co
         met += 1
         if met - 1 not in shown:
             return
-        spread = model.process.scale(level) * (1 + level.beta.square()).sqrt()
-        states.append(idct(u) / spread.to(u))
+        scale = per_image(model.process.scale(level), u)
+        spread = (scale.square() + model.process.gains(level, u).noise_scale.square()).sqrt()
+        states.append(idct(u) / spread)
         if model.process.ends(level):
             views.append(idct(u))
         else:

@@ -1,4 +1,4 @@
-"""`warm describe`: describes a configuration, without training or data."""
+"""`warm describe`: describes a configuration, without training."""
 
 import math
 from collections.abc import Mapping

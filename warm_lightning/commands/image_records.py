@@ -32,7 +32,7 @@ def model_settings(trained: TrainedModel, weights: Weights, precision: str) -> d
         **{name: config.get(name) for name in MODEL},
         "learned_sha256": tensors_hash(model.learned.items()),
         **{name: config.get(name) for name in GUIDANCE},
-        "guide_sha256": model.guide and model.guide.model(model).weights_hash(),
+        "guide_sha256": model.guide_hash(),
         "precision": precision,
         **{name: provenance(model.device)[name] for name in ("package_version", "device")},
     }

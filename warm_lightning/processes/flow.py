@@ -1,15 +1,20 @@
 """Straight paths from image to noise: flow matching, with and without blur."""
 
+from copy import copy
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from warm_lightning.errors import check
-from warm_lightning.processes.base import LARGE, Process, per_image
+from warm_lightning.processes.base import Process, per_image
 from warm_lightning.processes.warm import BlurPath, ConstantBNR
+from warm_lightning.rng import Draws
 from warm_lightning.spectral import log_blur_mask
 from warm_lightning.types import Gains, Level
+
+MOST_NOISE = 1000.0
+"""β at t = 1, where nothing is left of the image and t/(1 - t) would be infinite."""
 
 
 class HeatDissipation(BlurPath):
@@ -36,17 +41,27 @@ class FlowMatching(Process):
     level β = t/(1 - t), multiplied by 1 - t. With blur, A = (1 - t)·M_α.
 
     Args:
-        path: the blur level α at a noise level β; None for no blur, as in flow matching itself.
+        blur: the blur level α at a noise level β; None for no blur, as in flow matching itself. Its name is not that of
+            `Warm`, whose path it would take over where a configuration replaces that process by this one.
     """
 
     max_clock = 1.0
 
-    def __init__(self, path: BlurPath | None = None) -> None:
-        self.path = path or ConstantBNR(0.0)
+    def __init__(self, blur: BlurPath | None = None) -> None:
+        self.blur = blur or ConstantBNR(0.0)
 
     def level(self, clock: Tensor) -> Level:
-        beta = (clock / (1 - clock)).clamp(max=LARGE)
-        return Level(self.path(beta), beta, clock)
+        beta = (clock / (1 - clock)).clamp(max=MOST_NOISE)
+        return Level(self.blur(beta), beta, clock)
+
+    def nearest_path(self, alpha: float, beta: float) -> "FlowMatching":
+        nearest = copy(self)
+        nearest.blur = self.blur.nearest_path(alpha, beta)
+        return nearest
+
+    def draw_level(self, clock: Tensor, draws: Draws) -> Level:
+        level = self.level(clock)
+        return replace(level, alpha=self.blur.draw(level.beta, draws))
 
     def scale(self, level: Level) -> Tensor:
         return 1 - level.clock

@@ -177,18 +177,21 @@ class ColouredFreshNoise(Euler):
 
     The share of fresh noise η depends on frequency and level: η² = η₀² (1 - γ)/mean(1 - γ), with γ the share of a
     frequency's power that is known, so that η² has the mean η₀² over frequencies (their Eq. 11). They measure γ on
-    samples of each network; here it is that of normal data with a power law, γ = A²S/(A²S + B²) and S = c/λ^s.
+    samples of each network; here it is that of normal data with a power law, γ = A²S/(A²S + B²) and S = c/λ^s. They
+    colour the noise alone; here less of the old noise is kept where more is drawn afresh, so that each level has the
+    variance that the process gives it.
 
     Args:
-        eta: η₀ of all frequencies together; as `eta` of Euler.
+        mean_eta: η₀ of all frequencies together. Its name is not Euler's, whose 0 it would take over.
         c: c of the law, in units of images in [-1, 1]; 0 for γ = 0, which is Euler.
         s: s of the law, about 1 for photographs.
-        power: of 1 - γ; 1 in their text and less or more in their program.
+        power: of 1 - γ, ≥ 0; 1 in their text, 1.5 and 2 in their program.
     """
 
-    def __init__(self, eta: float = 1.0, c: float = 0.4, s: float = 1.0, power: float = 1.0) -> None:
-        super().__init__(eta)
+    def __init__(self, mean_eta: float = 1.0, c: float = 0.4, s: float = 1.0, power: float = 1.0) -> None:
+        super().__init__(mean_eta)
         check(c >= 0, f"c is {c}: a power is 0 or more")
+        check(power >= 0, f"power is {power}: it must be 0 (the same at all frequencies) or more")
         self.c = c
         self.s = s
         self.power = power
@@ -227,8 +230,8 @@ class AdaptiveHeat(StepRule):
 
     The velocity towards the image is that of flow matching, v = (M x̂0 - u)/t, less a share of the blur's own,
     w = -λM x̂0, which along their path is half of it. Here the share is |Δv|²/(|Δv|² + |Δ(v - w)|²) for each image, from
-    0.05 to 0.95, with Δ the change over a trial step with the share 1/2; the step itself is Heun's. Where the share is
-    not 1/2 it leaves the path.
+    0.05 to 0.95, with Δ the change over a trial step with the share 1/2; the step itself is Heun's, but
+    for the last one, which is Euler's with the share 1/2. Where the share is not 1/2 it leaves the path.
 
     Attributes:
         least: the least share.
@@ -239,6 +242,11 @@ class AdaptiveHeat(StepRule):
     most = 0.95
 
     def __call__(self, estimator: Estimator, u: Tensor, step: Step) -> Tensor:
+        clock = step.t.clock.to(u).view(-1, 1, 1, 1)
+        check(
+            torch.equal(step.gains_t.noise.expand_as(u), clock.expand_as(u)),
+            "model.sampler.rule AdaptiveHeat is for the process FlowMatching: choose Euler or Heun",
+        )
         length = (step.t.clock - step.s.clock).to(u).view(-1, 1, 1, 1)
         first = self.velocities(estimator(u, step.t), u, step.t)
         if step.last:

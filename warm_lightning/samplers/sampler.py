@@ -33,6 +33,10 @@ class Grid(ABC):
     def clocks(self) -> Tensor:
         """The clock readings from the noisiest level to the last, float64 [N + 1]."""
 
+    def outline(self) -> Tensor:
+        """Clock readings with the first one, the last one and the number of `clocks`, at no cost."""
+        return self.clocks()
+
     def within(self, low: float, high: float) -> "Grid":
         """This grid with all clock readings above 0 between `low` and `high`, the limits of what a network knows.
 

@@ -1,9 +1,12 @@
 """A grid whose levels are the best for normal data with the spectrum of the training images."""
 
+import inspect
+import json
+import zlib
 from collections.abc import Iterable
 from copy import copy
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -25,20 +28,20 @@ if TYPE_CHECKING:
 
 ITERATIONS = 100
 DIFFERENCE = 1e-5  # of a logit, for derivatives
-REMAINDER = 1e-3  # the share of ln(clock) below the last level above 0, at the beginning
+REMAINDERS = (1e-3, 0.3)  # ln(clock) below the last level above 0, relative to that above, where searches begin
 
 
 class SpectralGrid(Grid, Learner):
     """The grid of least error for normal data with the spectrum of the training images (after Benita et al. 2025).
 
     All N levels but the first are chosen so that the squared Fréchet distance between samples with the Gaussian oracle
-    and the data, Σ(√v - √S)², is as small as possible for the process and the step rule of the model, without churn.
-    The search begins at another grid, between whose levels above 0 it stays, and what it finds is never worse. It
-    takes seconds, or half a minute for 40 steps.
+    and the data, Σ(√v - √S)², is as small as a search finds, for the process and the step rule of the model, without
+    churn. The search begins at another grid, stays between its first level and its last above 0, and returns that grid
+    where it finds no better one. It ends in a local minimum. It takes seconds, or a minute for 40 steps.
 
     S is the second moment of the images' DCT coefficients. It is measured before training, and kept in checkpoints with
-    the grid that was found; grids of other numbers of steps are found when they are needed. Or S is a power law, which
-    any trained model can be sampled with.
+    the grid that was found; for another number of steps, rule, process or base, the grid is found when it is needed. Or
+    S is a power law, which any trained model can be sampled with.
 
     Args:
         steps: N.
@@ -59,7 +62,7 @@ class SpectralGrid(Grid, Learner):
         self.bound: tuple[Process, StepRule, Tensor] | None = None
         self.found: Tensor | None = None
         if c is None:
-            self.needs, self.learned = ("second_moment", "spectral_clocks"), None
+            self.needs, self.keeps, self.learned = ("second_moment",), ("spectral_clocks", "spectral_key"), None
 
     def within(self, low: float, high: float) -> "SpectralGrid":
         narrowed = copy(self)
@@ -67,21 +70,33 @@ class SpectralGrid(Grid, Learner):
         return narrowed
 
     def for_model(self, process: Process, rule: StepRule, image_shape: tuple[int, int, int]) -> "SpectralGrid":
-        bound = copy(self)
-        bound.bound = process, rule, torch.zeros(1, *image_shape, dtype=torch.float64)
+        bound, channels = copy(self), 1 if self.c else image_shape[0]  # a law is the same for all channels
+        bound.bound, bound.found = (
+            (process, rule, torch.zeros(1, channels, *image_shape[1:], dtype=torch.float64)),
+            None,
+        )
         return bound
 
     def learn(self, images: Iterable[Tensor]) -> dict[str, Tensor]:
         power = second_moment(images)
-        return {"second_moment": power, "spectral_clocks": self.search(power)}
+        return {"second_moment": power, "spectral_clocks": self.search(power), "spectral_key": torch.tensor(self.key)}
+
+    @property
+    def key(self) -> int:
+        """A number that tells apart what the levels depend on, but for S."""
+        assert self.bound is not None
+        parts = [self.steps, *map(settings, (self.base, *self.bound[:2]))]
+        return zlib.crc32(json.dumps(parts, sort_keys=True).encode())
+
+    def outline(self) -> Tensor:
+        return self.base.clocks()
 
     def clocks(self) -> Tensor:
         """See `Grid.clocks`; those of the base as long as nothing is known of images, as in an untrained model."""
         if self.learned is None or self.bound is None:
             return self.base.clocks()
-        stored = self.learned.get("spectral_clocks")
-        if stored is not None and len(stored) == self.steps + 1 and stored[0] == self.base.clocks()[0]:
-            return stored
+        if self.found is None and int(self.learned.get("spectral_key", -1)) == self.key:
+            self.found = self.learned["spectral_clocks"]
         if self.found is None:
             law = (self.c or 0.0) / positive_frequencies(self.bound[2]) ** self.s
             self.found = self.search(law.expand(self.bound[2].shape[1:]) if self.c else self.learned["second_moment"])
@@ -113,16 +128,15 @@ class SpectralGrid(Grid, Learner):
             here, up, down = self.errors(clocks(both), power).log().split([1, self.steps, self.steps])
             return here.item(), ((up - down) / (2 * DIFFERENCE)).numpy()
 
-        falls = torch.cat([(first[:-2] / first[1:-1]).log(), REMAINDER * length[None]])
-        options = {"maxiter": ITERATIONS}
-        best = scipy.optimize.minimize(error, falls.log().numpy(), jac=True, method="L-BFGS-B", options=options)
-        found = clocks(torch.from_numpy(best.x)[None])[0]
-        if getattr(self.base, "whole", False):
-            found = found.round()
-        if (found.diff() >= 0).any():  # two levels that rounding has made one
-            return first
-        better = self.errors(torch.stack([first, found]), power).argmin()
-        return found if better == 1 else first
+        falls, tried = (first[:-2] / first[1:-1]).log(), [first]
+        for remainder in REMAINDERS:
+            begin = torch.cat([falls, remainder * length[None]]).log().numpy()
+            best = scipy.optimize.minimize(error, begin, jac=True, method="L-BFGS-B", options={"maxiter": ITERATIONS})
+            found = clocks(torch.from_numpy(best.x)[None])[0]
+            found = found.round() if getattr(self.base, "whole", False) else found
+            if (found.diff() < 0).all():  # or rounding has made one level of two
+                tried.append(found)
+        return tried[int(self.errors(torch.stack(tried), power).argmin())]
 
     @torch.no_grad()
     def errors(self, clocks: Tensor, power: Tensor) -> Tensor:
@@ -149,6 +163,17 @@ class SpectralGrid(Grid, Learner):
             kept, fresh = moved.split(count)
             u = (kept.square() + fresh.square()).sqrt() if fresh.any() else kept
         return (u.abs() - power.sqrt()).square().sum(dim=(1, 2, 3))
+
+
+def settings(part: Any) -> Any:
+    """The settings of a part of a model as plain data: its class, and the attributes of its arguments' names."""
+    if isinstance(part, str | int | float | bool | None):
+        return part
+    if isinstance(part, tuple | list):
+        return [settings(value) for value in part]
+    kind = next(k for k in type(part).__mro__ if not k.__name__.startswith("LazyInstance"))  # of `default`
+    names = [name for name in inspect.signature(kind).parameters if hasattr(part, name)]
+    return [kind.__name__, {name: settings(getattr(part, name)) for name in names}]
 
 
 class Impulse(Draws):
