@@ -43,6 +43,7 @@ from warm_lightning.processes import (
     BlurPath,
     BlurRate,
     ColdDiffusion,
+    FlowMatching,
     Process,
     ProgressiveDeblurring,
     Schedule,
@@ -51,7 +52,7 @@ from warm_lightning.processes import (
 )
 from warm_lightning.restoration import Start, find_start, observe, restore
 from warm_lightning.rng import BatchDraws, SeedStreams
-from warm_lightning.samplers import Churn, Euler, EvenGrid, Grid, PowerGrid, Sampler, StepRule
+from warm_lightning.samplers import AdaptiveHeat, Churn, Euler, EvenGrid, Grid, PowerGrid, Sampler, StepRule
 from warm_lightning.samplers.sampler import EstimateTransform
 from warm_lightning.spectral import second_moment
 from warm_lightning.targets import ReferenceBatch
@@ -289,9 +290,10 @@ def test_process(process: Process) -> None:
 @pytest.mark.parametrize("rule", [rule for kind in concrete(StepRule) for rule in made(kind)], ids=kind_name)
 def test_rule(rule: StepRule) -> None:
     """From the first step, without a history, to the last."""
-    process = Warm()
+    heat = isinstance(rule, AdaptiveHeat)  # which is for flows alone
+    process, grid = (FlowMatching(), EvenGrid(4, 1.0, whole=False)) if heat else (Warm(), PowerGrid(4))
     estimator = GaussianOracle(there(*SHAPE), process)
-    assert is_there(Sampler(PowerGrid(4), rule)(estimator, process, there(BATCH, *SHAPE), streams()))
+    assert is_there(Sampler(grid, rule)(estimator, process, there(BATCH, *SHAPE), streams()))
 
 
 @pytest.mark.parametrize("process", [Warm(), ProgressiveDeblurring()], ids=kind_name)

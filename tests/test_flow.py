@@ -174,6 +174,12 @@ def test_the_adaptive_step_is_heuns_where_half_is_right() -> None:
     assert math.log2(errors[1] / errors[2]) == pytest.approx(2, abs=0.1)
 
 
+def test_the_adaptive_step_is_for_flows() -> None:
+    start = SeedStreams([0]).normal(1, 8, 8, dtype=torch.float64)
+    with pytest.raises(UserError, match="AdaptiveHeat is for the process FlowMatching"):
+        Sampler(PowerGrid(4), AdaptiveHeat())(GaussianOracle(SPECTRUM, Hot()), Hot(), start, SeedStreams([0]))
+
+
 class Half(AdaptiveHeat):
     """The rule with the share at both bounds of an interval of no width."""
 
