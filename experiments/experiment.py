@@ -53,11 +53,13 @@ class Plot:
         x: axis along the plot; where its values are no numbers, each has a row.
         lines: axis of which each value has a line, if any.
         labels: text to write at an axis instead of its name, with the unit.
+        both: whether the report also has the differences from the first place along the plot, for each line.
     """
 
     x: str
     lines: str | None = None
     labels: dict[str, str] = field(default_factory=dict)
+    both: bool = False
 
 
 @dataclass(frozen=True)

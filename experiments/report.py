@@ -107,6 +107,8 @@ def section(experiment: Experiment, measure: Measure, groups: Sequence[Group]) -
         for name in shown:
             parts += [markdown_table(*pivot_table(plot, groups, name)), *comparison(groups, name)]
             parts += paired_pivot(plot, groups, name)
+            if plot.both:
+                parts += paired_pivot(Plot(plot.lines, plot.x), groups, name)
             pictures[f"{name} on {cell.data}"] = score_figure(groups, plot, name)
     elif shown:
         parts.append(markdown_table(*long_table(experiment, groups), words=len(experiment.axes)))

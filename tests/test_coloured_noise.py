@@ -1,9 +1,12 @@
 """Coloured noise: its colours against closed forms, limits to the bit, and what networks say of it."""
 
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
+from small import DIGITS, REPOSITORY, here
 from test_process_oracles import IMAGES, LIKE, PROCESSES, SPECTRUM, U0
 from torch import Tensor
 from truths import final_variance, gains_at
@@ -190,3 +193,27 @@ def test_colour_of_white_noise_is_one() -> None:
     white = Gains(torch.zeros(2, 1, 1, 1), torch.tensor([0.002, 80.0]).view(2, 1, 1, 1))
     assert torch.equal(white.noise_scale, white.noise)
     assert torch.equal(white.colour, torch.ones(2, 1, 1, 1))
+
+
+def test_the_oracle_command_and_drift_take_processes_that_learn_a_colour(tmp_path: Path) -> None:
+    overlay = f"--config={REPOSITORY / 'configs' / 'method' / 'equal_snr.yaml'}"
+    options = [f"--config={DIGITS}", overlay, "--model.sampler.grid.steps=20"]
+    here("oracle", *options, f"--outdir={tmp_path / 'oracle'}")
+    assert json.loads((tmp_path / "oracle" / "oracle.json").read_text())
+    small = ["--model.network.model_channels=8", "--model.network.channel_mult=[1]", "--model.duration=64"]
+    run, folder = [*options, *small, "--scores.every=0", "--samples.every=0"], f"--trainer.default_root_dir={tmp_path}"
+    here("fit", *run, folder)
+    checkpoint = f"--ckpt_path={tmp_path / 'checkpoints' / 'last.ckpt'}"
+    here("drift", *options, *small, checkpoint, f"--outdir={tmp_path / 'drift'}", "--num_images=4")
+
+
+def test_a_colour_follows_what_is_learned_and_where_it_is_asked() -> None:
+    colour = data_colour()
+    first = colour(LIKE)
+    assert colour(LIKE) is first  # kept
+    assert colour(LIKE.float()).dtype == torch.float32
+    colour.learned = {"second_moment": torch.ones_like(second_moment([IMAGES]))}
+    assert torch.equal(colour(LIKE), torch.ones_like(LIKE))
+    with torch.inference_mode():
+        kept = data_colour()(LIKE)
+    assert not kept.is_inference()

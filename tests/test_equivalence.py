@@ -1,5 +1,7 @@
 """A warm path is hot diffusion with noise of a colour that depends on the level: docs/concepts/equivalence.md."""
 
+from functools import partial
+
 import pytest
 import torch
 from small import DIGITS, REPOSITORY
@@ -121,8 +123,7 @@ def loss(process: Process, preconditioning: str) -> Tensor:
         torch.nn.init.normal_(weight, std=0.1, generator=torch.Generator().manual_seed(0))
     module.double().eval()
     model = module.model("raw").replaced(process=process)
-    for part in model.learners:
-        part.learned = part.learn(dequantised_batches(data.train_images(), ""))
+    model.learn(partial(dequantised_batches, data.train_images()))
     with torch.no_grad():
         return model.loss(InOrder(data.train_images())[range(64)], SeedStreams(range(64)), training=False)[0]
 

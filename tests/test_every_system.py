@@ -1,6 +1,6 @@
 """Every overlay of configs/method in miniature: it learns from digits, and its sampler gives images."""
 
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +52,7 @@ def held_loss(module: DiffusionModule, images: InOrder) -> float:
 def configured(name: str) -> tuple[DiffusionModule, ImageDataModule]:
     """The small model of an overlay, whose parts have learned from the digits, and the digits."""
     module, data = load_config([DIGITS, OVERLAYS[name]], SMALL | scaled(OVERLAYS[name]))
-    for part in module.model().learners:
-        part.learned = part.learn(dequantised_batches(data.train_images(), ""))
+    module.model().learn(partial(dequantised_batches, data.train_images()))
     return module, data
 
 

@@ -5,12 +5,17 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from small import DIGITS, REPOSITORY
 from test_process_oracles import LIKE, SPECTRUM, U0
 from torch import Tensor
 from truths import final_variance, gains_at
 
+from warm_lightning import load_config
+from warm_lightning.callbacks.samples import trajectory
+from warm_lightning.data.stream import InOrder
 from warm_lightning.errors import UserError
 from warm_lightning.losses import HeatVelocityError, LogitNormal, LogNormal
+from warm_lightning.model import DiffusionModel
 from warm_lightning.oracles import DatasetOracle, GaussianOracle
 from warm_lightning.parameterizations import Denoiser, StraightVelocity
 from warm_lightning.processes import (
@@ -20,6 +25,7 @@ from warm_lightning.processes import (
     Hot,
     LowPassFlowMatching,
     Process,
+    RandomBNR,
     Warm,
 )
 from warm_lightning.rng import BatchDraws, SeedStreams
@@ -199,3 +205,48 @@ def test_impossible_values_are_refused_in_one_line(make) -> None:
     with pytest.raises(UserError) as error:
         make()
     assert "\n" not in str(error.value)
+
+
+def test_a_flow_over_many_paths_is_trained_on_them() -> None:
+    """As the plane model is: the blur of each image is that of a BNR of its own."""
+    process = FlowMatching(RandomBNR(0.0, 2.0, 0.5))
+    clock = torch.full((200,), 0.5, dtype=torch.float64)
+    alpha = process.draw_level(clock, SeedStreams(range(200))).alpha  # at β = 1
+    assert 0 <= alpha.min() < 0.1
+    assert 1.9 < alpha.max() <= 2
+    assert process.nearest_path(1.5, 1.0).level(clock[:1]).alpha.item() == pytest.approx(1.5)
+    with_blur = FlowMatching(ConstantBNR(0.7))
+    assert torch.equal(with_blur.draw_level(clock, SeedStreams(range(200))).alpha, with_blur.level(clock).alpha)
+
+
+SMALL = {"model.network.model_channels": 8, "model.network.channel_mult": [1]}
+
+
+def flow(**settings: object) -> DiffusionModel:
+    """A small model of the overlay heat_flow for digits, whose network says something."""
+    overlay = REPOSITORY / "configs" / "method" / "heat_flow.yaml"
+    module, _ = load_config([DIGITS, overlay], SMALL | {name.replace("__", "."): v for name, v in settings.items()})
+    for weight in module.ema_network.parameters():
+        torch.nn.init.normal_(weight, std=0.05, generator=torch.Generator().manual_seed(0))
+    return module.model()
+
+
+def test_their_loss_and_step_are_options() -> None:
+    model = flow(model__loss="HeatVelocityError", model__sampler__rule="AdaptiveHeat")
+    _, data = load_config([DIGITS])
+    losses, _ = model.loss(InOrder(data.train_images())[range(32)], SeedStreams(range(32)), training=False)
+    assert losses.isfinite().all()
+    samples = model.sample(model.sampler, range(4))
+    assert samples.isfinite().all()
+    assert model.own_nfe == 35
+    # Another step than Heun's, from the same start.
+    assert (samples - flow().sample(flow().sampler, range(4))).abs().max() > 1e-6
+
+
+def test_trajectories_begin_with_noise_of_unit_spread() -> None:
+    """At t = 1, where nothing is left of the image and EDM's noise level would be infinite."""
+    model = flow()
+    picture = trajectory(model, model.sampler, range(16), columns=4).float()
+    first = picture[..., : picture.shape[-1] // 4]  # and below each state the first denoised image
+    extreme = ((first == 0) | (first == 255)).float().mean().item()
+    assert 0.08 < extreme < 0.3  # of normal pixels 32 % are beyond 1, in half of the rows; there were no others before

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from lightning import Trainer
-from small import DIGITS
+from small import DIGITS, refusal
 from test_module import a_batch, small_network
 
 from warm_lightning import load_checkpoint, load_config
@@ -224,3 +224,31 @@ def test_a_trajectory_shows_the_estimates_that_the_sampler_used(monkeypatch: pyt
     trajectory(model, Sampler(PowerGrid(3)), range(2), columns=3)
     assert given == [True] * len(given)
     assert len(given) > 5
+
+
+def test_guidance_is_everywhere_without_an_interval() -> None:
+    """At levels without noise, too: Cold Diffusion has no others."""
+    model = module_of_classes(guidance=3.0).model()
+    levels = [model.process.level(torch.tensor([clock])) for clock in (0.0, 1e-6, 80.0)]
+    assert [bool(model.guided(level)) for level in levels] == [True, True, True]
+    assert not model.replaced(guidance=1.0).guided(levels[2])
+
+
+def test_a_guide_of_another_process_is_refused(weaker: Path) -> None:
+    small = {"model.network.model_channels": 8, "model.network.channel_mult": [1]}
+    module, _ = load_config([DIGITS], small | {"model.process.path.bnr": 1.0})
+    guided = module.model().replaced(guidance=2.0, guide=Guide(str(weaker)))
+    u, level = dct(torch.randn(1, 1, 8, 8, dtype=torch.float64)), guided.process.level(torch.tensor([0.5]))
+    with pytest.raises(UserError, match="its process has other blur or noise"):
+        guided.estimate(u, level)
+
+
+def test_a_guide_that_is_not_there_ends_a_training_before_it_begins(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--model.network.model_channels=8", "--model.network.channel_mult=[1]", "--model.duration=64"]
+    folder = tmp_path / "run"
+    guide = ["--model.guide={path: nowhere.ckpt}", "--model.guidance=2"]
+    said = refusal(capsys, "fit", f"--config={DIGITS}", *options, *guide, f"--trainer.default_root_dir={folder}")
+    assert "nowhere.ckpt: no such checkpoint" in said
+    assert not (folder / "checkpoints").exists()

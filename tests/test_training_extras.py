@@ -1,10 +1,17 @@
 """Options of training beside Algorithm 1: the choice of noise, the learned weight of levels, the falling rate."""
 
+import json
+from functools import partial
+from pathlib import Path
+
 import pytest
 import torch
-from small import DIGITS, REPOSITORY
+from small import DIGITS, REPOSITORY, here, refusal
 
+from experiments.identity import ADDED, training_identity
 from warm_lightning import load_config
+from warm_lightning.checkpoints import read_checkpoint, write_checkpoint
+from warm_lightning.data.image_set import dequantised_batches
 from warm_lightning.data.stream import TrainingStream
 from warm_lightning.errors import UserError
 from warm_lightning.losses import LearnedUncertainty, SquaredError
@@ -95,3 +102,90 @@ def test_the_learning_rate_falls_as_one_over_the_root() -> None:
     assert constant.learning_rate(10**9) == 0.01
     with pytest.raises(UserError, match="lr_decay is 0"):
         load_config([DIGITS], SMALL | {"model.lr_decay": 0})
+
+
+OPTIONS = [
+    f"--config={DIGITS}",
+    f"--config={REPOSITORY / 'configs' / 'method' / 'edm2.yaml'}",
+    "--model.network.model_channels=8",
+    "--model.network.channel_mult=[1]",
+    "--model.duration=64",
+    "--data.batch_size=32",
+    "--scores.num_images=16",
+    "--scores.max_neighbours=16",
+    "--scores.every=0",
+    "--samples.every=0",
+]
+
+
+def test_a_model_with_a_loss_that_learns_is_exported_scored_and_measured(tmp_path: Path) -> None:
+    """Its head is in checkpoints and not in exported folders, and is of no use but in training."""
+    run, folder = tmp_path / "run", tmp_path / "exported"
+    here("fit", *OPTIONS, f"--trainer.default_root_dir={run}")
+    last = run / "checkpoints" / "last.ckpt"
+    assert read_checkpoint(last)["state_dict"]["cost.head.weight"].abs().sum() > 0
+    here("export", str(last), str(folder))
+    for checkpoint, out in ((last, "a"), (folder, "b")):
+        here("test", *OPTIONS, f"--ckpt_path={checkpoint}", f"--trainer.default_root_dir={tmp_path / out}")
+    scores = [json.loads((tmp_path / out / "scores.json").read_text()) for out in "ab"]
+    assert [s.pop("protocol") is not None for s in scores] == [True, True]
+    assert scores[0] == scores[1]
+    here(
+        "bits",
+        *OPTIONS[:5],
+        f"--ckpt_path={folder}",
+        f"--outdir={tmp_path / 'bits'}",
+        "--num_images=2",
+        "--steps=2",
+        "--split=train",
+    )
+    # Another loss evaluates the same model, and trains no further.
+    other = [*OPTIONS, "--model.loss=SquaredError"]
+    here("test", *other, f"--ckpt_path={last}", f"--trainer.default_root_dir={tmp_path / 'c'}")
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [(None, "NearestNoise"), ("NearestNoise", None)],
+)
+def test_a_run_is_not_resumed_with_a_part_that_it_lacked_or_had(
+    first: str | None, then: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [*OPTIONS, f"--trainer.default_root_dir={tmp_path}"]
+
+    def choice(name: str | None) -> str:
+        return f"--model.noise_choice={name or 'null'}"
+
+    here("fit", *options, choice(first))
+    said = refusal(capsys, "fit", *options, choice(then), "--model.duration=128", "--ckpt_path=last")
+    assert "model.noise_choice" in said
+    assert "a training cannot change it" in said
+
+
+def test_weights_bring_the_spectrum_that_they_mean(tmp_path: Path) -> None:
+    """With spectral preconditioning outputs mean something else by another spectrum."""
+    options = {"model.preconditioning": "SpectralPreconditioning"} | SMALL
+    module, data = load_config([DIGITS], options)
+    module.model().learn(partial(dequantised_batches, data.train_images()))
+    module.model().preconditioning.learned["second_moment"] *= 2  # of other images
+    path = tmp_path / "other.ckpt"
+    section = {"config": module.config, "images_seen": 10, "source": None, "learned": module.model().learned}
+    write_checkpoint(path, module.state_dict(), section)
+    started, _ = load_config([DIGITS], options | {"model.init_from": str(path)})
+    started.model().learn(partial(dequantised_batches, data.train_images()))
+    assert torch.equal(started.model().learned["second_moment"], module.model().learned["second_moment"])
+
+
+def test_new_settings_with_their_defaults_leave_earlier_trainings_valid() -> None:
+    plain = training_identity([f"--config={DIGITS}"])["model"]
+    assert not ADDED.keys() & plain.keys()
+    other = training_identity([f"--config={DIGITS}", "--model.noise_choice=NearestNoise"])["model"]
+    assert other["noise_choice"]["class_path"].endswith("NearestNoise")
+    assert {name: value for name, value in other.items() if name != "noise_choice"} == plain
+
+
+def test_a_score_that_no_extractor_is_for_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    here("fit", *OPTIONS, f"--trainer.default_root_dir={tmp_path}")
+    only = ["--scores.extractors=[DigitsFeatures]", "--scores.scores=[LowPower]"]
+    said = refusal(capsys, "test", *OPTIONS, *only, f"--trainer.default_root_dir={tmp_path}")
+    assert "scores.scores LowPower means nothing on the features of DigitsFeatures" in said

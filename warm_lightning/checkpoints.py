@@ -226,8 +226,8 @@ def with_own_loss(saved: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> di
     return of_networks | {name: tensor for name, tensor in ours.items() if name.startswith(LOSS_PREFIX)}
 
 
-def start_from(path: str | Path, network: Network) -> None:
-    """Copy the averaged weights of a checkpoint into a fresh network.
+def start_from(path: str | Path, network: Network) -> dict[str, Tensor]:
+    """Copy the averaged weights of a checkpoint into a fresh network, and return what its model has learned.
 
     Weights of a one-branch network become the first branch of one with several; the other branches then output 0.
 
@@ -255,6 +255,7 @@ def start_from(path: str | Path, network: Network) -> None:
     except UserError as error:
         raise UserError(f"init_from {path}: {error}") from error
     network.load_state_dict(saved)
+    return checkpoint[SECTION]["learned"]
 
 
 GUIDANCE = ("guidance", "guidance_interval", "guide")

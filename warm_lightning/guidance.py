@@ -1,4 +1,4 @@
-"""What guidance leads samples away from: a weaker model, where it is not the model without classes."""
+"""The weaker model of autoguidance, which samples are led away from."""
 
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -62,8 +62,8 @@ class Guide:
                 f"model.guide {self.path}: its outputs, images and classes are {meanings[0]}, those of the model "
                 f"{meanings[1]}: give a weaker model of the same kind",
             )
-            clocks, like = main.sampler.grid.outline()[:1], torch.zeros(1, *main.image_shape, dtype=torch.float64)
-            gains = [process.gains(process.level(clocks / 2), like) for process in (self._model.process, main.process)]
+            clocks, like = main.sampler.grid.outline(), torch.zeros(1, *main.image_shape, dtype=torch.float64)
+            gains = [process.gains(process.level(clocks), like) for process in (self._model.process, main.process)]
             check(
                 all(torch.allclose(getattr(gains[0], n), getattr(gains[1], n)) for n in ("signal", "noise")),
                 f"model.guide {self.path}: its process has other blur or noise than that of the model: give a weaker "

@@ -1,7 +1,10 @@
 """Parts of a model that learn tensors from the training images before training begins: spectra, priors, deviations."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from warm_lightning.errors import UserError
@@ -15,11 +18,14 @@ class Learner:
     Attributes:
         needs: names of the tensors; equal names mean equal tensors in all parts of a model. Empty for most parts.
         keeps: names of more tensors that it may have learned, and can do without.
+        advice: what to do where it has learned nothing yet.
         learned: the tensors by name; {} (the default) for a part that needs none, None for one that has none yet.
     """
 
     needs: tuple[str, ...] = ()
     keeps: tuple[str, ...] = ()
+    advice: ClassVar[str] = "train it, or give the checkpoint of a trained model"
+    _copies: Mapping[str, tuple[Any, Tensor]] = MappingProxyType({})
     learned: dict[str, Tensor] | None = {}  # noqa: RUF012  (replaced, never written to)
 
     @property
@@ -31,6 +37,18 @@ class Learner:
         """The tensors that it needs; images in batches [b, C, H, W] in [-1, 1]."""
         return {}
 
+    def tensor(self, name: str, like: Tensor) -> Tensor:
+        """A tensor that was learned, in the dtype and on the device of another; raises as `checked_learned` does.
+
+        The last copy is kept, so that a GPU does not wait for one at each call.
+        """
+        learned = self.checked_learned()[name]
+        key = id(learned), like.dtype, like.device
+        if self._copies.get(name, (None,))[0] != key:
+            with torch.inference_mode(False):  # or training after a validation could not use it
+                self._copies = {**self._copies, name: (key, learned.to(like))}
+        return self._copies[name][1]
+
     def checked_learned(self) -> dict[str, Tensor]:
         """The tensors that `learn` has made.
 
@@ -40,6 +58,6 @@ class Learner:
         if self.learned is None:
             raise UserError(
                 f"{type(self).__name__} needs what it learns of the training images ({', '.join(self.needs)}), and has "
-                "seen none: train it, or give the checkpoint of a trained model"
+                f"seen none: {self.advice}"
             )
         return self.learned

@@ -54,24 +54,22 @@ class Uniform(ClockLaw):
         return self.quantile(draws.uniform())
 
 
-class LogitNormal(ClockLaw):
-    """The logit-normal law of times, ln(t/(1 - t)) ~ N(location, scale²) (Esser et al. 2024), for flow matching.
+class LogitNormal(LogNormal):
+    """The logit-normal law of times t = β/(1 + β) of log-normal noise levels β (Esser et al. 2024), for flow matching.
 
-    With a location of 0 and a scale of 1, its default there, it has more times in the middle than the uniform law. Its
-    noise levels β = t/(1 - t) have the log-normal law of the same numbers, which are named otherwise there, so that
-    --model.clock_law=LogitNormal does not take over what was meant for noise levels.
+    With a location of 0 and a scale of 1, its default there, it has more times in the middle than the uniform law. They
+    are mean and std of ln β = ln(t/(1 - t)) under other names, so that --model.clock_law=LogitNormal does not take over
+    what was meant for EDM's noise levels.
     """
 
     def __init__(self, location: float = 0.0, scale: float = 1.0) -> None:
-        check(scale > 0, f"scale is {scale}: the spread of ln(t/(1 - t)) must be positive")
-        self.location = location
-        self.scale = scale
+        super().__init__(location, scale)
 
     def quantile(self, p: Tensor) -> Tensor:
-        return (self.location + self.scale * torch.special.ndtri(p)).sigmoid()
+        return super().quantile(p).log().sigmoid()
 
     def draw(self, draws: Draws) -> Tensor:
-        return (self.location + self.scale * draws.normal()).sigmoid()
+        return super().draw(draws).log().sigmoid()
 
 
 class UniformSteps(ClockLaw):

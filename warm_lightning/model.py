@@ -5,7 +5,7 @@ Nothing here knows Lightning: `DiffusionModule` wraps the model with an optimize
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -147,9 +147,25 @@ class DiffusionModel(nn.Module):
         """The tensors that all parts have learned, by name."""
         return {name: tensor for part in self.learners for name, tensor in (part.learned or {}).items()}
 
-    def accept(self, learned: Mapping[str, Tensor]) -> None:
-        """Give the parts what was learned in another run; a part that needs more is left as it is."""
+    def learn(self, images: Callable[[str], Iterable[Tensor]]) -> None:
+        """Let the parts that need tensors of the training images, and have none yet, learn them.
+
+        Args:
+            images: the images in batches [b, C, H, W] in [-1, 1], from the first on at each call; given the title of
+                the progress.
+        """
         for part in self.learners:
+            if part.learned is None:
+                part.learned = part.learn(images(f"{type(part).__name__} learns from the images"))
+
+    def accept(self, learned: Mapping[str, Tensor], parts: Iterable[Learner] | None = None) -> None:
+        """Give parts what was learned in another run; a part that needs more is left as it is.
+
+        Args:
+            learned: tensors by name.
+            parts: some of `learners`; None for all.
+        """
+        for part in self.learners if parts is None else parts:
             if part.needs and set(part.needs) <= learned.keys():
                 part.learned = {name: learned[name] for name in (*part.needs, *part.keeps) if name in learned}
 

@@ -4,6 +4,7 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -127,7 +128,8 @@ class DiffusionModule(LightningModule):
         self.seed = seed
         model = DiffusionModel(network=network, seed=seed, **kwargs)
         if init_from:
-            start_from(init_from, model.network)
+            learned = start_from(init_from, model.network)
+            model.accept(learned, model.preconditioning.learners)  # which the meaning of the weights depends on
         if channels_last:
             model.network.to(memory_format=torch.channels_last)
         # Checkpoints name the weights by these two attributes; the models around them hold no weights of their own.
@@ -241,11 +243,11 @@ class DiffusionModule(LightningModule):
     def on_train_start(self) -> None:
         # A finished run that is started again has nothing to do.
         self.trainer.should_stop = self.ended
-        first, images = self.trainer.is_global_zero, self.data.train_images()
-        for part in self.model().learners:
-            if part.learned is None:  # and no checkpoint has brought it
-                batches = dequantised_batches(images, f"{type(part).__name__} learns from the images") if first else ()
-                part.learned = self.trainer.strategy.broadcast(part.learn(batches) if first else None)
+        model, images = self.model(), self.data.train_images()
+        if any(part.learned is None for part in model.learners):  # and no checkpoint has brought it
+            if self.trainer.is_global_zero:
+                model.learn(partial(dequantised_batches, images))
+            model.accept(self.trainer.strategy.broadcast(model.learned))
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Replace non-finite gradients and count them (EDM's recipe).

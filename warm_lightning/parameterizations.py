@@ -328,6 +328,7 @@ class StraightVelocity(Parameterization):
     def estimate(self, outputs: Tensor, u: Tensor, gains: Gains) -> Estimate:
         velocity = dct(outputs[:, 0].to(u.dtype))
         both = gains.signal + gains.noise
+        both = torch.where(both > 0, both, 1.0)  # nothing is left of either at a start without noise in a band
         return Estimate((u - gains.noise * velocity) / both, (u + gains.signal * velocity) / both)
 
 

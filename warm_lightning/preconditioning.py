@@ -188,7 +188,7 @@ class SpectralPreconditioning(Preconditioning):
     def spectrum(self, like: Tensor) -> Tensor:
         """S, [1, C, H, W] or [1, 1, H, W], in the dtype and on the device of `like` [B, C, H, W]."""
         if self.c is None:
-            return self.checked_learned()["second_moment"].to(like)[None]
+            return self.tensor("second_moment", like)[None]
         return (self.c / positive_frequencies(like) ** self.s)[None, None]
 
     def __call__(self, level: Level, gains: Gains, parameterization: Parameterization) -> Coefficients:

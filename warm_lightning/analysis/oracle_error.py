@@ -47,7 +47,7 @@ class SampleLaw:
 class OracleSampling:
     """Sampling with the Gaussian oracle and prescribed draws.
 
-    A process that learns from training images learns from `CHOICES` images here: 0, 1 and 2 standard deviations at
+    A process whose prior is of training images learns from `CHOICES` images here: 0, 1 and 2 standard deviations at
     every frequency.
     """
 
@@ -84,7 +84,7 @@ def sample_law(spectrum: Tensor, process: Process, sampler: Sampler) -> SampleLa
     Raises:
         UserError: sampling is not linear and diagonal in frequency, or there is a level without noise.
     """
-    sample, ones = OracleSampling(spectrum, process, sampler), torch.ones_like(spectrum)
+    sample, ones = OracleSampling(spectrum, with_spectrum(process, spectrum), sampler), torch.ones_like(spectrum)
     signs = torch.randint(2, spectrum.shape, generator=torch.Generator().manual_seed(0)) * 2.0 - 1
     zero, unit, double = constant(0, ones), constant(1, ones), constant(2, signs)
     start, end, draws_before = sample(unit)
@@ -100,6 +100,15 @@ def sample_law(spectrum: Tensor, process: Process, sampler: Sampler) -> SampleLa
         total += last.sum(0)
     check_linear(total, end, end)
     return SampleLaw(starts[0], ends[0], unit.drawn, unit.drawn == draws_before)
+
+
+def with_spectrum(process: Process, spectrum: Tensor) -> Process:
+    """A copy of a process for data of a spectrum, which noise that has the data's spectrum takes as it is."""
+    process = deepcopy(process)
+    for part in process.learners:
+        if part.learned is None and part.needs == ("second_moment",):
+            part.learned = {"second_moment": spectrum}
+    return process
 
 
 def check_linear(response: Tensor, expected: Tensor, size: Tensor) -> None:
@@ -149,6 +158,7 @@ def gaussian_error(spectrum: Tensor, process: Process, sampler: Sampler) -> dict
     Raises:
         UserError: see `sample_law`.
     """
+    process = with_spectrum(process, spectrum)
     law = sample_law(spectrum, process, sampler)
     to_data = frechet(law.end.sqrt(), spectrum.sqrt())
     to_ode: dict[str, float | None] = dict.fromkeys(("total", *BANDS))

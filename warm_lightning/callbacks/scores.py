@@ -141,6 +141,13 @@ class ScoreSamples(Expected):
         if self.evaluations:
             return
         data = pl_module.data
+        for score in self.given_scores or ():
+            names = [type(extractor).__name__ for extractor in self.extractors(data)]
+            check(
+                any(score.applies(extractor) for extractor in self.extractors(data)),
+                f"scores.scores {type(score).__name__} means nothing on the features of {', '.join(names)}: add an "
+                "extractor that it is for, such as Pixels, to scores.extractors",
+            )
         for extractor, path in zip(self.extractors(data), self.statistics, strict=True):
             extraction = Extraction(extractor, min(self.batch_size, BATCH_SIZE), pl_module.device)
             reference = self.reference(extraction, path, data)

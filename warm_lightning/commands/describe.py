@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,9 +87,7 @@ def summary(module: DiffusionModule, data: ImageDataModule) -> dict[str, Any]:
 def learned_snr(module: DiffusionModule, data: ImageDataModule) -> dict[str, Any]:
     """The SNR of frequencies for the spectrum of the training images; parts of the model learn from these, too."""
     model, images = module.model(), data.train_images()
-    for part in model.learners:
-        if part.learned is None:
-            part.learned = part.learn(dequantised_batches(images, f"{type(part).__name__} learns from the images"))
+    model.learn(partial(dequantised_batches, images))
     power = second_moment(dequantised_batches(images, "Measuring power"))
     return describe_snr(model.process, model.sampler.grid, power)
 

@@ -421,21 +421,21 @@ class _BandPower(Score):
 
 
 class LowPower(_BandPower):
-    """The power of samples at low frequencies, relative to the reference's; see `_BandPower`."""
+    """The power of samples at low frequencies (a third of the range of √λ), relative to the reference's."""
 
     key = "power_low"
     band = 0
 
 
 class MidPower(_BandPower):
-    """The power of samples at middle frequencies, relative to the reference's; see `_BandPower`."""
+    """The power of samples at middle frequencies (a third of the range of √λ), relative to the reference's."""
 
     key = "power_mid"
     band = 1
 
 
 class HighPower(_BandPower):
-    """The power of samples at high frequencies, relative to the reference's; see `_BandPower`."""
+    """The power of samples at high frequencies (a third of the range of √λ), relative to the reference's."""
 
     key = "power_high"
     band = 2

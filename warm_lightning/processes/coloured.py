@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from copy import copy
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,15 +23,26 @@ from warm_lightning.types import Gains, Level
 class Colour(Learner, ABC):
     """The colour of noise: its standard deviation at each frequency, relative to white noise of the same power."""
 
+    _made: tuple[Any, Tensor] = (None, torch.zeros(()))
+
     @abstractmethod
+    def amplitudes(self, like: Tensor) -> Tensor:
+        """The standard deviations up to a factor, ≥ 0, broadcastable to [C, H, W], for float64 images [B, C, H, W]."""
+
     def __call__(self, like: Tensor) -> Tensor:
-        """The factors b ≥ 0, broadcastable to [B, C, H, W], in the dtype and on the device of `like` [B, C, H, W]."""
+        """The factors b with a mean square of 1, [1, 1 or C, H, W], in the dtype and on the device of `like`.
 
-
-def of_white_power(b: Tensor) -> Tensor:
-    """Factors over frequencies [..., C, H, W], divided by their root mean square."""
-    scale = b.square().mean(dim=(-3, -2, -1), keepdim=True).sqrt()
-    return torch.where(b == scale, 1.0, b / scale)
+        The last ones are kept, so that a GPU does not wait for them at each call.
+        """
+        key = like.shape[1:], like.dtype, like.device, id(self.learned)
+        if self._made[0] != key:
+            with torch.inference_mode(False):  # or training after a validation could not use them
+                found = self.amplitudes(torch.zeros(1, *like.shape[1:], dtype=torch.float64))
+                scale = found.square().mean().sqrt()
+                # A number over itself is 1, but for rounding: white noise is to be white to the bit.
+                b = torch.where(found == scale, 1.0, found / scale)
+                self._made = key, b.expand(found.shape[-3] if found.ndim > 2 else 1, *like.shape[-2:])[None].to(like)
+        return self._made[1]
 
 
 class PowerBand(Colour):
@@ -56,14 +68,14 @@ class PowerBand(Colour):
         self.high = high
         self.outside = outside
 
-    def __call__(self, like: Tensor) -> Tensor:
+    def amplitudes(self, like: Tensor) -> Tensor:
         rates = positive_frequencies(like).sqrt()
         inside = (rates >= self.low) & (rates <= self.high)
         check(
             bool(inside.any()) or self.outside > 0,
             f"no frequency of the images is in the band from {self.low} to {self.high}, and there is no noise outside",
         )
-        return of_white_power((rates**self.exponent * torch.where(inside, 1.0, self.outside))[None, None])
+        return rates**self.exponent * torch.where(inside, 1.0, self.outside)
 
 
 class BlurredNoise(Colour):
@@ -77,8 +89,8 @@ class BlurredNoise(Colour):
         check(std >= 0, f"std is {std}: a blur is 0 pixels or more")
         self.std = std
 
-    def __call__(self, like: Tensor) -> Tensor:
-        return of_white_power(log_blur_mask(torch.tensor([self.std]), like).exp())
+    def amplitudes(self, like: Tensor) -> Tensor:
+        return log_blur_mask(torch.tensor([self.std], dtype=like.dtype), like)[0].exp()
 
 
 class CorrelatedNoise(Colour):
@@ -95,12 +107,12 @@ class CorrelatedNoise(Colour):
         check(eta >= 0, f"eta is {eta}: a correlation that grows with the distance is none")
         self.eta = eta
 
-    def __call__(self, like: Tensor) -> Tensor:
+    def amplitudes(self, like: Tensor) -> Tensor:
         height, width = like.shape[-2:]
         rows, columns = (torch.arange(1 - size, size, dtype=torch.float64).abs() for size in (height, width))
         correlation = (1 + rows[:, None] + columns) ** -self.eta
         variance = autocorrelations(height) @ correlation @ autocorrelations(width).T
-        return of_white_power(variance.clamp(min=0).sqrt()[None, None]).to(like)
+        return variance.clamp(min=0).sqrt()
 
 
 def autocorrelations(size: int) -> Tensor:
@@ -122,8 +134,8 @@ class DataColour(Colour):
     def learn(self, images: Iterable[Tensor]) -> dict[str, Tensor]:
         return {"second_moment": second_moment(images)}
 
-    def __call__(self, like: Tensor) -> Tensor:
-        return of_white_power(self.checked_learned()["second_moment"].to(like)[None].sqrt())
+    def amplitudes(self, like: Tensor) -> Tensor:
+        return self.checked_learned()["second_moment"].sqrt()
 
 
 class ColouredNoise(Process):

@@ -1,15 +1,13 @@
 """Straight paths from image to noise: flow matching, with and without blur."""
 
-from copy import copy
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from warm_lightning.errors import check
-from warm_lightning.processes.base import Process, per_image
-from warm_lightning.processes.warm import BlurPath, ConstantBNR
-from warm_lightning.rng import Draws
+from warm_lightning.processes.base import per_image
+from warm_lightning.processes.warm import BlurPath, ConstantBNR, Warm
 from warm_lightning.spectral import log_blur_mask
 from warm_lightning.types import Gains, Level
 
@@ -34,11 +32,11 @@ class HeatDissipation(BlurPath):
         return self.strength * torch.log1p(beta).sqrt()
 
 
-class FlowMatching(Process):
+class FlowMatching(Warm):
     """Flow matching (Lipman et al. 2023; Liu et al. 2023): A = 1 - t and B = t, from pure noise at t = 1.
 
     The clock is t, from 0 at the image to 1; both papers count from the noise. Its images are those of EDM at the noise
-    level β = t/(1 - t), multiplied by 1 - t. With blur, A = (1 - t)·M_α.
+    level β = t/(1 - t), multiplied by 1 - t. With blur, A = (1 - t)·M_α, and its images are those of the warm family.
 
     Args:
         blur: the blur level α at a noise level β; None for no blur, as in flow matching itself. Its name is not that of
@@ -48,20 +46,10 @@ class FlowMatching(Process):
     max_clock = 1.0
 
     def __init__(self, blur: BlurPath | None = None) -> None:
-        self.blur = blur or ConstantBNR(0.0)
+        super().__init__(blur or ConstantBNR(0.0))
 
-    def level(self, clock: Tensor) -> Level:
-        beta = (clock / (1 - clock)).clamp(max=MOST_NOISE)
-        return Level(self.blur(beta), beta, clock)
-
-    def nearest_path(self, alpha: float, beta: float) -> "FlowMatching":
-        nearest = copy(self)
-        nearest.blur = self.blur.nearest_path(alpha, beta)
-        return nearest
-
-    def draw_level(self, clock: Tensor, draws: Draws) -> Level:
-        level = self.level(clock)
-        return replace(level, alpha=self.blur.draw(level.beta, draws))
+    def noise_level(self, clock: Tensor) -> Tensor:
+        return (clock / (1 - clock)).clamp(max=MOST_NOISE)
 
     def scale(self, level: Level) -> Tensor:
         return 1 - level.clock

@@ -128,8 +128,13 @@ class Warm(Process):
     def __init__(self, path: BlurPath = default(ConstantBNR)) -> None:
         self.path = path
 
+    def noise_level(self, clock: Tensor) -> Tensor:
+        """The noise level β at a clock reading, [B] → [B]."""
+        return clock
+
     def level(self, clock: Tensor) -> Level:
-        return Level(self.path(clock), clock, clock)
+        beta = self.noise_level(clock)
+        return Level(self.path(beta), beta, clock)
 
     def nearest_path(self, alpha: float, beta: float) -> "Warm":
         nearest = copy(self)
@@ -137,7 +142,8 @@ class Warm(Process):
         return nearest
 
     def draw_level(self, clock: Tensor, draws: Draws) -> Level:
-        return Level(self.path.draw(clock, draws), clock, clock)
+        beta = self.noise_level(clock)
+        return Level(self.path.draw(beta, draws), beta, clock)
 
 
 class Hot(Warm):

@@ -225,13 +225,14 @@ class Direct(StepRule):
 
 
 class AdaptiveHeat(StepRule):
-    """The step of heat dissipation flow matching by its authors' program (Ma et al. 2026), for `FlowMatching` with
-    `HeatDissipation` of strength 1.
+    """The step of heat dissipation flow matching as its authors' program takes it (Ma et al. 2026).
+
+    It is for `FlowMatching` with `HeatDissipation` of strength 1.
 
     The velocity towards the image is that of flow matching, v = (M x̂0 - u)/t, less a share of the blur's own,
     w = -λM x̂0, which along their path is half of it. Here the share is |Δv|²/(|Δv|² + |Δ(v - w)|²) for each image, from
-    0.05 to 0.95, with Δ the change over a trial step with the share 1/2; the step itself is Heun's, but
-    for the last one, which is Euler's with the share 1/2. Where the share is not 1/2 it leaves the path.
+    0.05 to 0.95, with Δ the change over a trial step with the share 1/2. The step itself is Heun's, and the last one
+    Euler's with the share 1/2. Where the share is not 1/2, the step leaves the path.
 
     Attributes:
         least: the least share.

@@ -1,6 +1,5 @@
 """A grid whose levels are the best for normal data with the spectrum of the training images."""
 
-import inspect
 import json
 import zlib
 from collections.abc import Iterable
@@ -17,6 +16,7 @@ from warm_lightning.errors import UserError, check
 from warm_lightning.learning import Learner
 from warm_lightning.oracles import GaussianOracle
 from warm_lightning.processes import Process
+from warm_lightning.records import tensors_hash
 from warm_lightning.rng import Draws
 from warm_lightning.samplers.rules import Step, StepRule
 from warm_lightning.samplers.sampler import Grid, PowerGrid
@@ -50,6 +50,8 @@ class SpectralGrid(Grid, Learner):
         s: of the law.
     """
 
+    advice = "set c, for the spectrum of photographs, or train with it"
+
     def __init__(
         self, steps: int = 18, base: Grid = default(PowerGrid), c: float | None = None, s: float = 1.0
     ) -> None:
@@ -71,10 +73,9 @@ class SpectralGrid(Grid, Learner):
 
     def for_model(self, process: Process, rule: StepRule, image_shape: tuple[int, int, int]) -> "SpectralGrid":
         bound, channels = copy(self), 1 if self.c else image_shape[0]  # a law is the same for all channels
-        bound.bound, bound.found = (
-            (process, rule, torch.zeros(1, channels, *image_shape[1:], dtype=torch.float64)),
-            None,
-        )
+        like = torch.zeros(1, channels, *image_shape[1:], dtype=torch.float64)
+        bound.bound = process, rule, like
+        bound.found = None
         return bound
 
     def learn(self, images: Iterable[Tensor]) -> dict[str, Tensor]:
@@ -113,7 +114,6 @@ class SpectralGrid(Grid, Learner):
         first = self.base.clocks()
         if self.steps < 2:
             return first
-
         length = (first[0] / first[-2]).log()
 
         def clocks(logits: Tensor) -> Tensor:
@@ -166,14 +166,16 @@ class SpectralGrid(Grid, Learner):
 
 
 def settings(part: Any) -> Any:
-    """The settings of a part of a model as plain data: its class, and the attributes of its arguments' names."""
+    """The settings of a part of a model as plain data: its class and attributes, but for what it has learned."""
     if isinstance(part, str | int | float | bool | None):
         return part
     if isinstance(part, tuple | list):
         return [settings(value) for value in part]
+    if isinstance(part, Tensor):
+        return tensors_hash([("", part)])
     kind = next(k for k in type(part).__mro__ if not k.__name__.startswith("LazyInstance"))  # of `default`
-    names = [name for name in inspect.signature(kind).parameters if hasattr(part, name)]
-    return [kind.__name__, {name: settings(getattr(part, name)) for name in names}]
+    kept = {name: value for name, value in vars(part).items() if name[0] != "_" and name != "learned"}
+    return [kind.__name__, {name: settings(value) for name, value in kept.items()}]
 
 
 class Impulse(Draws):
