@@ -14,9 +14,8 @@ from warm_lightning.checkpoints import read_checkpoint, write_checkpoint
 from warm_lightning.data.image_set import dequantised_batches
 from warm_lightning.data.stream import TrainingStream
 from warm_lightning.errors import UserError
-from warm_lightning.losses import LearnedUncertainty, SquaredError
+from warm_lightning.losses import LearnedUncertainty, NearestNoise, SquaredError
 from warm_lightning.module import DiffusionModule
-from warm_lightning.noise_choice import NearestNoise
 from warm_lightning.rng import BatchDraws, SeedStreams
 from warm_lightning.spectral import frequencies, idct
 from warm_lightning.types import Gains

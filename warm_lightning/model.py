@@ -21,9 +21,8 @@ from warm_lightning.errors import check
 from warm_lightning.guidance import Guide
 from warm_lightning.images import dequantise
 from warm_lightning.learning import Learner
-from warm_lightning.losses import ClockLaw, LogNormal, Loss, SquaredError
+from warm_lightning.losses import ClockLaw, LogNormal, Loss, NoiseChoice, SquaredError
 from warm_lightning.networks.base import Network
-from warm_lightning.noise_choice import NoiseChoice
 from warm_lightning.parameterizations import DenoiseDeblur, Parameterization
 from warm_lightning.preconditioning import Coefficients, EDMPreconditioning, Preconditioning, scaled
 from warm_lightning.processes import Process, Warm
