@@ -93,8 +93,8 @@ audit: $(VENV)/audit/.ready  ## look up known vulnerabilities of the pinned depe
 bench: setup  ## measure speed and memory on this machine into bench.json (some minutes)
 	$(BIN)/python -m experiments.benchmarks.bench --out bench.json
 
-endurance: setup  ## end commands at random moments and let them go on, TRIALS times; the table goes to runs/endurance (an hour)
-	$(BIN)/python -m experiments.benchmarks.endurance --trials $(or $(TRIALS),100)
+endurance: setup  ## end commands at random moments and let them go on, TRIALS times; the table goes to runs/endurance (an hour); ARGS=--overlays for the training of every overlay
+	$(BIN)/python -m experiments.benchmarks.endurance --trials $(or $(TRIALS),100) $(ARGS)
 
 gpu-check:  ## on a machine with one GPU, no network needed: GPU tests, then MINUTES of configs/cifar10.yaml on DATA
 	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m experiments.benchmarks.gpu_check --minutes $(MINUTES) --data $(or $(DATA),data) --out $(OUT)

@@ -9,7 +9,8 @@ A trial starts a command in an empty folder, ends it in one of three ways, and s
 Moments are drawn evenly up to the time that the undisturbed run took, limits of files up to its largest file, and those
 of memory from 80 % of its largest address space on, which PyTorch's libraries nearly fill. A command that is finished
 before it is ended is started again in an empty folder. `Subject.result` says what must be equal at the end. Results go
-to a CSV file and a table in Markdown.
+to a CSV file and a table in Markdown. With `--overlays` the commands are the trainings of all overlays of configs/method,
+each of which is killed.
 """
 
 import argparse
@@ -147,6 +148,14 @@ def subjects(prepared: Path) -> list[Subject]:
             partial(files_hash, pattern="out/*.png"),
         ),
     ]
+
+
+def overlay_trainings() -> list[Subject]:
+    """A short training with each overlay of configs/method, with a checkpoint every 160 of its 960 images."""
+    fit = (*WARM, "fit", *SMALL, "--checkpoints.every=160", "--samples.every=640", "--samples.seeds=0-3")
+    ends = ("--model.duration=960", "--ckpt_path=last", f"--trainer.default_root_dir={FOLDER}")
+    overlays = sorted((REPOSITORY / "configs" / "method").glob("*.yaml"))
+    return [Subject(f"fit {path.stem}", (*fit, f"--config={path}", *ends), training_hash) for path in overlays]
 
 
 EXPERIMENT = """\
@@ -295,19 +304,29 @@ def trial(subject: Subject, way: str, known: Undisturbed, draw: random.Random, f
     raise UserError(f"{subject.name}: no {way} of {MOST_FOLDERS} ended it before it was finished")
 
 
-def run(trials: int, seed: int, out: Path) -> list[dict[str, Any]]:
-    """Make some trials, three of five with SIGKILL, and write the rows of all after each."""
+def run(trials: int, seed: int, out: Path, overlays: bool = False) -> list[dict[str, Any]]:
+    """Make some trials, and write the rows of all after each.
+
+    Args:
+        trials: their number.
+        seed: of the moments and limits.
+        out: folder of the CSV file.
+        overlays: whether they are trainings of all overlays, which are killed; otherwise all commands, of whose trials
+            three of five are killed.
+    """
     draw, rows = random.Random(seed), []
+    ways = ("kill",) if overlays else ("kill", "kill", "kill", "disk", "memory")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        prepare(folder)
-        everything = subjects(folder)
+        if not overlays:
+            prepare(folder)
+        everything = overlay_trainings() if overlays else subjects(folder)
         known = {
             subject.name: run_undisturbed(subject, folder / f"undisturbed-{subject.name}")
-            for subject in tqdm(everything, "undisturbed")
+            for subject in tqdm(everything[:trials], "undisturbed")
         }
         for k in tqdm(range(trials), "trials"):
-            subject, way = everything[k % len(everything)], ("kill", "kill", "kill", "disk", "memory")[k // 5 % 5]
+            subject, way = everything[k % len(everything)], ways[k // len(everything) % len(ways)]
             rows.append(trial(subject, way, known[subject.name], draw, folder))
             text = io.StringIO()
             writer = csv.DictWriter(text, rows[0], lineterminator="\n")
@@ -331,14 +350,17 @@ def main() -> int:
     """Run from the command line; returns 1 if a trial ended with another result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=100)
+    parser.add_argument("--overlays", action="store_true", help="trainings of all overlays of configs/method, killed")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=path_argument, default=Path("runs/endurance"), help="folder for CSV and table")
+    parser.add_argument("--out", type=path_argument, help="folder for CSV and table")
     options = parser.parse_args()
-    rows = run(options.trials, options.seed, options.out)
+    out = options.out or Path("runs/endurance-overlays" if options.overlays else "runs/endurance")
+    rows = run(options.trials, options.seed, out, options.overlays)
     facts = {**machine("cpu"), "seed": options.seed}
     about = ", ".join(f"{name} {facts[name]}" for name in ("cpu", "cores", "torch_version", "git_commit", "seed"))
-    text = f"# Endurance\n\n{about}. `make endurance`.\n\n{summary(rows)}\n"
-    write_file(options.out / "endurance.md", text.encode())
+    command = f"`make endurance{f' TRIALS={options.trials} ARGS=--overlays' if options.overlays else ''}`"
+    text = f"# Endurance\n\n{about}. {command}.\n\n{summary(rows)}\n"
+    write_file(out / "endurance.md", text.encode())
     print(text)
     return int(not all(row["equal"] for row in rows))
 
