@@ -63,6 +63,7 @@ def test_command_on_digits(folders: Path, tmp_path: Path, capsys) -> None:
     assert {row["formula"] for row in result["attenuation"]} == {None}
     digits = dctn(Digits().train_images().as_tensor().numpy()[:, 0] / 127.5 - 1, norm="ortho", axes=(1, 2)).var(axis=0)
     assert result["spectrum"][1]["power"] == pytest.approx((digits[0, 1] + digits[1, 0] + digits[1, 1]) / 3)
+    assert result["sigma_data"] == pytest.approx((Digits().train_images().as_tensor().numpy() / 127.5 - 1).std())
     noisy = np.stack([np.asarray(Image.open(file)) for file in sorted((folders / "noisy").iterdir())])
     power = dctn(noisy / 127.5 - 1, norm="ortho", axes=(1, 2)).var(axis=0)
     corner = result["compared"][-1]  # cosines 7 × 7 alone
@@ -77,6 +78,7 @@ def test_command_on_digits(folders: Path, tmp_path: Path, capsys) -> None:
     assert "There is no power law below λ = 2: c/λ^0.08 explains 2% of the variance of ln S" in printed
     assert "No BNR is recommended" in printed
     assert "PowerLaw with" not in printed
+    assert "Standard deviation of all pixels: 0.7" in printed
     assert "cycles/pixel" in printed
 
 

@@ -119,6 +119,16 @@ def _of_branches(per_image: Tensor, factors: tuple[float, ...]) -> Tensor:
     return per_image.new_tensor(factors).view(1, -1, 1, 1, 1) * per_image[:, None, None, None, None]
 
 
+def measure_sigma_data(images: Iterable[Tensor]) -> Tensor:
+    """The standard deviation of all pixels of batches of images in [-1, 1], a float64 number."""
+    sums = torch.zeros(3, dtype=torch.float64)
+    for batch in images:
+        pixels = batch.double().cpu()
+        sums += torch.stack([torch.tensor(pixels.numel()).double(), pixels.sum(), pixels.square().sum()])
+    count, total, squares = sums
+    return (squares / count - (total / count).square()).sqrt()
+
+
 class EDMPreconditioning(Preconditioning):
     """EDM's preconditioning (Karras et al. 2022, Table 1), with the blur level as a second signal.
 
@@ -142,12 +152,7 @@ class EDMPreconditioning(Preconditioning):
         return self.checked_learned()["sigma_data"].item() if self.given is None else self.given
 
     def learn(self, images: Iterable[Tensor]) -> dict[str, Tensor]:
-        sums = torch.zeros(3, dtype=torch.float64)
-        for batch in images:
-            pixels = batch.double().cpu()
-            sums += torch.stack([torch.tensor(pixels.numel()).double(), pixels.sum(), pixels.square().sum()])
-        count, total, squares = sums
-        return {"sigma_data": (squares / count - (total / count).square()).sqrt()}
+        return {"sigma_data": measure_sigma_data(images)}
 
     def __call__(self, level: Level, gains: Gains, parameterization: Parameterization) -> Coefficients:
         _, beta = torch.broadcast_tensors(level.alpha, level.beta)

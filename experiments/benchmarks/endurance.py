@@ -9,8 +9,8 @@ A trial starts a command in an empty folder, ends it in one of three ways, and s
 Moments are drawn evenly up to the time that the undisturbed run took, limits of files up to its largest file, and those
 of memory from 80 % of its largest address space on, which PyTorch's libraries nearly fill. A command that is finished
 before it is ended is started again in an empty folder. `Subject.result` says what must be equal at the end. Results go
-to a CSV file and a table in Markdown. With `--overlays` the commands are the trainings of all overlays of configs/method,
-each of which is killed.
+to a CSV file and a table in Markdown. With `--overlays` the commands are trainings, one with each overlay of
+configs/method, and all are killed.
 """
 
 import argparse

@@ -21,10 +21,11 @@ from warm_lightning.analysis.spectrum import (
 from warm_lightning.commands.shared import open_images
 from warm_lightning.config import module_from_options
 from warm_lightning.data import ImageSet
-from warm_lightning.data.image_set import random_order
+from warm_lightning.data.image_set import dequantised_batches, random_order
 from warm_lightning.errors import UserError, check
 from warm_lightning.images import dequantise
 from warm_lightning.paths import PathText
+from warm_lightning.preconditioning import measure_sigma_data
 from warm_lightning.records import provenance, text_table, to_json, writable_folder, write_file
 
 BNRS = (0.0, 0.1, 0.3, 0.5, 0.65, 1.0, 2.0, 10.0)
@@ -51,13 +52,14 @@ def spectrum(
     0 < λ < fit_below; standard errors are by a bootstrap over blocks of images. Where noise and signal are equal,
     β² = S, a blur α = BNR·β attenuates the signal by 1 − exp(−c·BNR²/2) if s = 1. The suggested BNR is the one at which
     this attenuation equals the tolerance. A law that explains less than half of the variance of ln S suggests nothing.
+    The standard deviation of all pixels is printed too: it is what the preconditioning calls sigma_data.
 
     Writes spectrum.json, spectrum.png (S by radius with the fits), bnr.png (attenuation against BNR), targets.png
     (Fig. 3 of the paper: the observed image and the training targets) and, with --images, compared.png.
 
     The file has c, s, c_at_s1 (with …_se), explained and explained_at_s1 for the range λ < fit_below, and bnr,
-    path_bnr, path_exponent (null where no such law holds), bnr_measured and bnr_strict for the given tolerance; the
-    tables fits, suggestions, measured_suggestions, attenuation, spectrum (a
+    path_bnr, path_exponent (null where no such law holds), bnr_measured and bnr_strict for the given tolerance;
+    sigma_data; the tables fits, suggestions, measured_suggestions, attenuation, spectrum (a
     row for each ring of frequencies), targets (a row for each BNR and ring), and compared and bands (null without
     --images); and protocol. The functions of `warm_lightning.analysis` whose names end in _rows describe the columns.
 
@@ -101,6 +103,7 @@ def spectrum(
         **{name: suggested[name] for name in ("tolerance", "bnr", "bnr_se", "path_bnr", "path_exponent")},
         "bnr_measured": suggested_without_law["bnr"],
         "bnr_strict": suggested_without_law["bnr_strict"],
+        "sigma_data": measure_sigma_data(dequantised_batches(training, "pixels")).item(),
         "fits": fits,
         "suggestions": suggestions,
         "measured_suggestions": without_law,
@@ -205,6 +208,7 @@ def table(result: dict[str, Any]) -> str:
         measured, lowest, highest = (f"{row[n]:.4f}" for n in ("measured", "lowest", "highest"))
         gains.append((f"{row['bnr']:.3g}", formula, measured, f"{lowest} to {highest}"))
     lines = [text_table(fits, "<>>>>>><"), "", text_table(gains, "<>><"), "\n" + recommendation(result)]
+    lines.append(f"Standard deviation of all pixels: {result['sigma_data']:.4f} (model.preconditioning.sigma_data)")
     if result["bands"] is not None:
         lines.append("\nPower of --images over the data's, where it differs by more than chance, in cycles/pixel:")
         lines += [band_text(band) for band in result["bands"]] or ["  nowhere"]
