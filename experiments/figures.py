@@ -74,7 +74,9 @@ def snr_figure(described: Mapping[str, Mapping[str, Any]]) -> Figure:
         axis.set_ylim(-60, 60)
         axis.axhline(0, color="0.6", lw=0.8, zorder=0)
         axis.grid(alpha=0.3)
-    figure.supxlabel("share of the sampler's steps that are left", fontsize=9)
+    # Not `supxlabel`, which a legend outside would cover.
+    for axis in axes.flat[max(0, len(described) - 2) : len(described)]:
+        axis.set_xlabel("share of steps left", fontsize=9)
     figure.supylabel("SNR (dB): A² S/B²", fontsize=9)
     handles, labels = axes.flat[0].get_legend_handles_labels()
     figure.legend(handles, labels, fontsize=9, loc="outside lower center", ncols=legend_columns(labels))
