@@ -17,7 +17,7 @@ COMPARE_full := --budget paper
 BUDGET ?= small
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo compare ablation-bnr frontier test test-oldest quick lint format docs audit bench endurance gpu-check clean
+.PHONY: help setup demo compare ablation-bnr frontier test test-extras test-oldest quick lint format docs audit bench endurance gpu-check clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 14
@@ -52,6 +52,13 @@ frontier: setup  ## every diffusion that treats frequencies differently, on leav
 
 test: setup  ## run all tests that need no GPU, JOBS at a time (9 to 13 minutes on two cores)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m 'not gpu' $(ARGS)
+
+$(VENV)/.extras: $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[extras]'
+	touch $@
+
+test-extras: $(VENV)/.extras  ## run the tests of what needs heavy extras: trackers, diffusers, deepinv, the Hub, Gradio and others
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder tests/extras $(ARGS)
 
 $(VENV)/oldest/.ready: pyproject.toml constraints-oldest.txt
 	$(PYTHON_OLDEST) -m venv $(VENV)/oldest
