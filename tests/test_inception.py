@@ -55,7 +55,7 @@ def test_inception_features_are_torch_fidelitys(inception, tmp_path):
     reference = Reference(Normal(torch.zeros(2048).double(), torch.eye(2048).double()), "")
     assert "NOT COMPARABLE" in Evaluation(Extraction(extractor), reference, (3, 20, 20)).table({}, 50_000)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    with patch.object(InceptionFeatures, "_url", f"https://host/weights-inception-{digest[:8]}.pth"):
+    with patch.object(InceptionFeatures, "url", f"https://host/weights-inception-{digest[:8]}.pth"):
         assert extractor.describe()["published_weights"]
         assert "NOT COMPARABLE" not in Evaluation(Extraction(extractor), reference, (3, 20, 20)).table({}, 50_000)
 
@@ -108,7 +108,7 @@ def test_weights_are_downloaded_once_and_only_whole(inception, tmp_path, monkeyp
     source.write_bytes(content if whole else content[:-1000])
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
     monkeypatch.delenv("WARM_INCEPTION_WEIGHTS", raising=False)
-    monkeypatch.setattr(InceptionFeatures, "_url", source.as_uri())
+    monkeypatch.setattr(InceptionFeatures, "url", source.as_uri())
     extractor = InceptionFeatures()
     if not whole:
         with pytest.raises(UserError, match="invalid hash value"):

@@ -12,7 +12,7 @@ from warm_lightning.metrics.features import (
     Pixels,
     TorchScriptFeatures,
 )
-from warm_lightning.metrics.inception import InceptionFeatures, default_extractor
+from warm_lightning.metrics.inception import FidelityFeatures, InceptionFeatures, default_extractor
 from warm_lightning.metrics.reference import measure_reference
 from warm_lightning.metrics.reference_file import read_statistics
 from warm_lightning.metrics.scores import NEIGHBOURS, Better, FrechetDistance, Reference, Score, ScoreProtocol
@@ -27,6 +27,7 @@ __all__ = [
     "Evaluation",
     "Extraction",
     "FeatureExtractor",
+    "FidelityFeatures",
     "FrechetDistance",
     "ImportedFeatures",
     "InceptionFeatures",

@@ -19,6 +19,7 @@ from warm_lightning.metrics.distances import (
     ThinNormal,
     class_score,
     class_sums,
+    clip_distance,
     coverage,
     frechet_distance,
     kernel_distance,
@@ -26,6 +27,7 @@ from warm_lightning.metrics.distances import (
     subset_size,
 )
 from warm_lightning.metrics.features import FeatureExtractor, Pixels
+from warm_lightning.metrics.inception import FidelityFeatures
 from warm_lightning.spectral import band_index, idct
 
 Better = Literal["lower", "higher", "near 1"]
@@ -338,6 +340,27 @@ class KernelDistance(Score):
         return {"subsets": SUBSETS, "subset_size": size, "kernel": "(x·y/F + 1)^3"}
 
 
+class ClipDistance(Score):
+    """CMMD, the maximum mean discrepancy on CLIP's embeddings of images (Jayasumana et al. 2024); see `clip_distance`.
+
+    Published values are on ViT-L/14 at 336 pixels: `FidelityFeatures` with `extractor: clip-vit-l-14-336px`.
+    """
+
+    key = "cmmd"
+    better = "lower"
+    protocol_key = "clip_distance"
+
+    def applies(self, extractor: FeatureExtractor) -> bool:
+        return isinstance(extractor, FidelityFeatures) and extractor.extractor.startswith("clip")
+
+    def compute(self, samples: Summary, reference: Reference) -> float:
+        assert reference.features is not None
+        return clip_distance(samples.features, reference.features)
+
+    def protocol(self, extractor: FeatureExtractor, count: int, reference: Reference) -> dict[str, Any]:
+        return {"kernel": "exp(-|x - y|^2/200) of unit vectors", "scale": 1000, "estimate": "with the diagonal"}
+
+
 class _Coverage(Score):
     """Precision and recall with 3rd neighbours, in the extractor's features; published ones are often in VGG-16's."""
 
@@ -445,6 +468,7 @@ SCORES: tuple[type[Score], ...] = (
     FrechetDistance,
     InceptionScore,
     KernelDistance,
+    ClipDistance,
     Precision,
     Recall,
     Memorisation,
