@@ -1,15 +1,20 @@
 """Restoration with oracles in the place of networks: where it starts, and where it ends."""
 
 import math
+from pathlib import Path
+from unittest.mock import patch
+from urllib.error import URLError
 
 import pytest
 import torch
+import torchvision
 from torch import Tensor
+from torchmetrics.image import LearnedPerceptualImagePatchSimilarity
 
 from warm_lightning.data import Digits
 from warm_lightning.errors import UserError
 from warm_lightning.images import dequantise
-from warm_lightning.metrics.fidelity import fidelity, ssim_window
+from warm_lightning.metrics.fidelity import SMALLEST, Fidelity, ssim_window
 from warm_lightning.oracles import DatasetOracle, GaussianOracle
 from warm_lightning.processes import (
     IHDM,
@@ -234,16 +239,38 @@ def test_blur_and_noise_are_what_they_are_called() -> None:
 def test_measures() -> None:
     truth = torch.randint(0, 256, (3, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     image = (truth.int() + torch.tensor([0, 3, -40]).view(3, 1, 1, 1)).clamp(0, 255).to(torch.uint8)
-    found = fidelity(image, truth)
+    found = Fidelity(image.shape[-1])(image, truth)
     mse = (image.double() - truth.double()).square().mean((1, 2, 3))
     torch.testing.assert_close(found["psnr"], 10 * torch.log10(255**2 / mse))
     assert found["ssim"][0].item() == pytest.approx(1)
     # Of plain images only the means are left: SSIM = (2ab + c1)/(a² + b² + c1), c1 = (0.01·255)².
     a, b = (torch.full((1, 1, 8, 8), v, dtype=torch.uint8) for v in (100, 150))
     expected = (2 * 100 * 150 + 2.55**2) / (100**2 + 150**2 + 2.55**2)
-    assert fidelity(a, b)["ssim"].item() == pytest.approx(expected)
+    assert Fidelity(a.shape[-1])(a, b)["ssim"].item() == pytest.approx(expected)
     assert [ssim_window(size)[0] for size in (2, 7, 8, 11, 12, 32)] == [1, 7, 7, 11, 11, 11]
     assert ssim_window(32)[1] == 1.5
+
+
+def test_lpips_is_torchmetrics_on_images_in_its_range(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With random weights in torch hub's cache; without them the error is one line."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with patch("torch.hub.urlopen", side_effect=URLError("no route")), pytest.raises(UserError, match="TORCH_HOME"):
+        Fidelity(32, "squeeze")
+    with pytest.raises(UserError, match="at least 32×32, not 31×31"):
+        Fidelity(SMALLEST - 1, "squeeze")
+    torch.manual_seed(0)
+    weights = torchvision.models.squeezenet1_1().state_dict()
+    cached = tmp_path / "hub" / "checkpoints" / torchvision.models.SqueezeNet1_1_Weights.DEFAULT.url.split("/")[-1]
+    cached.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(weights, cached)
+    truth = torch.randint(0, 256, (2, 1, 32, 32), generator=torch.Generator().manual_seed(0)).byte()
+    images = torch.stack([truth[0], truth[1].flip(-1)])
+    found = Fidelity(32, "squeeze")(images, truth)["lpips"]
+    of_unit_range = (x.float().repeat(1, 3, 1, 1) / 255 for x in (images, truth))
+    metric = LearnedPerceptualImagePatchSimilarity("squeeze", reduction="sum", normalize=True)
+    assert found[0] == 0
+    assert found[1].item() == pytest.approx(metric(*of_unit_range).item(), rel=1e-4)
+    assert found[1] > 0.01
 
 
 def test_the_last_level_is_no_start() -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from warm_lightning.checkpoints import EMA_PREFIX, read_checkpoint, without_prefix
 from warm_lightning.data import Digits
 from warm_lightning.images import dequantise, quantise, read_png, write_png
-from warm_lightning.metrics.fidelity import fidelity
+from warm_lightning.metrics.fidelity import Fidelity
 from warm_lightning.records import tensors_hash
 from warm_lightning.restoration import observe
 from warm_lightning.rng import SeedStreams, key
@@ -78,7 +78,7 @@ def test_files_scores_and_pictures(run, folder, tmp_path, held_out, capsys) -> N
     streams = SeedStreams([key(i, "degrade") for i in range(12)])
     before = quantise(observe(dequantise(truth, torch.float64), 0.25, 0.5, streams))
     for when, images in (("before", before), ("after", found)):
-        for name, values in fidelity(images, truth).items():
+        for name, values in Fidelity(8)(images, truth).items():
             assert record[f"{name}_{when}"]["mean"] == pytest.approx(values.mean().item())
     picture = np.asarray(Image.open(tmp_path / "grid.png"))
     for column, image in enumerate((before[0], found[0], truth[0])):  # six pixels for one, two around each image

@@ -43,6 +43,8 @@ def test_an_array_that_is_one_image_or_three_is_refused(tmp_path) -> None:
 
 
 BAD = [
+    ("good", ["--lpips=alex"], "--clean"),
+    ("good", ["--degrade", "--lpips=alex"], "32×32"),
     ("nowhere", [], "nowhere"),
     ("nowhere.npy", [], "nowhere.npy"),
     ("nowhere.png", [], "nowhere.png"),

@@ -17,7 +17,7 @@ from warm_lightning.data.listing import SUFFIXES
 from warm_lightning.errors import check
 from warm_lightning.images import grid as image_grid
 from warm_lightning.images import quantise, read_png, write_png
-from warm_lightning.metrics.fidelity import describe, fidelity
+from warm_lightning.metrics.fidelity import Fidelity, Perceptual
 from warm_lightning.paths import PathText, expand
 from warm_lightning.records import check_out, provenance, writable_folder
 from warm_lightning.restoration import Start, find_start, observe
@@ -47,6 +47,7 @@ def restore(
     weights: Weights = "ema",
     limit: int | None = None,
     batch_size: int = 64,
+    lpips: Perceptual | None = None,
     grid: PathText | None = None,
     override: list[str] | None = None,
     devices: int | str = 1,
@@ -56,7 +57,7 @@ def restore(
     """Restore blurred and noisy images with a model, whose sampling starts from them instead of from its prior.
 
     Writes PNG files under the names of the images, and restored.json with the protocol. If the clean images are given,
-    it also has PSNR and SSIM before and after, of 8-bit images.
+    it also has PSNR, SSIM and perhaps LPIPS before and after, of 8-bit images.
 
     Args:
         images: a folder or zip of images, one image file, or an array in a .npy or .npz file, N×C×H×W, N×H×W×C or grey
@@ -87,6 +88,7 @@ def restore(
         weights: ema (averaged) or raw (last).
         limit: restore only this number of images, the first ones.
         batch_size: images that a device restores at once.
+        lpips: the network of LPIPS, whose weights PyTorch downloads: alex, vgg or squeeze; no LPIPS if not given.
         grid: a PNG file for one picture of all images before and after, and the clean images if given.
         override: other settings of the model, such as --override+=sampler.rule=Euler.
         devices: number of devices that share the images.
@@ -117,10 +119,8 @@ def restore(
     class_known = classes is not None or not model.network.label_dim or model.label_dropout > 0
     check(class_known, "--labels: the model was trained with classes: give that of all images, or one per image")
     task = Task(given, start, blur, noise, numbers, *find_truth(given, clean, degrade, shape, split))
-    check(
-        not split or bool(task.split),
-        f"--split {split}: neither the images nor the clean images have splits; leave it out",
-    )
+    task.check_options(split, lpips)
+    fidelity = Fidelity(model.network.resolution, lpips)
     check_output_paths([images, *([clean] if clean else [])], outdir, grid, given.names[:count])
     folder = writable_folder(outdir)
     check_out(grid, replace=True)
@@ -155,7 +155,7 @@ def restore(
         return
     rule, levels = (Euler(), [start.level] * 2) if mean else (model.sampler.rule, start.levels(model.sampler.grid))
     nfe = model.nfe(rule, levels, bool(classes))
-    scores = task.scores(folder, batch_size)
+    scores = task.scores(fidelity, folder, batch_size)
     others = {
         "images": images,
         "clean": clean,
@@ -163,7 +163,7 @@ def restore(
         "nfe": nfe,
         "num_images": count,
         "seeds": seeds or f"0-{count - 1}",
-        "measures": describe(model.network.resolution) if scores else None,
+        "measures": fidelity.describe() if scores else None,
         **provenance(model.device),
         "torchmetrics_version": version("torchmetrics"),
     }
@@ -172,8 +172,7 @@ def restore(
     if scores:
         print(scores_text(scores, blur, noise))
     if grid:
-        write_png(Path(grid), task.picture(folder))
-        print(f"before, after{' and truth' if task.truth else ''} in {grid}")
+        task.write_picture(Path(grid), folder)
 
 
 @dataclass(frozen=True)
@@ -203,6 +202,12 @@ class Task:
         """The split of the images or of the clean images; None if neither has splits."""
         return self.given.split or (self.truth.split if self.truth else None)
 
+    def check_options(self, split: Split | None, lpips: Perceptual | None) -> None:
+        """Check that a chosen split exists, and that LPIPS has clean images to compare with."""
+        exists = not split or bool(self.split)
+        check(exists, f"--split {split}: neither the images nor the clean images have splits; leave it out")
+        check(lpips is None or self.truth is not None, "--lpips needs the clean images: give --clean or --degrade")
+
     def degraded(self, index: Sequence[int]) -> Tensor:
         """The degraded images with these indices, float64 [b, C, H, W]: as given, or made of clean ones."""
         images = self.given.take(index)
@@ -217,8 +222,8 @@ class Task:
         pictures = [quantise(self.degraded(index)), after]
         return pictures + ([quantise(self.truth.take([self.order[k] for k in index]))] if self.truth else [])
 
-    def scores(self, folder: Path, batch_size: int) -> dict[str, dict[str, float]]:
-        """Mean PSNR and SSIM before and after, with standard errors; empty if the clean images are not known."""
+    def scores(self, fidelity: Fidelity, folder: Path, batch_size: int) -> dict[str, dict[str, float]]:
+        """Mean measures before and after, with standard errors; empty if the clean images are not known."""
         if self.truth is None:
             return {}
         parts: dict[str, list[Tensor]] = {}
@@ -229,11 +234,12 @@ class Task:
                     parts.setdefault(f"{name}_{when}", []).append(values)
         return {name: summary(torch.cat(values)) for name, values in parts.items()}
 
-    def picture(self, folder: Path) -> Tensor:
-        """One picture of all images, each beside its restored and clean image; about square."""
+    def write_picture(self, grid: Path, folder: Path) -> None:
+        """Write one picture of all images, each beside its restored and clean image; about square."""
         views = self.views(range(len(self.seeds)), folder)
         columns = max(1, round(math.sqrt(len(self.seeds) / len(views))))
-        return image_grid(torch.stack(views, dim=1).flatten(0, 1), columns=columns * len(views))
+        write_png(grid, image_grid(torch.stack(views, dim=1).flatten(0, 1), columns=columns * len(views)))
+        print(f"before, after{' and truth' if self.truth else ''} in {grid}")
 
 
 def summary(values: Tensor) -> dict[str, float]:
@@ -297,6 +303,10 @@ def protocol(task: Task) -> dict[str, Any]:
 
 def scores_text(scores: dict[str, dict[str, float]], blur: float, noise: float) -> str:
     """The scores as a line of text."""
-    psnr, ssim = ([scores[f"{name}_{when}"]["mean"] for when in ("before", "after")] for name in ("psnr", "ssim"))
-    level = f"blur {blur:g} pixels, noise {noise:g}"
-    return f"{level}: PSNR {psnr[0]:.2f} → {psnr[1]:.2f} dB, SSIM {ssim[0]:.4f} → {ssim[1]:.4f}"
+    formats = {"psnr": ("PSNR", ".2f", " dB"), "ssim": ("SSIM", ".4f", ""), "lpips": ("LPIPS", ".4f", "")}
+    parts = [
+        f"{title} {scores[f'{name}_before']['mean']:{digits}} → {scores[f'{name}_after']['mean']:{digits}}{unit}"
+        for name, (title, digits, unit) in formats.items()
+        if f"{name}_after" in scores
+    ]
+    return f"blur {blur:g} pixels, noise {noise:g}: {', '.join(parts)}"
