@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from warm_lightning import load_config
 from warm_lightning.analysis import figures
-from warm_lightning.analysis.description import describe_trained, forward_flops
+from warm_lightning.analysis.description import describe_trained, forward_flops, parameter_count
 from warm_lightning.cli import main
 from warm_lightning.commands.describe import summary, table
 from warm_lightning.data.image_set import dequantised_batches
@@ -202,3 +202,19 @@ def test_snr_of_frequencies_is_that_of_the_gains(tmp_path: Path) -> None:
         assert snr["db"][k][-1] == pytest.approx(10 * (mean.item() - 2 * math.log10(0.002)))
     assert snr["share"][0] == 1
     assert snr["share"][-1] == pytest.approx(1 / 18)
+
+
+@pytest.mark.parametrize("name", ["cifar10_1gpu", "ffhq64_1gpu"])
+def test_the_expected_hours_on_one_gpu_are_counted(name: str) -> None:
+    """The table of docs/how-to/train.md: three forward passes an image, at 30 % of the peak in the column's head."""
+    page = (REPOSITORY / "docs" / "how-to" / "train.md").read_text(encoding="utf-8").splitlines()
+    head = next(line for line in page if line.startswith("| | parameters (M)"))
+    row = next(line for line in page if line.startswith(f"| `{name}`"))
+    peaks = [float(cell.split(",")[1].split()[0]) for cell in head.split("|")[5:-1]]
+    parameters, gflops, images, *hours = (float(cell) for cell in row.split("|")[2:-1])
+    module, _ = load_config(CONFIGS / f"{name}.yaml")
+    flops = forward_flops(module.network)
+    assert parameter_count(module.network) / 1e6 == pytest.approx(parameters, abs=0.005)
+    assert (flops / 1e9, module.duration / 1e6) == (pytest.approx(gflops, abs=0.005), images)
+    expected = [3 * flops * module.duration / (0.3 * peak * 1e12) / 3600 for peak in peaks]
+    assert hours == pytest.approx(expected, abs=0.06)
