@@ -131,12 +131,14 @@ def sample_figure(cells: Sequence[tuple[Cell, Path]]) -> Figure:
     paths = [sorted((folder / "images").glob("*.png"))[:SAMPLES_IN_A_ROW] for _, folder in cells]
     columns = max(map(len, paths))
     figure = new_figure(PHONE_WIDTH, len(cells) * (PHONE_WIDTH / columns + 0.24))
-    grid = figure.subplots(len(cells), columns, squeeze=False)
-    for line, (cell, _), row in zip(grid, cells, paths, strict=True):
+    # A figure for each row, since the layout would make room for a long title beside the first image.
+    rows = figure.subfigures(len(cells), squeeze=False)[:, 0]
+    for part, (cell, _), row in zip(rows, cells, paths, strict=True):
+        line = part.subplots(1, columns, squeeze=False)[0]
         for axes in line:
             axes.set_axis_off()
         for axes, path in zip(line, row, strict=False):
             image = read_png(path)
             axes.imshow(image.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=255)
-        line[0].set_title(cell.title, fontsize=9, loc="left", pad=2)
+        part.suptitle(cell.title, fontsize=9, x=0.01, ha="left")
     return figure
