@@ -27,26 +27,20 @@ Values = dict[str, dict[int, float]]
 Pictures = dict[tuple[str, int], np.ndarray]
 
 
-def page_loggers() -> list[dict[str, Any]]:
-    """The loggers of docs/how-to/trackers.md that start a run."""
+def write_loggers(*files: str) -> str:
+    """Write all loggers of some files of docs/how-to/trackers.md to one file; gives the option that reads it."""
     page = REPOSITORY / "docs" / "how-to" / "trackers.md"
-    files = [yaml.safe_load(code) for language, code in blocks(page) if language == "yaml" and "-again" not in code]
-    found = [file["trainer"]["logger"] for file in files]
-    return [logger for each in found for logger in (each if isinstance(each, list) else [each])]
+    loggers: list[dict[str, Any]] = []
+    for language, code in blocks(page):
+        if language == "yaml" and code.startswith(tuple(f"# {file}\n" for file in files)):
+            found = yaml.safe_load(code)["trainer"]["logger"]
+            loggers += found if isinstance(found, list) else [found]
+    Path("all.yaml").write_text(yaml.safe_dump({"trainer": {"logger": loggers}}))
+    return "--config=all.yaml"
 
 
-def write_loggers(name: str, **changes: str) -> str:
-    """Write a configuration with the loggers of the page; gives the option that reads it."""
-    loggers = page_loggers()
-    next(logger for logger in loggers if logger["class_path"] == "MLFlowLogger")["init_args"] |= changes
-    Path(name).write_text(yaml.safe_dump({"trainer": {"logger": loggers}}))
-    return f"--config={name}"
-
-
-def train(*options: str) -> None:
-    pictures = ["--samples.every=160", "--samples.trajectory=2", "--trainer.log_every_n_steps=5"]
-    scores = ["--scores.every=320", "--scores.every_num_images=16"]
-    here("fit", *SMALL, *pictures, *scores, *options)
+def warm(*arguments: str) -> None:
+    here(*arguments)
     wandb.finish()  # which happens by itself at the end of a process
 
 
@@ -56,23 +50,25 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("trackers")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        run = "--trainer.default_root_dir=runs/digits-files"
-        train(write_loggers("all.yaml"), run, "--model.duration=320")
-        (first,) = MlflowClient(URI).search_runs(experiments())
-        again = write_loggers("again.yaml", run_id=first.info.run_id)
-        train(again, run, "--model.duration=640", "--ckpt_path=last")
-        here("test", "runs/digits-files")
-        wandb.finish()
-        train("--trainer.logger=false", "--trainer.default_root_dir=plain", "--model.duration=640")
+        pictures = ["--samples.every=160", "--samples.trajectory=2", "--trainer.log_every_n_steps=5"]
+        scores = ["--scores.every=320", "--scores.every_num_images=16"]
+        start = ["fit", *SMALL, *pictures, *scores]
+        loggers = write_loggers("wandb.yaml", "mlflow.yaml", "files.yaml")
+        warm(*start, loggers, "--trainer.default_root_dir=runs/digits-files", "--model.duration=320")
+        loggers = write_loggers("wandb.yaml", "mlflow_again.yaml", "files.yaml")
+        text = Path("all.yaml").read_text()
+        assert "0123456789abcdef0123456789abcdef" in text
+        Path("all.yaml").write_text(text.replace("0123456789abcdef0123456789abcdef", mlflow_run().info.run_id))
+        warm("fit", "runs/digits-files", loggers, "--model.duration=640")
+        warm("test", "runs/digits-files")
+        warm(*start, "--trainer.logger=false", "--trainer.default_root_dir=plain", "--model.duration=640")
         yield folder
 
 
-def experiments() -> list[str]:
-    return [experiment.experiment_id for experiment in MlflowClient(URI).search_experiments()]
-
-
 def mlflow_run() -> Any:
-    (run,) = MlflowClient(URI).search_runs(experiments())
+    """The only run of the database."""
+    client = MlflowClient(URI)
+    (run,) = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
     return run
 
 
@@ -203,7 +199,7 @@ def test_the_configuration_reaches_every_tracker(place: Path) -> None:
 
 
 def test_a_run_goes_on_where_its_id_is_named(place: Path) -> None:
-    assert mlflow_run().info.status == "FINISHED"  # the only run of the database
+    assert mlflow_run().info.status == "FINISHED"
     folders = sorted(place.glob("runs/wandb/offline-run-*"))
     identities = [r.run.run_id for folder in folders for r in wandb_records(folder) if r.HasField("run")]
     assert set(identities) == {"digits-warm"}

@@ -1,6 +1,7 @@
 """The one way from the callbacks to the loggers of a run: values, pictures and the configuration, over images seen."""
 
 import csv
+import io
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor
 from warm_lightning.errors import check
 from warm_lightning.images import pil_image
 from warm_lightning.module import DiffusionModule
+from warm_lightning.records import write_file
 
 PACKAGES = {"WandbLogger": "wandb", "MLFlowLogger": "mlflow"}
 """Loggers of Lightning, and the packages of the extra `trackers` that they need."""
@@ -87,11 +89,10 @@ def takes_pictures(logger: Logger) -> bool:
 
 def add_row(path: Path, step: int, key: str, picture: Path) -> None:
     """Add a row to the table of pictures, which is made with the first one."""
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        if file.tell() == 0:
-            writer.writerow(["step", "key", "path"])
-        writer.writerow([step, key, picture])
+    table = io.StringIO(path.read_text(encoding="utf-8") if path.exists() else "step,key,path\n")
+    table.seek(0, io.SEEK_END)
+    csv.writer(table, lineterminator="\n").writerow([step, key, picture])
+    write_file(path, table.getvalue().encode())
 
 
 def log_configuration(trainer: Trainer, name: str, text: str) -> None:
