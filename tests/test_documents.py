@@ -32,8 +32,9 @@ SETTINGS = [option for option in SMALL if not option.startswith(("--config", "--
 NETWORK = [option for option in SETTINGS if option.startswith("--model.network")]
 SHORT = ["--data.batch_size=8", "--model.duration=8", "--trainer.limit_val_batches=0", "--samples.seeds=0"]
 FEW = ["--scores.companions=false", "--scores.max_neighbours=50"]
-ELSEWHERE = ("cifar10", "ffhq64", "lsun")
-"""Configurations of data that are not here: commands with them are parsed only, unless the page has made the data."""
+ELSEWHERE = ("cifar10", "ffhq64", "lsun", "wandb", "mlflow")
+"""Configurations of data and trackers that are not here: commands with them are parsed only, unless the page has made
+the data. tests/extras/test_trackers.py trains with the trackers of how-to/trackers.md."""
 
 
 def blocks(page: Path) -> Iterator[tuple[str, str]]:

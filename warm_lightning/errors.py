@@ -37,9 +37,16 @@ def is_full_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or kind == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
 
 
+TRACKERS = ("wandb.", "mlflow.")
+"""Beginnings of the names of modules whose errors are those of a tracker."""
+
+
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """Turn what argument parsers and Lightning raise for a wrong name or value into a `UserError` of one line."""
+    """Turn what argument parsers, Lightning and trackers raise for a wrong setting into a `UserError` of one line.
+
+    Errors of a tracker are also those of its server: it does not answer, or knows neither this user nor this run.
+    """
     try:
         yield
     except argparse.ArgumentError as error:
@@ -49,7 +56,8 @@ def user_errors() -> Iterator[None]:
             raise error.__cause__ from error
         raise
     except Exception as error:
-        if type(error).__name__ != "MisconfigurationException":  # Lightning's, without importing Lightning
+        kind = type(error)  # known by its name, without importing Lightning or a tracker
+        if kind.__name__ != "MisconfigurationException" and not kind.__module__.startswith(TRACKERS):
             raise
         raise UserError(str(error)) from error
 

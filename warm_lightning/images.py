@@ -33,15 +33,20 @@ def grid(images: Tensor, columns: int) -> Tensor:
     return make_grid(enlarged, nrow=columns, padding=2, pad_value=255)
 
 
+def pil_image(image: Tensor) -> Image.Image:
+    """Convert an image, uint8 [C, H, W], to an image of Pillow."""
+    pixels = image.permute(1, 2, 0).numpy()
+    return Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)
+
+
 def write_png(path: Path, image: Tensor) -> None:
     """Write an image, uint8 [C, H, W], as a PNG file, which appears under its name only when it is whole.
 
     Raises:
         UserError: if the file cannot be written.
     """
-    pixels = image.permute(1, 2, 0).numpy()
     content = io.BytesIO()
-    Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels).save(content, format="PNG")
+    pil_image(image).save(content, format="PNG")
     write_file(path, content.getvalue())
 
 

@@ -32,6 +32,7 @@ from warm_lightning.callbacks import (
     TrainingLog,
 )
 from warm_lightning.callbacks.samples import SAMPLES
+from warm_lightning.callbacks.tracking import check_trackers, log_configuration
 from warm_lightning.checkpoints import (
     CHECKPOINTS,
     LAST,
@@ -66,7 +67,7 @@ SHORT_OPTIONS = {"--rounds": "--scores.rounds", "--num_images": "--scores.num_im
 
 
 class SaveConfig(SaveConfigCallback):
-    """Writes the whole configuration to `config.yaml` in the run's folder, once training has begun."""
+    """Writes the whole configuration to `config.yaml` of the run and to the loggers, once training has begun."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Do nothing yet: the checkpoint to resume may turn out to be of another model."""
@@ -75,6 +76,7 @@ class SaveConfig(SaveConfigCallback):
         if trainer.is_global_zero and not cast(DiffusionModule, pl_module).ended:
             text = self.parser.dump(self.config, skip_unset=False)
             write_file(Path(trainer.default_root_dir) / self.config_filename, text.encode())
+            log_configuration(trainer, self.config_filename, text)
 
 
 class CheckpointFiles(TorchCheckpointIO):
@@ -205,6 +207,7 @@ class WarmCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Make model, data and Trainer with its loggers and callbacks."""
+        check_trackers(self.settings.trainer.logger)
         with building():
             super().instantiate_classes()
 
@@ -212,7 +215,8 @@ class WarmCLI(LightningCLI):
         if config["logger"] in (None, True):
             # Not in the configuration, which may be used for another folder. The scores of `warm test` are in files.
             folder = config["default_root_dir"]
-            config["logger"] = TensorBoardLogger(folder, name="", version="") if self.command != ["test"] else False
+            default = TensorBoardLogger(folder, name="", version="", default_hp_metric=False)
+            config["logger"] = default if self.command != ["test"] else False
         return super()._instantiate_trainer(config, callbacks)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:

@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 from lightning import Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
+from tqdm import tqdm
 
 from warm_lightning.callbacks.expectations import Expected, times_to_go
+from warm_lightning.callbacks.tracking import log_picture, takes_pictures
 from warm_lightning.callbacks.training import check_every, due
 from warm_lightning.errors import check
 from warm_lightning.images import grid, quantise, write_png
@@ -29,7 +30,7 @@ SAMPLES = "samples"
 
 
 class SampleGrid(Expected):
-    """Samples of the same seeds at intervals and at the end of training, to TensorBoard and as PNG.
+    """Samples of the same seeds at intervals and at the end of training, as PNG and to the loggers.
 
     The PNGs are in `samples/` of the run's folder, named by images seen.
 
@@ -63,6 +64,11 @@ class SampleGrid(Expected):
 
     def setup(self, trainer: Trainer, pl_module: DiffusionModule, stage: str) -> None:
         check_unsharded(trainer.strategy, self.weights)
+        if stage == "fit" and trainer.is_global_zero:
+            for logger in trainer.loggers:
+                if not takes_pictures(logger):
+                    folder = Path(trainer.default_root_dir) / SAMPLES
+                    tqdm.write(f"{type(logger).__name__} takes no pictures: they are in {folder} only.")
 
     def samples_to_go(self, module: DiffusionModule) -> int:
         return len(self.seeds) * (times_to_go(module, self.every) + 1)
@@ -89,10 +95,9 @@ class SampleGrid(Expected):
             pictures["trajectory"] = trajectory(model, model.sampler, self.seeds[: self.trajectory])
         folder = Path(trainer.default_root_dir) / SAMPLES
         for name, picture in pictures.items():
-            write_png(folder / f"{name}-{pl_module.images_seen:09d}.png", picture)
-            for logger in trainer.loggers:
-                if isinstance(logger, TensorBoardLogger):
-                    logger.experiment.add_image(f"{name}/{self.weights}", picture, pl_module.images_seen)
+            path = folder / f"{name}-{pl_module.images_seen:09d}.png"
+            write_png(path, picture)
+            log_picture(trainer, f"{name}/{self.weights}", picture, path)
 
 
 def trajectory(model: DiffusionModel, sampler: Sampler, seeds: Sequence[int], columns: int = 10) -> Tensor:

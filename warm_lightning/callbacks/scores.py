@@ -11,6 +11,7 @@ from tqdm import tqdm
 from warm_lightning.callbacks.checkpoints import Checkpoints
 from warm_lightning.callbacks.expectations import Expected, times_to_go
 from warm_lightning.callbacks.rounds import FILE, NONFINITE, Rounds, conditions
+from warm_lightning.callbacks.tracking import log_values
 from warm_lightning.callbacks.training import check_every, due, passed
 from warm_lightning.checkpoints import RESULTS
 from warm_lightning.data.datamodule import ImageDataModule
@@ -243,8 +244,7 @@ class ScoreSamples(Expected):
         self.scored_at = pl_module.images_seen
         pl_module.better = {n: better for e in self.evaluations for n, better in e.better(self.count).items()}
         pl_module.scored = {name: (self.scored_at, values[name]) for name in pl_module.better}
-        for logger in trainer.loggers:
-            logger.log_metrics({f"score/{n}": v for n, v in values.items()}, step=pl_module.images_seen)
+        log_values(trainer, {f"score/{n}": v for n, v in values.items()})
 
     def state_dict(self) -> dict[str, Any]:
         return {"scored_at": self.scored_at}
@@ -345,6 +345,7 @@ class ScoreSamples(Expected):
         path, protocol = Path(trainer.default_root_dir) / RESULTS, self.describe(trainer, pl_module)
         protocol |= {"better": better, NONFINITE: nonfinite}
         write_file(path, to_json({**values, "protocol": protocol}).encode())
+        log_values(trainer, {f"test/{n}": v for n, v in values.items()})
         tables = [evaluation.table(values, count, self.num_rounds) for evaluation in self.evaluations]
         seeds = ", ".join(plan.label(r) for r in range(self.num_rounds))
         summary = f"{self.weights} weights after {pl_module.images_seen:,} images, NFE {protocol['nfe']}, seeds {seeds}"

@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 
+from warm_lightning.callbacks.tracking import log_values
 from warm_lightning.data.datamodule import VALIDATION_IMAGES
 from warm_lightning.errors import check
 from warm_lightning.module import DiffusionModule
@@ -75,7 +76,7 @@ class TrainingLog(Callback):
             self.write(trainer, pl_module)
 
     def write(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
-        """Write an entry of the log, to the logger and to the progress bar."""
+        """Write an entry of the log, to the loggers and to the progress bar."""
         sums = trainer.strategy.reduce(self.sums, reduce_op="sum").cpu()
         rate = (pl_module.images_seen - self.images) / (time.perf_counter() - self.since)
         metrics = {
@@ -87,15 +88,13 @@ class TrainingLog(Callback):
         for quartile, row in enumerate(sums, start=1):
             if row[-1] > 0:
                 metrics |= self.losses(row, f"train_quartile{quartile}/loss")
-        for logger in trainer.loggers:
-            logger.log_metrics(metrics, step=pl_module.images_seen)
+        log_values(trainer, metrics)
         pl_module.log("loss", metrics["train/loss"], prog_bar=True, logger=False)
         self.start(pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
         values = {name: float(v) for name, v in trainer.callback_metrics.items() if name.startswith("val/")}
-        for logger in trainer.loggers:
-            logger.log_metrics(values, step=pl_module.images_seen)
+        log_values(trainer, values)
         if trainer.state.fn == TrainerFn.VALIDATING and trainer.is_global_zero:
             data = pl_module.data
             held_out, limit = data.held_out_images(), trainer.limit_val_batches
