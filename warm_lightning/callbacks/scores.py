@@ -244,7 +244,10 @@ class ScoreSamples(Expected):
         self.scored_at = pl_module.images_seen
         pl_module.better = {n: better for e in self.evaluations for n, better in e.better(self.count).items()}
         pl_module.scored = {name: (self.scored_at, values[name]) for name in pl_module.better}
-        log_values(trainer, {f"score/{n}": v for n, v in values.items()})
+        named = {f"score/{n}": v for n, v in values.items()}
+        log_values(trainer, named)
+        # For callbacks that watch a metric, such as EarlyStopping and Optuna's.
+        pl_module.log_dict(named, logger=False, batch_size=1)
 
     def state_dict(self) -> dict[str, Any]:
         return {"scored_at": self.scored_at}
