@@ -237,7 +237,7 @@ def run_experiments(arguments: list[str]) -> int:
     """
     missing = [name for name in ("matplotlib", "markdown") if find_spec(name) is None]
     check(not missing, f"{' and '.join(missing)}: not installed: pip install 'warm-lightning[experiments]'")
-    if CHECKOUT and str(CHECKOUT) not in sys.path:
+    if CHECKOUT and str(CHECKOUT) not in sys.path:  # an editable installation finds the package only
         sys.path.insert(0, str(CHECKOUT))
     package = "experiments" if CHECKOUT else "warm_lightning.experiments"
     program = importlib.import_module(f"{package}.__main__")

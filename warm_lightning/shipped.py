@@ -47,7 +47,7 @@ def config_file(name: str | Path, folder: Path | None = None) -> Path:
     shipped = shipped_configs()
     if path.as_posix() in shipped:
         return shipped[path.as_posix()]
-    meant = path.with_suffix("").as_posix().removeprefix("configs/")
+    meant = path.as_posix().removeprefix("configs/").removesuffix(".yaml")
     hint = f"the shipped one is {CONFIG} {meant}" if meant in shipped else "`warm fit` lists the names of shipped ones"
     raise UserError(f"{CONFIG} {path}: no such file; {hint}")
 
