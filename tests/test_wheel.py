@@ -111,12 +111,12 @@ def test_installed_experiments_are_listed_and_run(installed: Path, tmp_path: Pat
     names = {line.split()[0] for line in listed.stdout.splitlines()}
     assert names == {path.stem for path in (REPOSITORY / "experiments" / "papers").glob("*.yaml")}, listed.stderr
     smoke = ["--data", "digits", "--budget", "smoke"]
-    planned = run(installed, tmp_path, "experiments", "run", "table3_bnr", *smoke, "--plan")
+    planned = run(installed, tmp_path, "experiments", "run", "table3_bnr", *smoke, "--cells=1", "--plan")
     assert planned.returncode == 0, planned.stderr
     assert "warm fit --config=digits" in planned.stdout
     assert not list(tmp_path.iterdir())
     # This one describes networks, and trains none.
-    done = run(installed, tmp_path, "experiments", "run", "table6_counts", *smoke, "--cells", "1")
+    done = run(installed, tmp_path, "experiments", "run", "table6_counts", *smoke, "--cells=1")
     assert done.returncode == 0, done.stderr
     (report,) = tmp_path.glob("runs/experiments/table6_counts-digits-smoke/report.md")
     assert "warm experiments run table6_counts" in report.read_text(encoding="utf-8")
