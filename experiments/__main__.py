@@ -3,6 +3,9 @@
     python -m experiments list
     python -m experiments run experiments/papers/table3_bnr.yaml --data digits --budget small --jobs 2
 
+`warm experiments list` and `warm experiments run table3_bnr` are the same, from a wheel too, where this package is
+`warm_lightning.experiments`; its modules import each other relatively, since it has these two names.
+
 A run that was stopped goes on when it is started again.
 """
 
@@ -12,19 +15,23 @@ import sys
 from pathlib import Path
 from typing import get_args
 
-from experiments import reproduction
-from experiments.cells import Budget
-from experiments.experiment import Experiment, read
-from experiments.identity import PAPERS
-from experiments.run import run
 from warm_lightning.cli import open_streams, reason, use_utf8
 from warm_lightning.errors import UserError
 from warm_lightning.paths import path_argument
 
+from . import reproduction
+from .cells import Budget
+from .experiment import Experiment, read
+from .identity import PAPERS
+from .run import run
 
-def parser() -> argparse.ArgumentParser:
+PROGRAM = "python -m experiments"
+
+
+def parser(program: str = PROGRAM) -> argparse.ArgumentParser:
     """The parser of commands and options."""
-    top = argparse.ArgumentParser(prog="python -m experiments", description=(__doc__ or "").split("\n")[0])
+    description = "Run the tables and figures of the papers, each of which is a file."
+    top = argparse.ArgumentParser(prog=program, description=description)
     commands = top.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="all experiments")
     commands.add_parser("reproduction", help="write docs/reproduction.md: every published number, command and cost")
@@ -80,25 +87,37 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit code: 1 if a run failed, 2 for a user's error, 130 after Ctrl-C."""
     open_streams()
     use_utf8(restart=arguments is None)
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    end = arguments.index("--") if "--" in arguments else len(arguments)
-    options = parser().parse_args(arguments[:end])
-    options.extra = arguments[end + 1 :]
     try:
-        if options.command == "list":
-            for path in sorted(PAPERS.glob("*.yaml")):
-                experiment = read(path, Experiment)
-                print(f"{path.stem:<32} {experiment.source}: {experiment.title}")
-            return 0
-        if options.command == "reproduction":
-            print(f"written to {reproduction.write()}")
-            return 0
-        code, text = run(options, f"python -m experiments {shlex.join(arguments)}")
+        return answer(list(sys.argv[1:] if arguments is None else arguments))
     except (UserError, OSError) as error:
         print(f"experiments: {reason(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
+
+
+def answer(arguments: list[str], program: str = PROGRAM) -> int:
+    """Run a command; returns the exit code, 1 if a run failed.
+
+    Args:
+        arguments: the command and its options.
+        program: how the user started it.
+
+    Raises:
+        UserError: a file or option is wrong.
+    """
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    options = parser(program).parse_args(arguments[:end])
+    options.extra = arguments[end + 1 :]
+    if options.command == "list":
+        for path in sorted(PAPERS.glob("*.yaml")):
+            experiment = read(path, Experiment)
+            print(f"{path.stem:<32} {experiment.source}: {experiment.title}")
+        return 0
+    if options.command == "reproduction":
+        print(f"written to {reproduction.write()}")
+        return 0
+    code, text = run(options, f"{program} {shlex.join(arguments)}")
     print(text)
     return code
 

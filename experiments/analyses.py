@@ -8,11 +8,12 @@ from typing import Any, Literal
 
 from matplotlib.figure import Figure
 
-from experiments.cells import Cell
-from experiments.figures import drift_figure, path_figure, snr_figure
-from experiments.measures import Measure, Reading, load
 from warm_lightning.config import split_settings
 from warm_lightning.records import finite
+
+from .cells import Cell
+from .figures import drift_figure, path_figure, snr_figure
+from .measures import Measure, Reading, load
 
 
 def model_and_data(cell: Cell) -> list[str]:

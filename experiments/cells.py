@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from experiments.identity import (
+from warm_lightning.config import as_text
+
+from .identity import (
     SAMPLING,
     images_file,
     images_identity,
@@ -15,7 +17,6 @@ from experiments.identity import (
     short_hash,
     training_identity,
 )
-from warm_lightning.config import as_text
 
 CONDITIONAL = "_cond"
 """The end of the names of data sets that are used with their classes."""
@@ -33,9 +34,9 @@ class Point:
     """Settings of a value of an axis, or of a whole cell, with the overlays and restrictions that go with them.
 
     Attributes:
-        overlays: files of configs/, such as method/hot, for training and sampling.
+        overlays: configurations for training and sampling, as values of --config, such as method/hot.
         set: settings for training and sampling.
-        sample_overlays: files of configs/ for sampling only.
+        sample_overlays: configurations for sampling only.
         sample: settings for sampling only.
         for_data: settings that are needed on some data set, by its name.
         sampled: names of other axes whose values, together with this value, only change the sampler, so that one
@@ -59,7 +60,7 @@ class Scale:
     """The settings of a budget on a data set.
 
     Attributes:
-        config: YAML file of model and data.
+        config: configuration of model and data, as a value of --config, such as digits.
         score: pattern of the main score's name as `warm test` prints it, with * for the number of images, such as
             fd*_digits.
         set: settings for training and sampling.
@@ -193,8 +194,8 @@ def slug(*words: object) -> str:
 
 
 def config_options(base: str, overlays: Sequence[str]) -> list[str]:
-    """Options for YAML files: a base, unless it is empty, and overlays of configs/ by their names."""
-    return [f"--config={path}" for path in (*([base] if base else []), *(f"configs/{o}.yaml" for o in overlays))]
+    """Options for configurations: a base, unless it is empty, and overlays."""
+    return [f"--config={name}" for name in (*([base] if base else []), *overlays)]
 
 
 def setting_options(settings: Mapping[str, Any]) -> list[str]:

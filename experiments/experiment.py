@@ -11,12 +11,14 @@ from typing import Any, TypeVar, cast
 import yaml
 from jsonargparse import ArgumentParser
 
-import experiments.analyses  # noqa: F401  (files name measures by their classes)
-from experiments.cells import CONDITIONAL, Budget, Cell, DataSet, Point, Settings
-from experiments.identity import DATA, REPOSITORY
-from experiments.measures import Measure
 from warm_lightning.checkpoints import dotted_settings
 from warm_lightning.errors import UserError, check, user_errors
+from warm_lightning.shipped import config_file
+
+from . import analyses  # noqa: F401  (files name measures by their classes)
+from .cells import CONDITIONAL, Budget, Cell, DataSet, Point, Settings
+from .identity import BASE, DATA
+from .measures import Measure
 
 # ---------------------------------------------------------------------- the format
 
@@ -73,7 +75,7 @@ class Experiment:
         axes: by name; the cells are all combinations of their values.
         about: remarks for readers of the report.
         data: the paper's data sets, files of experiments/data.
-        overlays: files of configs/ for all cells.
+        overlays: configurations for all cells, see `cells.Point`.
         set: settings for all cells.
         sample: settings for sampling all cells.
         for_data: settings that all cells need on some data set, by its name.
@@ -322,8 +324,8 @@ def check_axes(experiment: Experiment) -> None:
 
 
 def overlay_settings(overlay: str) -> set[str]:
-    """The dotted names of the settings in an overlay of configs/."""
-    content = yaml.safe_load((REPOSITORY / "configs" / f"{overlay}.yaml").read_text(encoding="utf-8"))
+    """The dotted names of the settings in an overlay, given as a value of --config."""
+    content = yaml.safe_load((BASE / config_file(overlay, BASE)).read_text(encoding="utf-8"))
     names = (name.removeprefix(".") for name, _ in dotted_settings(content, ""))
     return {name.removesuffix(".class_path").replace(".init_args.", ".") for name in names}
 

@@ -12,10 +12,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from experiments.cells import Cell
 from warm_lightning.analysis.figures import PHONE_WIDTH, legend_columns, new_figure
 from warm_lightning.images import read_png
 from warm_lightning.records import finite
+
+from .cells import Cell
 
 STYLES: tuple[Literal["-", "--", "-.", ":"], ...] = ("-", "--", "-.", ":")
 SAMPLES_IN_A_ROW = 12

@@ -7,8 +7,8 @@ that a result depends on. Two results are the same if these are equal.
 import hashlib
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import chdir
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import chdir, contextmanager
 from functools import cache
 from pathlib import Path
 from threading import Lock
@@ -19,10 +19,13 @@ from warm_lightning.config import resolved_config
 from warm_lightning.data.sources import source_name
 from warm_lightning.paths import expand
 from warm_lightning.records import file_hash, fingerprint
+from warm_lightning.shipped import CHECKOUT, SHIPPED, config_file
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-PAPERS = REPOSITORY / "experiments" / "papers"
-DATA = REPOSITORY / "experiments" / "data"
+PAPERS = SHIPPED / "experiments" / "papers"
+DATA = SHIPPED / "experiments" / "data"
+BASE = CHECKOUT or Path.cwd()
+"""The folder in which jobs run, and from which relative paths in files start: the repository or, where a wheel was
+installed, the working directory."""
 
 # ---------------------------------------------------------------------- settings that results depend on
 
@@ -98,7 +101,7 @@ def data_and_trainer(config: Mapping[str, Any]) -> dict[str, Any]:
     """The parts of a configuration that say which data are used, wherever they are, and how the Trainer computes."""
     data = config["data"]
     images = without(data["init_args"], DATA_SPEED)
-    images |= {name: source_name(REPOSITORY / images[name]) for name in DATA_PATHS if images.get(name)}
+    images |= {name: source_name(BASE / images[name]) for name in DATA_PATHS if images.get(name)}
     trainer = {name: value for name, value in config["trainer"].items() if name in TRAINER}
     return {"data": data | {"init_args": images}, "trainer": trainer}
 
@@ -159,20 +162,27 @@ def resolved(options: Sequence[str]) -> dict[str, Any]:
     Raises:
         UserError: a file, name or value is wrong.
     """
-    paths = [option.removeprefix(CONFIG) for option in options if option.startswith(CONFIG)]
-    return _resolved(tuple(options), tuple(file_sha256(REPOSITORY / path) for path in paths))
+    names = [option.removeprefix(CONFIG) for option in options if option.startswith(CONFIG)]
+    return _resolved(tuple(options), tuple(file_sha256(BASE / config_file(name, BASE)) for name in names))
 
 
 @cache
 def _resolved(options: tuple[str, ...], hashes: tuple[str | None, ...]) -> dict[str, Any]:
-    with WORKING_DIRECTORY, chdir(REPOSITORY):
+    with in_base():
         return resolved_config(options)
+
+
+@contextmanager
+def in_base() -> Iterator[None]:
+    """Have the working directory be `BASE` inside the `with` block, in one thread at a time."""
+    with WORKING_DIRECTORY, chdir(BASE):
+        yield
 
 
 def images_file(options: Sequence[str]) -> Path | None:
     """The file with the images of a configuration, which may not exist; None where they are not in a single file."""
     path = resolved(options)["data"]["init_args"].get("path")
-    place = REPOSITORY / expand(path) if path else None
+    place = BASE / expand(path) if path else None
     return None if place is None or place.is_dir() else place
 
 

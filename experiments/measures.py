@@ -13,11 +13,12 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from experiments.cells import Cell
-from experiments.figures import sample_figure
-from experiments.identity import NO_PROGRESS_BAR
 from warm_lightning.errors import UserError, check
 from warm_lightning.rng import parse_seeds
+
+from .cells import Cell
+from .figures import sample_figure
+from .identity import NO_PROGRESS_BAR
 
 COMPANIONS = ("_halves", "_gaussian", "_data")
 """Endings of the names of companions: scores of other images than the samples; see `metrics.scores.Score`."""

@@ -12,9 +12,10 @@ from statistics import mean, stdev
 
 from scipy.special import stdtrit
 
-from experiments.experiment import Plot
-from experiments.results import Group
 from warm_lightning.records import markdown_table
+
+from .experiment import Plot
+from .results import Group
 
 CONFIDENCE = 0.95
 POWER = 0.8

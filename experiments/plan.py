@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterable, Sequence
-from contextlib import chdir
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -10,14 +9,15 @@ from typing import Any
 
 import torch
 
-from experiments.cells import Cell
-from experiments.identity import REPOSITORY, resolved
-from experiments.measures import Measure
 from warm_lightning.analysis.description import forward_flops
 from warm_lightning.config import module_from_options, split_settings
 from warm_lightning.errors import UserError, check
 from warm_lightning.module import DiffusionModule
 from warm_lightning.paths import expand
+
+from .cells import Cell
+from .identity import in_base, resolved
+from .measures import Measure
 
 # ---------------------------------------------------------------------- cost
 
@@ -136,7 +136,8 @@ def module_with_small_network(options: tuple[str, ...]) -> DiffusionModule:
 
 def make_module(options: Sequence[str]) -> DiffusionModule:
     """The module of options of `warm fit`."""
-    return module_from_options(split_settings(list(options))[0])[0]
+    with in_base():
+        return module_from_options(split_settings(list(options))[0])[0]
 
 
 def without_seed(options: Sequence[str]) -> tuple[str, ...]:
@@ -166,7 +167,7 @@ def prepare(cells: Iterable[Cell], scored: Iterable[Cell]) -> None:
         json.dumps(extractor, sort_keys=True) for of_cell in scores for extractor in of_cell["extractors"] or []
     }
     statistics = {of_cell["reference_stats"] for of_cell in scores} - {None}
-    with chdir(REPOSITORY):  # where jobs run, since paths may be relative
+    with in_base():  # where jobs run, since paths may be relative
         for text in sorted(data):
             make(json.loads(text)).prepare_data()
         for text in sorted(extractors):

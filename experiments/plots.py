@@ -14,11 +14,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from experiments.experiment import Plot
-from experiments.measures import score_of
-from experiments.paired import Comparison, baseline_title, comparisons, half_width, line_of, place_of
-from experiments.results import Group
 from warm_lightning.analysis.figures import PHONE_WIDTH, legend_columns, new_figure
+
+from .experiment import Plot
+from .measures import score_of
+from .paired import Comparison, baseline_title, comparisons, half_width, line_of, place_of
+from .results import Group
 
 FAR = 3
 """Values that differ by more than this factor have a logarithmic axis, and a reference value this many times above or

@@ -10,15 +10,16 @@ from typing import Any
 import markdown
 from matplotlib.figure import Figure
 
-from experiments.cells import PRECISION, Cell, slug
-from experiments.experiment import Experiment, Plot, data_set
-from experiments.measures import Measure
-from experiments.paired import paired_pivot, paired_table
-from experiments.plots import references, score_figure
-from experiments.results import Group, Result, duration, group_by_seed, shown_names
 from warm_lightning.analysis.figures import save_figure
 from warm_lightning.config import as_text
 from warm_lightning.records import markdown_table, write_file
+
+from .cells import PRECISION, Cell, slug
+from .experiment import Experiment, Plot, data_set
+from .measures import Measure
+from .paired import paired_pivot, paired_table
+from .plots import references, score_figure
+from .results import Group, Result, duration, group_by_seed, shown_names
 
 Pictures = dict[str, Figure | bytes]
 """Figures, or contents of PNG files, by their titles or the names of their files."""

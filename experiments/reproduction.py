@@ -6,16 +6,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from experiments.cells import CONDITIONAL, Cell, Scale
-from experiments.experiment import Experiment, expand, read
-from experiments.identity import PAPERS, REPOSITORY
-from experiments.plan import GPU_TFLOPS, estimate
-from experiments.report import number, published_numbers
-from experiments.results import read_rows
+from warm_lightning.errors import check
 from warm_lightning.records import markdown_table, write_file
 
-OUT = REPOSITORY / "docs" / "reproduction.md"
-MEASURED = REPOSITORY / "docs" / "measurements"
+from .cells import CONDITIONAL, Cell, Scale
+from .experiment import Experiment, expand, read
+from .identity import BASE, PAPERS
+from .plan import GPU_TFLOPS, estimate
+from .report import number, published_numbers
+from .results import read_rows
+
+OUT = BASE / "docs" / "reproduction.md"
+MEASURED = BASE / "docs" / "measurements"
 TABLES = (
     "table1_systems",
     "table2_lsun",
@@ -66,7 +68,12 @@ batch is too large for the memory of a GPU, as one of FFHQ or LSUN may be for a 
 
 
 def write() -> Path:
-    """Write docs/reproduction.md; returns its path."""
+    """Write docs/reproduction.md; returns its path.
+
+    Raises:
+        UserError: there is no folder docs/measurements, as only the repository has.
+    """
+    check(MEASURED.is_dir(), f"{MEASURED}: no such folder; this page is written in the repository, not elsewhere")
     parts = [HEAD]
     for name in TABLES:
         parts += table_section(PAPERS / f"{name}.yaml")

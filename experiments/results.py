@@ -13,11 +13,12 @@ from statistics import mean, stdev
 from time import perf_counter
 from typing import Any
 
-from experiments.cells import Cell
-from experiments.measures import Measure, Reading
-from experiments.runner import Job
 from warm_lightning.errors import UserError
 from warm_lightning.records import write_file
+
+from .cells import Cell
+from .measures import Measure, Reading
+from .runner import Job
 
 # ---------------------------------------------------------------------- one cell
 

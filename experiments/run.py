@@ -8,19 +8,20 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from experiments.analyses import Description
-from experiments.cells import Cell, slug
-from experiments.experiment import Experiment, expand, read, select
-from experiments.identity import NO_PROGRESS_BAR, PAPERS
-from experiments.measures import Measure, Scores
-from experiments.paired import widest_interval
-from experiments.plan import Cost, check_affordable, estimate, prepare
-from experiments.report import write
-from experiments.results import Invocations, Result, collect, group_by_seed, rows_of, save_rows, shown_names
-from experiments.runner import Executor, Job, LocalProcesses, Slurm, ThisProcess, run_all, run_conditions
 from warm_lightning.errors import UserError, check
 from warm_lightning.paths import folder_lock
 from warm_lightning.records import writable_folder
+
+from .analyses import Description
+from .cells import Cell, slug
+from .experiment import Experiment, expand, read, select
+from .identity import NO_PROGRESS_BAR, PAPERS
+from .measures import Measure, Scores
+from .paired import widest_interval
+from .plan import Cost, check_affordable, estimate, prepare
+from .report import write
+from .results import Invocations, Result, collect, group_by_seed, rows_of, save_rows, shown_names
+from .runner import Executor, Job, LocalProcesses, Slurm, ThisProcess, run_all, run_conditions
 
 LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"
 
@@ -101,7 +102,7 @@ def run(options: argparse.Namespace, command: str) -> tuple[int, str]:
 
 def find(path: Path) -> Path:
     """The path of an experiment's file, given as a path or as a name alone."""
-    return path if path.exists() else PAPERS / f"{path.stem}.yaml"
+    return path if path.is_file() else PAPERS / f"{path.stem}.yaml"
 
 
 def choose_executor(options: argparse.Namespace) -> Executor:

@@ -38,12 +38,14 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from experiments.identity import REPOSITORY, is_same_job, job_identity
-from experiments.subprocesses import LOG, LoggedProcess, RestartableProcess, awaited_lock
 from warm_lightning.cli import main as warm
 from warm_lightning.cli import reason
 from warm_lightning.errors import UserError, check
 from warm_lightning.records import machine, write_file
+from warm_lightning.shipped import CHECKOUT
+
+from .identity import BASE, is_same_job, job_identity
+from .subprocesses import LOG, LoggedProcess, RestartableProcess, awaited_lock
 
 NOTE = "job.json"
 
@@ -297,7 +299,7 @@ class ThisProcess(Executor):
         one_device = ["--trainer.devices=1"] if arguments[0] in TRAINER else []
         with (
             (folder / LOG).open("a", encoding="utf-8") as log,
-            chdir(REPOSITORY),
+            chdir(BASE),
             redirect_stdout(log),
             redirect_stderr(log),
         ):
@@ -371,9 +373,9 @@ def warm_process(
     """The process of a call of `warm`; see `LoggedProcess` and `RestartableProcess`."""
     command = (sys.executable, "-m", "warm_lightning.cli", *arguments)
     environment = {**LIGHTNING_STARTS_PROCESSES, "PYTHONPATH": python_path(), **environment}
-    return (RestartableProcess if restartable else LoggedProcess)(command, folder, REPOSITORY, environment)
+    return (RestartableProcess if restartable else LoggedProcess)(command, folder, BASE, environment)
 
 
 def python_path() -> str:
-    """The value of PYTHONPATH with which Python finds the repository's packages from any directory."""
-    return os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
+    """The value of PYTHONPATH with which Python finds the repository's packages, if they are not installed."""
+    return os.pathsep.join(str(path) for path in (CHECKOUT, os.environ.get("PYTHONPATH")) if path)

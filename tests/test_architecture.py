@@ -3,6 +3,7 @@
 import ast
 from collections.abc import Mapping
 from graphlib import TopologicalSorter
+from importlib.util import resolve_name
 from pathlib import Path
 
 import pytest
@@ -26,10 +27,12 @@ def modules() -> dict[str, Path]:
 def imports(name: str, known: Mapping[str, Path]) -> set[str]:
     """The modules among `known` that a module imports, at its top or inside of functions."""
     found = set()
+    package = name if known[name].name == "__init__.py" else name.rpartition(".")[0]
     for node in ast.walk(ast.parse(known[name].read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            inner = {alias.name: f"{node.module}.{alias.name}" for alias in node.names}
-            found |= {path if path in known else node.module for path in inner.values()}
+        if isinstance(node, ast.ImportFrom):
+            module = resolve_name("." * node.level + (node.module or ""), package)
+            inner = {alias.name: f"{module}.{alias.name}" for alias in node.names}
+            found |= {path if path in known else module for path in inner.values()}
         elif isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
     return (found & known.keys()) - {name}

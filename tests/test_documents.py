@@ -22,6 +22,7 @@ from experiments.experiment import parse
 from experiments.studies.anchors import code_lines, files_from_disk_to_loss, first_example
 from warm_lightning.checkpoints import read_checkpoint
 from warm_lightning.config import resolved_config
+from warm_lightning.shipped import shipped_configs
 from warm_lightning.spectral import frequencies
 
 README = REPOSITORY / "README.md"
@@ -122,6 +123,9 @@ class Reader:
 
     def warm(self, arguments: list[str]) -> None:
         command, *arguments = arguments
+        if command == "experiments":
+            self.python_module(["-m", command, *arguments])
+            return
         self.prepare(command, arguments)
         absent = any(name in path for path in configs(arguments) for name in ELSEWHERE)
         data = option(arguments, "--data.path")
@@ -180,7 +184,8 @@ def folder_of_images(path: Path, size: int, channels: int) -> None:
 
 def small(command: str, arguments: list[str]) -> list[str]:
     """Options with which a command is soon done, and knows the small network."""
-    own_network = not configs(arguments) or not configs(arguments)[0].startswith("configs/")
+    first = next(iter(configs(arguments)), "")
+    own_network = not first.startswith("configs/") and first not in shipped_configs()
     settings = [setting for setting in SETTINGS if not own_network or setting not in NETWORK]
     settings = [setting for setting in settings if option(arguments, setting.split("=")[0]) is None]
     if "digits.npz" in arguments:  # of the configuration's own features

@@ -12,6 +12,7 @@ from experiments.cells import Cell
 from experiments.experiment import Experiment, data_set, expand, read
 from experiments.identity import resolved
 from warm_lightning import load_config
+from warm_lightning.shipped import config_file
 
 FILES = sorted((REPOSITORY / "experiments" / "papers").glob("*.yaml"))
 DATA_SETS = sorted((REPOSITORY / "experiments" / "data").glob("*.yaml"))
@@ -99,7 +100,7 @@ def test_systems_on_lsun_church_train_as_table_6_says() -> None:
 def test_every_data_set_has_the_papers_budget(path: Path) -> None:
     found = data_set(path.stem)
     assert found.title
-    assert all((REPOSITORY / scale.config).is_file() for scale in found.budgets.values())
+    assert all(config_file(scale.config).is_file() for scale in found.budgets.values())
     assert "paper" in found.budgets
 
 

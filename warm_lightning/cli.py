@@ -1,16 +1,18 @@
 """The `warm` program. Imports of torch wait until a command needs it, so that `warm --help` answers at once."""
 
+import importlib
 import io
 import locale
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from importlib.util import find_spec
 from typing import Any, TextIO, cast
 
 from warm_lightning import __version__
 from warm_lightning.errors import UserError, check, error_text, is_full_memory
-from warm_lightning.paths import expand
+from warm_lightning.shipped import CHECKOUT, config_list, with_config_files
 
 LONGEST = 800  # characters of an error message
 TRAINER_COMMANDS = {
@@ -35,19 +37,23 @@ OTHER_COMMANDS = {
     "bits": "measure bits per dimension by the probability-flow ODE",
     "oracle": "measure the error of a sampler with a perfect network",
 }
+EXPERIMENT_COMMANDS = {"experiments": "list and run the tables and figures of the papers"}
+COMMANDS = TRAINER_COMMANDS | OTHER_COMMANDS | EXPERIMENT_COMMANDS
+ALL_OPTIONS = "--help=all"
 HELP = f"""usage: warm COMMAND [options]
 
 Warm Diffusion and the diffusion models that it is compared with, on PyTorch Lightning, version {__version__}.
 
 commands:
-{chr(10).join(f"  {name:<15} {text}" for name, text in (TRAINER_COMMANDS | OTHER_COMMANDS).items())}
+{chr(10).join(f"  {name:<15} {text}" for name, text in COMMANDS.items())}
 
 examples:
-  warm fit --config configs/digits.yaml
-  warm fit --config configs/digits.yaml --config configs/method/hot.yaml --model.lr 1e-3
-  warm test --config configs/digits.yaml --ckpt_path last
+  warm fit --config digits
+  warm fit --config digits --config method/hot --model.lr 1e-3
+  warm test --config digits --ckpt_path last
   warm generate --ckpt_path runs/digits/checkpoints/last.ckpt --seeds 0-63 --outdir out
 
+`warm fit` lists the configurations that --config can name; it takes your own YAML files, too.
 `warm COMMAND --help` lists the options of a command. Set WARM_TRACEBACK=1 to see where an error came from.
 """
 
@@ -76,8 +82,8 @@ def answer(arguments: list[str]) -> int:
     if command in ("-h", "--help", "--version"):
         print(__version__ if command == "--version" else HELP.rstrip(), flush=True)
         return 0
-    if command not in TRAINER_COMMANDS | OTHER_COMMANDS:
-        known = ", ".join(TRAINER_COMMANDS | OTHER_COMMANDS)
+    if command not in COMMANDS:
+        known = ", ".join(COMMANDS)
         print(one_line(f"warm: no command {command!r}; the commands are {known}"), file=sys.stderr)
         return 2
     try:
@@ -191,36 +197,51 @@ def one_line(message: str) -> str:
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 250]} […] {text[-240:]}"
 
 
-def expand_configs(arguments: list[str]) -> list[str]:
-    """The arguments with the paths of `--config` expanded; the files are looked for before the seconds of imports.
-
-    Raises:
-        UserError: one does not exist.
-    """
-    expanded = []
-    words = iter(arguments)
-    for word in words:
-        name, equals, value = word.partition("=")
-        if name == "--config":
-            path = expand(value if equals else next(words, ""))
-            check(path.is_file(), f"--config {path}: no such file; name a YAML file such as configs/digits.yaml")
-            expanded.append(f"--config={path}")
-        else:
-            expanded.append(word)
-    return expanded
-
-
 def run(command: str, arguments: list[str]) -> int:
-    """Import the modules that a command needs, and run it."""
-    arguments = expand_configs(arguments)
+    """Import the modules that a command needs, and run it; the files of `--config` are looked for before that."""
+    if command in EXPERIMENT_COMMANDS:
+        return run_experiments(arguments)
+    if command == "fit" and (not arguments or {"-h", "--help"} & {*arguments}):
+        return explain_fit(bool(arguments))
+    arguments = with_config_files(arguments)
     if command in TRAINER_COMMANDS:
         from warm_lightning.trainer_cli import run_trainer
 
         with unread_streams():
-            return run_trainer(command, arguments)
+            return run_trainer(command, ["--help" if word == ALL_OPTIONS else word for word in arguments])
     from warm_lightning.commands import run_command
 
     return run_command(command, arguments)
+
+
+def explain_fit(asked: bool) -> int:
+    """Print the short help of `warm fit` or, where nothing was asked for, the configurations to choose from.
+
+    Raises:
+        UserError: nothing was asked for, and a configuration is missing.
+    """
+    if asked:
+        from warm_lightning.trainer_help import short_help
+
+        print(short_help())
+        return 0
+    print(config_list(), flush=True)
+    raise UserError("--config is missing: name one of these, such as --config digits, or a YAML file of your own")
+
+
+def run_experiments(arguments: list[str]) -> int:
+    """Run `python -m experiments`, of the repository or of the installed package.
+
+    Raises:
+        UserError: a package that experiments need is not installed, or see `experiments.__main__.answer`.
+    """
+    missing = [name for name in ("matplotlib", "markdown") if find_spec(name) is None]
+    check(not missing, f"{' and '.join(missing)}: not installed: pip install 'warm-lightning[experiments]'")
+    if CHECKOUT and str(CHECKOUT) not in sys.path:  # an editable installation finds the package only
+        sys.path.insert(0, str(CHECKOUT))
+    package = "experiments" if CHECKOUT else "warm_lightning.experiments"
+    program = importlib.import_module(f"{package}.__main__")
+    return int(program.answer(arguments, "warm experiments"))
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ from warm_lightning.errors import check, user_errors
 from warm_lightning.migrations import current_option
 from warm_lightning.model import DiffusionModel, TrainedModel
 from warm_lightning.networks.base import Network
-from warm_lightning.paths import expand
+from warm_lightning.shipped import with_config_files
 from warm_lightning.types import Weights
 
 if TYPE_CHECKING:
@@ -150,14 +150,14 @@ def load_config(
     """The untrained LightningModule and the data of one or more YAML files, later ones overriding earlier ones.
 
     Args:
-        paths: such as "configs/digits.yaml".
+        paths: values of `--config`, such as "digits" or "mine/digits.yaml".
         overrides: dotted names and values, such as {"model.lr": 1e-3}; they win over the files.
 
     Raises:
         UserError: for a missing file, a misspelt name or a wrong value.
     """
     paths = [paths] if isinstance(paths, str | Path) else paths
-    options = [f"--config={expand(path)}" for path in paths]
+    options = [f"--config={path}" for path in paths]
     return module_from_options([*options, *(f"--{name}={as_text(value)}" for name, value in (overrides or {}).items())])
 
 
@@ -184,10 +184,10 @@ def module_from_options(options: Sequence[str]) -> "tuple[DiffusionModule, Image
 
     check(
         any(option.startswith("--config=") for option in options),
-        "--config is missing: name the YAML file of the data and model, such as --config configs/digits.yaml",
+        "--config is missing: name the configuration of the data and model, such as --config digits",
     )
     with user_errors():
-        cli = WarmCLI([*options, *ANYWHERE], run=False)
+        cli = WarmCLI([*with_config_files(options), *ANYWHERE], run=False)
     return cli.model, cli.datamodule
 
 
@@ -200,7 +200,7 @@ def resolved_config(options: Sequence[str]) -> dict[str, Any]:
     from warm_lightning.trainer_cli import resolver
 
     with user_errors():
-        return resolver().resolve(options)
+        return resolver().resolve(with_config_files(options))
 
 
 # ---------------------------------------------------------------------- from both

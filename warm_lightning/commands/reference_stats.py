@@ -16,6 +16,7 @@ from warm_lightning.metrics.reference import LARGE
 from warm_lightning.metrics.reference_file import SUFFIX, to_bytes
 from warm_lightning.paths import PathText
 from warm_lightning.records import check_out, write_file
+from warm_lightning.shipped import config_file, shipped_configs
 
 
 def reference_stats(
@@ -35,8 +36,8 @@ def reference_stats(
     features that the other scores need; and the scores of halves of the data and of a Gaussian.
 
     Args:
-        source: YAML file, of whose data the training images are used; or a folder or zip, of which all images are or,
-            where it has splits, the training images.
+        source: YAML file, or the name of a shipped one, of whose data the training images are used; or a folder or zip,
+            of which all images are or, where it has splits, the training images.
         out: file to write, *.npz.
         extractor: gives the features; by default the first of a YAML file's, or InceptionFeatures.
         held_out: folder or zip of images that are not trained on, for memorisation; a YAML file's data have their own.
@@ -51,10 +52,10 @@ def reference_stats(
     check_out(out)
     held_out_images = open_images(held_out) if held_out else None
     scores: list[Score] | None = None
-    if source.endswith((".yaml", ".yml")):
+    if source.endswith((".yaml", ".yml")) or (source in shipped_configs() and not Path(source).exists()):
         from warm_lightning.trainer_cli import WarmCLI  # here, since Lightning takes seconds to import
 
-        cli = WarmCLI([f"--config={source}", *(f"--{setting}" for setting in override or [])], run=False)
+        cli = WarmCLI([f"--config={config_file(source)}", *(f"--{setting}" for setting in override or [])], run=False)
         module, settings = cli.datamodule, cli.config_init["scores"]
         module.prepare_data()
         data, held_out_images = module.train_images(), held_out_images or module.held_out_images()
