@@ -2,8 +2,8 @@
 
     python -m experiments.benchmarks.data_loading
 
-The images are smooth noise, which PNG, JPEG and WebP compress about as well as photographs. Where the library
-`datasets` is installed, it reads the files of the zip in EDM's format from a memory-mapped table, too.
+The images are smooth noise, which PNG, JPEG and WebP compress about as well as photographs. With `--datasets`, the
+files of the zip in EDM's format are also read from a table of the library `datasets`, which must be installed.
 """
 
 import argparse
@@ -13,7 +13,6 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Mapping
-from importlib.util import find_spec
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -61,13 +60,12 @@ def write_formats(folder: Path, resolution: int, count: int) -> dict[str, Callab
     def opener(name: str, cache: bool = False) -> Callable[[], ImageSet]:
         return lambda: ImageFolder(str(folder / name), cache=cache).train_images()
 
-    formats = {
+    return {
         "memory": opener("edm.zip", cache=True),
         "EDM zip": opener("edm.zip"),
         "JPEG zip": opener("jpeg.zip"),
         "PNG folder": opener("png"),
     }
-    return formats | (write_table(folder) if find_spec("datasets") else {})
 
 
 def write_table(folder: Path) -> dict[str, Callable[[], ImageSet]]:
@@ -105,17 +103,20 @@ def images_per_second(images: ImageSet, seconds: float) -> float:
     return count / (time.perf_counter() - began)
 
 
-def measure_reading(count: int = 512, seconds: float = 1.0) -> dict[str, dict[str, float]]:
+def measure_reading(count: int = 512, seconds: float = 1.0, datasets: bool = False) -> dict[str, dict[str, float]]:
     """The images/s of one worker, by resolution and format.
 
     Args:
         count: images to write in each format.
         seconds: to read each for.
+        datasets: whether to measure the library `datasets`, too.
     """
     rates_by_size = {}
     for resolution in (32, 64, 128):
         with tempfile.TemporaryDirectory() as folder:
             formats = write_formats(Path(folder), resolution, count)
+            if datasets:
+                formats |= write_table(Path(folder))
             if resolution == LSUNChurch.lmdb_resize.resolution:
                 formats |= write_lmdb(Path(folder), count // 4)
             rates_by_size[f"{resolution}x{resolution}"] = {
@@ -133,4 +134,6 @@ def table(rates_by_size: Mapping[str, Mapping[str, float]]) -> str:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=512, help="images in each format")
-    print(table(measure_reading(parser.parse_args().count)))
+    parser.add_argument("--datasets", action="store_true", help="measure the library datasets, too")
+    arguments = parser.parse_args()
+    print(table(measure_reading(arguments.count, datasets=arguments.datasets)))
