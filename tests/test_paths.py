@@ -21,14 +21,15 @@ from warm_lightning.callbacks import ScoreSamples
 from warm_lightning.cli import OTHER_COMMANDS, main
 from warm_lightning.commands import command_function, command_parser
 from warm_lightning.config import resolved_config
-from warm_lightning.data import CIFAR10, FFHQ, ImageFolder, LSUNChurch
+from warm_lightning.data import CIFAR10, FFHQ, HuggingFaceImages, ImageFolder, LSUNChurch
 from warm_lightning.errors import UserError
 from warm_lightning.metrics import InceptionFeatures, TorchScriptFeatures
 from warm_lightning.module import DiffusionModule
-from warm_lightning.paths import LIGHTNING_PATHS, PathText, expand
+from warm_lightning.paths import LIGHTNING_PATHS, CheckpointText, PathText, expand
 
 NOT_PATHS = {
-    "accelerator", "bnrs", "device", "devices", "labels", "override", "precision", "seeds", "settings", "weights",
+    "accelerator", "bnrs", "device", "devices", "labels", "license", "override", "precision", "seeds", "settings",
+    "weights",
 }  # fmt: skip
 """Parameters of commands and classes that are text or may be, and no paths."""
 CLASSES = (
@@ -37,12 +38,15 @@ CLASSES = (
     FFHQ,
     LSUNChurch,
     CIFAR10,
+    HuggingFaceImages,
     ScoreSamples,
     InceptionFeatures,
     TorchScriptFeatures,
 )
 TEXT_OF_CLASSES = {
-    DiffusionModule: {"precision"}, ScoreSamples: {"weights"}, TorchScriptFeatures: {"name", "kwargs", "frechet_name"},
+    DiffusionModule: {"precision"},
+    HuggingFaceImages: {"config_name", "split", "held_out_split", "image_column", "label_column", "revision"},
+    ScoreSamples: {"weights"}, TorchScriptFeatures: {"name", "kwargs", "frechet_name"},
 }  # fmt: skip
 
 
@@ -74,7 +78,7 @@ def of_type(function: Callable[..., Any], *kinds: Any) -> set[str]:
 def test_every_path_of_a_command_is_expanded(command: str, home: Path) -> None:
     function = command_function(command)
     assert of_type(function, str) <= NOT_PATHS, "a new parameter: annotate it as PathText, or name it in NOT_PATHS"
-    names = of_type(function, PathText, Path)
+    names = of_type(function, PathText, CheckpointText, Path)
     assert names or command == "describe"
     parser = command_parser(command)
     required = {p.name: p for p in inspect.signature(function).parameters.values() if p.default is p.empty}
@@ -95,7 +99,7 @@ def test_every_path_of_a_command_is_expanded(command: str, home: Path) -> None:
 def test_every_path_of_a_class_is_annotated() -> None:
     """The other half of the promise, that such parameters are expanded, is above and below."""
     for kind in CLASSES:
-        assert of_type(kind.__init__, PathText), kind
+        assert of_type(kind.__init__, PathText, CheckpointText), kind
         assert of_type(kind.__init__, str) <= TEXT_OF_CLASSES.get(kind, set()), kind
 
 
@@ -151,14 +155,19 @@ def test_a_run_at_home_goes_on_and_is_not_overwritten(
     assert not list(Path.cwd().iterdir())
 
 
-@pytest.mark.parametrize(
-    "option",
-    [
-        "--trainer.default_root_dir", "--ckpt_path", "--config", "--model.init_from", "--scores.reference_stats",
-        "--data=ImageFolder --data.path", "--trainer.logger=CSVLogger --trainer.logger.save_dir",
-    ],
+OF_CHECKPOINTS = ("--ckpt_path", "--model.init_from")
+OF_PATHS = (
+    "--trainer.default_root_dir", "--config", "--scores.reference_stats", "--data=ImageFolder --data.path",
+    "--trainer.logger=CSVLogger --trainer.logger.save_dir",
 )  # fmt: skip
-@pytest.mark.parametrize("address", ["s3://bucket/x", "file:///x", "hf://a/b", "$NO_SUCH_VARIABLE/x", ""])
+REMOTE = [(option, address) for option in OF_PATHS + OF_CHECKPOINTS for address in ("s3://bucket/x", "file:///x")]
+REMOTE += [(option, "hf://a/b") for option in OF_PATHS]  # which checkpoints may be read from
+
+
+@pytest.mark.parametrize(
+    ("option", "address"),
+    REMOTE + [(option, address) for option in OF_PATHS + OF_CHECKPOINTS for address in ("$NO_SUCH_VARIABLE/x", "")],
+)
 def test_what_is_no_local_path_is_refused_in_one_line(
     option: str, address: str, home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -20,10 +20,11 @@ from torch import Tensor
 
 from warm_lightning.errors import UserError, check, error_text
 from warm_lightning.interop.exported import is_exported, read_folder
+from warm_lightning.interop.hub import download
 from warm_lightning.interop.pickles import refuse_training_state
 from warm_lightning.migrations import current, with_old_defaults
 from warm_lightning.networks.base import Network
-from warm_lightning.paths import expand
+from warm_lightning.paths import HUB, expand
 from warm_lightning.records import PACKAGE_VERSION, whole_file
 
 CHECKPOINTS = "checkpoints"
@@ -72,13 +73,14 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
     Args:
         path: a `.ckpt` file, or a folder that `warm export` wrote, whose one set of weights is then returned twice;
-            see `check_weights`.
+            see `check_weights`. hf://OWNER/NAME is such a folder on the Hugging Face Hub; see `hub.download`.
 
     Raises:
         UserError: if the file is missing, truncated, not plain data, not a checkpoint of this package, or in a
             format that this version does not know.
     """
-    path = expand(path)
+    address = os.fspath(path)
+    path = download(address) if address.startswith(HUB) else expand(path)
     checkpoint = _read_exported(path) if is_exported(path) else _read_file(path)
     check(
         isinstance(checkpoint, dict) and isinstance(checkpoint.get(SECTION), dict),

@@ -55,7 +55,8 @@ def load_checkpoint(path: str | Path, overrides: Mapping[str, Any] | None = None
     with raw weights has `.model("raw")` only.
 
     Args:
-        path: a `.ckpt` file that `warm fit` wrote, or a folder that `warm export` did.
+        path: a `.ckpt` file that `warm fit` wrote, or a folder that `warm export` did. hf://OWNER/NAME@REVISION is such
+            a folder on the Hugging Face Hub, read through the cache of huggingface_hub.
         overrides: see `build_model`.
 
     Raises:

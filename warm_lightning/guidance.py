@@ -8,7 +8,7 @@ import torch
 
 from warm_lightning.errors import check
 from warm_lightning.parameterizations import Parameterization
-from warm_lightning.paths import PathText
+from warm_lightning.paths import CheckpointText
 from warm_lightning.processes import Process
 from warm_lightning.samplers import Sampler
 from warm_lightning.types import Weights
@@ -40,7 +40,7 @@ class Guide:
         weights: "ema" or "raw".
     """
 
-    path: PathText
+    path: CheckpointText
     weights: Weights = "ema"
     _model: Any = field(default=None, init=False, repr=False)
 

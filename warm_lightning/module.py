@@ -22,7 +22,7 @@ from warm_lightning.ema import EMA
 from warm_lightning.errors import UserError, check
 from warm_lightning.model import DiffusionModel, check_data
 from warm_lightning.networks.base import Network
-from warm_lightning.paths import PathText
+from warm_lightning.paths import CheckpointText
 from warm_lightning.records import PACKAGE_VERSION
 from warm_lightning.rng import BatchDraws, SeedStreams, key
 from warm_lightning.strategies import check_precision, check_steps, check_strategy, gathered, local, shard
@@ -112,7 +112,7 @@ class DiffusionModule(LightningModule):
         channels_last: bool = False,
         compile: bool = False,
         seed: int = 0,
-        init_from: PathText | None = None,
+        init_from: CheckpointText | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__()

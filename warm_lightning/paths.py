@@ -21,10 +21,14 @@ UNSET = re.compile(r"\$(\w+|\{[^}]*\})")
 
 if TYPE_CHECKING:
     PathText = str
+    CheckpointText = str
 else:
 
     class PathText(str):
         """The annotation of a path that stays text: argument parsers replace it by what `expand` makes of it."""
+
+    class CheckpointText(str):
+        """The annotation of the path of a checkpoint, which may be an address on the Hub; see `expand_checkpoint`."""
 
 
 def expand(path: str | Path) -> Path:
@@ -55,6 +59,16 @@ def expand(path: str | Path) -> Path:
     return expanded
 
 
+HUB = "hf://"
+"""The beginning of the address of a model on the Hugging Face Hub."""
+
+
+def expand_checkpoint(path: str | Path) -> str:
+    """The path of a checkpoint as `expand` makes it; an address on the Hugging Face Hub stays as it is."""
+    text = os.fspath(path)
+    return text if text.startswith(HUB) else str(expand(path))
+
+
 def path_argument(text: str) -> Path:
     """The path of an argument of `argparse`, for `add_argument(type=…)`."""
     try:
@@ -76,6 +90,12 @@ def expand_in_parsers() -> None:
         return expand(checked(value))
 
     register_type(PathText, checked, lambda value: str(expanded(value)), type_check=lambda value, kind: False)
+    register_type(
+        CheckpointText,
+        checked,
+        lambda value: expand_checkpoint(checked(value)),
+        type_check=lambda value, kind: False,
+    )
     register_type(Path, checked, expanded, type_check=isinstance)
 
 
@@ -95,7 +115,7 @@ def expand_settings(settings: Any) -> None:
     values = vars(settings) if isinstance(settings, Namespace) else settings if isinstance(settings, dict) else {}
     for name, value in values.items():
         if name in LIGHTNING_PATHS and isinstance(value, str | Path):
-            values[name] = str(expand(value))
+            values[name] = expand_checkpoint(value) if name == "ckpt_path" else str(expand(value))
         else:
             expand_settings(value)
 

@@ -19,6 +19,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import warm_lightning.data.datasets
+import warm_lightning.data.huggingface
 import warm_lightning.metrics
 import warm_lightning.networks  # noqa: F401  (short class names in YAML are those of imported classes)
 from warm_lightning.callbacks import (

@@ -2,7 +2,8 @@
 
     python -m experiments.benchmarks.data_loading
 
-The images are smooth noise, which PNG, JPEG and WebP compress about as well as photographs.
+The images are smooth noise, which PNG, JPEG and WebP compress about as well as photographs. With `--datasets`, the
+files of the zip in EDM's format are also read from a table of the library `datasets`, which must be installed.
 """
 
 import argparse
@@ -20,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from warm_lightning.commands.dataset import dataset
-from warm_lightning.data import ImageFolder, ImageSet, LSUNChurch
+from warm_lightning.data import HuggingFaceImages, ImageFolder, ImageSet, LSUNChurch
 from warm_lightning.data.stream import InOrder, Loader
 from warm_lightning.records import text_table
 
@@ -67,6 +68,18 @@ def write_formats(folder: Path, resolution: int, count: int) -> dict[str, Callab
     }
 
 
+def write_table(folder: Path) -> dict[str, Callable[[], ImageSet]]:
+    """Write the images of the zip in EDM's format as a data set of the library `datasets`."""
+    from datasets import Dataset, Image, disable_progress_bars
+
+    disable_progress_bars()
+    with zipfile.ZipFile(folder / "edm.zip") as archive:
+        files = [archive.read(name) for name in archive.namelist() if name.endswith(".png")]
+    rows = Dataset.from_dict({"image": [{"bytes": file, "path": None} for file in files]})
+    rows.cast_column("image", Image()).save_to_disk(folder / "table")
+    return {"datasets, EDM's files": lambda: HuggingFaceImages(str(folder / "table")).train_images()}
+
+
 def write_lmdb(folder: Path, count: int) -> dict[str, Callable[[], ImageSet]]:
     """Write an LMDB like LSUN's, of WebP files whose shorter side has 256 pixels; it is read at 128×128."""
     import lmdb
@@ -90,17 +103,20 @@ def images_per_second(images: ImageSet, seconds: float) -> float:
     return count / (time.perf_counter() - began)
 
 
-def measure_reading(count: int = 512, seconds: float = 1.0) -> dict[str, dict[str, float]]:
+def measure_reading(count: int = 512, seconds: float = 1.0, datasets: bool = False) -> dict[str, dict[str, float]]:
     """The images/s of one worker, by resolution and format.
 
     Args:
         count: images to write in each format.
         seconds: to read each for.
+        datasets: whether to measure the library `datasets`, too.
     """
     rates_by_size = {}
     for resolution in (32, 64, 128):
         with tempfile.TemporaryDirectory() as folder:
             formats = write_formats(Path(folder), resolution, count)
+            if datasets:
+                formats |= write_table(Path(folder))
             if resolution == LSUNChurch.lmdb_resize.resolution:
                 formats |= write_lmdb(Path(folder), count // 4)
             rates_by_size[f"{resolution}x{resolution}"] = {
@@ -118,4 +134,6 @@ def table(rates_by_size: Mapping[str, Mapping[str, float]]) -> str:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=512, help="images in each format")
-    print(table(measure_reading(parser.parse_args().count)))
+    parser.add_argument("--datasets", action="store_true", help="measure the library datasets, too")
+    arguments = parser.parse_args()
+    print(table(measure_reading(arguments.count, datasets=arguments.datasets)))

@@ -11,7 +11,7 @@ from warm_lightning.config import trained_from_options
 from warm_lightning.errors import check
 from warm_lightning.images import dequantise
 from warm_lightning.model import check_data
-from warm_lightning.paths import PathText
+from warm_lightning.paths import CheckpointText, PathText
 from warm_lightning.records import provenance, to_json, writable_folder, write_file
 from warm_lightning.rng import SeedStreams, key
 from warm_lightning.spectral import dct, full_precision
@@ -21,7 +21,7 @@ from warm_lightning.types import Split, Weights
 def bits(
     settings: list[str],
     *,
-    ckpt_path: PathText,
+    ckpt_path: CheckpointText,
     outdir: PathText,
     split: Split = "held_out",
     num_images: int = 256,
@@ -49,7 +49,7 @@ def bits(
     dimension of each image, in the order given by the seed; and `protocol`, how they were obtained.
 
     Args:
-        ckpt_path: checkpoint of `warm fit`, or folder of `warm export`.
+        ckpt_path: checkpoint of `warm fit`, or folder of `warm export`, here or as hf://OWNER/NAME on the Hub.
         outdir: folder for bits.json.
         split: held_out or train.
         num_images: number of images, chosen by the seed.

@@ -17,7 +17,7 @@ from warm_lightning.data import ImageSet
 from warm_lightning.errors import check
 from warm_lightning.model import DiffusionModel, check_data, one_hot
 from warm_lightning.parameterizations import DenoiseDeblur, MeasuredLeastSquares
-from warm_lightning.paths import PathText
+from warm_lightning.paths import CheckpointText, PathText
 from warm_lightning.records import provenance, text_table, to_json, writable_folder, write_file
 from warm_lightning.rng import SeedStreams, key
 from warm_lightning.spectral import dct, full_precision
@@ -27,7 +27,7 @@ from warm_lightning.types import Split, Weights
 def branches(
     settings: list[str],
     *,
-    ckpt_path: PathText,
+    ckpt_path: CheckpointText,
     outdir: PathText,
     num_images: int = 1024,
     batch_size: int = 256,
@@ -49,8 +49,8 @@ def branches(
     their standard errors over images (`image_change_error`, `step_change_error`). The table shows the step's.
 
     Args:
-        ckpt_path: checkpoint of `warm fit`, or folder of `warm export`, of a model with the parameterization
-            DenoiseDeblur.
+        ckpt_path: checkpoint of `warm fit`, or folder of `warm export`, here or as hf://OWNER/NAME on the Hub, of a
+            model with the parameterization DenoiseDeblur.
         outdir: folder for the three files.
         num_images: number of images, of which half are fitted to.
         batch_size: images at once.

@@ -22,7 +22,7 @@ from warm_lightning.config import trained_from_options
 from warm_lightning.data.image_set import dequantised_batches
 from warm_lightning.errors import check
 from warm_lightning.model import check_data
-from warm_lightning.paths import PathText
+from warm_lightning.paths import CheckpointText, PathText
 from warm_lightning.records import provenance, text_table, to_json, writable_folder, write_file
 from warm_lightning.rng import SeedStreams, key
 from warm_lightning.spectral import full_precision, second_moment
@@ -32,7 +32,7 @@ from warm_lightning.types import Split, Weights
 def drift(
     settings: list[str],
     *,
-    ckpt_path: PathText,
+    ckpt_path: CheckpointText,
     outdir: PathText,
     num_images: int = 256,
     batch_size: int = 64,
@@ -64,7 +64,7 @@ def drift(
     `residual_drift` are rms in all frequencies; `edges` are the limits of the bands in √λ.
 
     Args:
-        ckpt_path: checkpoint of `warm fit`, or folder of `warm export`.
+        ckpt_path: checkpoint of `warm fit`, or folder of `warm export`, here or as hf://OWNER/NAME on the Hub.
         outdir: folder for drift.json and drift.png.
         num_images: number of trajectories, and of degraded images. For models with classes, both have the same classes.
         batch_size: images at once.

@@ -24,17 +24,19 @@ from warm_lightning.records import tensors_hash
 from warm_lightning.types import Weights
 
 
-def export(ckpt: Path, dst: Path, weights: Weights = "ema") -> None:
+def export(ckpt: Path, dst: Path, weights: Weights = "ema", license: str | None = None) -> None:
     """Write a trained model into a new folder: model.safetensors, config.yaml and a model card, README.md.
 
     `warm generate --ckpt_path DST`, `warm test` and `load_checkpoint(DST)` accept the folder in place of a
     checkpoint. If the checkpoint is in the folder of checkpoints of a run of the same model, the card gives the data
-    of the run and, if the run was tested, its scores.
+    of the run and, if the run was tested, its scores. The Hugging Face Hub takes the folder as it is:
+    `hf upload OWNER/NAME DST`.
 
     Args:
         ckpt: checkpoint of `warm fit`, `warm ema` or `warm convert-edm`.
         dst: the folder, new or empty.
         weights: ema (averaged) or raw (last).
+        license: licence of the weights for the card, as the Hub writes it, such as apache-2.0; none if not given.
     """
     checkpoint = read_checkpoint(ckpt)
     check_weights(ckpt, checkpoint, weights)
@@ -43,7 +45,7 @@ def export(ckpt: Path, dst: Path, weights: Weights = "ema") -> None:
     settings, scores = run_of(ckpt, section)
     parameters = sum(p.numel() for p in model.network.parameters())
     tensors = without_prefix(checkpoint["state_dict"], EMA_PREFIX if weights == "ema" else RAW_PREFIX)
-    card = model_card(section, weights, parameters, settings, scores, tensors_hash(tensors.items()))
+    card = model_card(section, weights, parameters, settings, scores, tensors_hash(tensors.items()), license)
     learned = {LEARNED_PREFIX + name: tensor for name, tensor in section["learned"].items()}
     document = {name: value for name, value in section.items() if name != "learned"}
     write_folder(dst, tensors | learned, document | {"weights": weights}, card)

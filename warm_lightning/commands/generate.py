@@ -11,7 +11,7 @@ from warm_lightning.commands.shared import Devices, Precision, check_finite, loa
 from warm_lightning.errors import check
 from warm_lightning.images import grid as make_picture
 from warm_lightning.images import quantise, read_png, write_png
-from warm_lightning.paths import PathText
+from warm_lightning.paths import CheckpointText, PathText
 from warm_lightning.records import check_out, provenance, writable_folder
 from warm_lightning.rng import parse_seeds
 from warm_lightning.types import Weights
@@ -19,7 +19,7 @@ from warm_lightning.types import Weights
 
 def generate(
     *,
-    ckpt_path: PathText,
+    ckpt_path: CheckpointText,
     seeds: str,
     outdir: PathText,
     steps: int | None = None,
@@ -43,7 +43,8 @@ def generate(
     call goes on when it is repeated.
 
     Args:
-        ckpt_path: checkpoint that `warm fit` wrote, or folder that `warm export` did.
+        ckpt_path: checkpoint that `warm fit` wrote, or folder that `warm export` did, here or as hf://OWNER/NAME on the
+            Hugging Face Hub.
         seeds: one per image, such as 0-63 or 1,5,8-11.
         outdir: folder for the images, written as 000000.png by seed.
         steps: sampling levels above 0; NFE is 2·steps - 1 with Heun's rule. As trained if not given.

@@ -18,7 +18,7 @@ from warm_lightning.errors import check
 from warm_lightning.images import grid as image_grid
 from warm_lightning.images import quantise, read_png, write_png
 from warm_lightning.metrics.fidelity import Fidelity, Perceptual
-from warm_lightning.paths import PathText, expand
+from warm_lightning.paths import CheckpointText, PathText, expand
 from warm_lightning.records import check_out, provenance, writable_folder
 from warm_lightning.restoration import Start, find_start, observe
 from warm_lightning.rng import SeedStreams, key, parse_seeds
@@ -31,7 +31,7 @@ def restore(
     *,
     blur: float,
     noise: float,
-    ckpt_path: PathText,
+    ckpt_path: CheckpointText,
     outdir: PathText,
     mean: bool = False,
     add_noise: bool = False,
@@ -67,7 +67,7 @@ def restore(
         blur: standard deviation in pixels of the Gaussian blur of the images, with reflected borders; 0 for none.
         noise: standard deviation of the white normal noise that was added after the blur, for images in [-1, 1]: the
             value in grey levels divided by 127.5.
-        ckpt_path: checkpoint of `warm fit`, or folder of `warm export`.
+        ckpt_path: checkpoint of `warm fit`, or folder of `warm export`, here or as hf://OWNER/NAME on the Hub.
         outdir: folder for the results, apart from the folders of images and clean images.
         mean: estimate the mean of all possible clean images with one network call (D + R), instead of sampling
             one of them. Yes-or-no options may be given without a value.

@@ -6,15 +6,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from warm_lightning.data.datamodule import ImageDataModule
     from warm_lightning.data.datasets import CIFAR10, FFHQ, Crops, DeadLeaves, Digits, ImageFolder, LSUNChurch
+    from warm_lightning.data.huggingface import HuggingFaceImages
     from warm_lightning.data.image_set import ImageSet
 
-MODULES = {"ImageDataModule": "datamodule", "ImageSet": "image_set"}  # all other names are in `datasets`
+# All other names are in `datasets`.
+MODULES = {"ImageDataModule": "datamodule", "ImageSet": "image_set", "HuggingFaceImages": "huggingface"}
 __all__ = [
     "CIFAR10",
     "FFHQ",
     "Crops",
     "DeadLeaves",
     "Digits",
+    "HuggingFaceImages",
     "ImageDataModule",
     "ImageFolder",
     "ImageSet",

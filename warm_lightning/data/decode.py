@@ -72,7 +72,6 @@ UNCHANGED = CropResize()
 
 # ---- one image
 
-ADVICE = "make a data set of them with `warm dataset SRC DST.zip --resolution {size} --crop center`"
 GREY_MODES = {"1", "L", "LA", "La"}  # Pillow's names
 
 HUGE_IMAGE = (Image.DecompressionBombError, Image.DecompressionBombWarning)
@@ -145,7 +144,7 @@ def decode(reader: Reader, name: str, size: int, first: str, resize: CropResize 
     if resize.size(width, height) != (size, size):
         raise UserError(
             f"{reader.locate(name)} is {width}×{height} but {reader.locate(first)} makes it {size}×{size}: "
-            + ADVICE.format(size=size)
+            + reader.advice.format(size=size)
         )
     return resize(decode_pixels(image, reader, name))
 
@@ -205,7 +204,7 @@ def image_size(reader: Reader, name: str, resolution: int | None = None, resize:
     width, height = size = open_image(reader, name).size
     where = f"{reader.locate(name)} is {width}×{height}"
     width, height = resize.size(*size)
-    advice = ADVICE.format(size=resolution or resize.resolution or "64")
+    advice = reader.advice.format(size=resolution or resize.resolution or "64")
     check(width == height, f"{where}: images must be square: {advice}")
     check(resolution in (None, width), f"{where} instead of {resolution}×{resolution}: {advice}")
     return width

@@ -13,7 +13,7 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -40,12 +40,17 @@ class Reader(ABC):
 
     Names are relative to `path`, with "/" between folders. Nothing is ever unpacked to disk. A reader may be used
     after a fork, and is pickled as its path.
+
+    Attributes:
+        advice: what to do about an image that is not square or has another size than the others, which is `size`.
     """
+
+    advice: ClassVar[str] = "make a data set of them with `warm dataset SRC DST.zip --resolution {size} --crop center`"
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def __reduce__(self) -> tuple[type["Reader"], tuple[Path]]:
+    def __reduce__(self) -> tuple[type["Reader"], tuple[Any, ...]]:
         return type(self), (self.path,)
 
     @abstractmethod
@@ -64,6 +69,18 @@ class Reader(ABC):
         """The text that names a file in an error message."""
         return f"{name} in {self.path}"
 
+    def read_file(self, path: Path, name: str) -> bytes:
+        """The content of a file of the disk, which is called `name` here; raises as `read` does."""
+        try:
+            with open(path, "rb", opener=_open_without_waiting) as file:
+                regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+                check(regular, f"{self.locate(name)} is a pipe or device, not a file: remove it")
+                content = file.read(MAX_FILE + 1)
+        except OSError as error:
+            raise cannot_read(self.locate(name), error) from error
+        self.check_size(name, len(content))
+        return content
+
     def check_size(self, name: str, size: int) -> None:
         """Check that a file of `size` bytes is not larger than `MAX_FILE`.
 
@@ -72,6 +89,10 @@ class Reader(ABC):
         """
         megabytes = f"{size / 2**20:.0f} MB, more than the {MAX_FILE >> 20} MB"
         check(size <= MAX_FILE, f"{self.locate(name)} holds {megabytes} that a file may have: remove it")
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # opening a pipe would block until something writes to it
 
 
 # ---- folder
@@ -100,22 +121,10 @@ class FolderReader(Reader):
         return sorted(names)
 
     def read(self, name: str) -> bytes:
-        try:
-            with open(self.path / name, "rb", opener=_open_without_waiting) as file:
-                regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
-                check(regular, f"{self.locate(name)} is a pipe or device, not a file: remove it")
-                content = file.read(MAX_FILE + 1)
-        except OSError as error:
-            raise cannot_read(self.locate(name), error) from error
-        self.check_size(name, len(content))
-        return content
+        return self.read_file(self.path / name, name)
 
     def locate(self, name: str) -> str:
         return f"{self.path / name}"
-
-
-def _open_without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)  # opening a pipe would block until something writes to it
 
 
 # ---- zip

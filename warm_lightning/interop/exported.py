@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from warm_lightning.errors import UserError, check, error_text
-from warm_lightning.records import file_hash, whole_file
+from warm_lightning.records import file_hash, finite, whole_file
 
 # ---- the folder
 
@@ -69,10 +70,13 @@ def read_folder(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except (yaml.YAMLError, SafetensorError, OSError, ValueError) as error:
         reason = error_text(error, 200)
         raise UserError(f"{folder}: damaged or not written by `warm export` ({reason}); use another one") from error
-    check(isinstance(document, dict), f"{config}: not the configuration of an exported model")
+    check(
+        isinstance(document, dict) and "sha256" in document,
+        f"{config}: not the configuration of an exported model; give a folder that `warm export` wrote",
+    )
     digest = file_hash(folder / WEIGHTS)
     check(
-        digest == document.pop("sha256", None),
+        digest == document.pop("sha256"),
         f"{folder}: {WEIGHTS} is not the file that {config.name} was written with; copy the folder again",
     )
     return tensors, document
@@ -82,10 +86,7 @@ def read_folder(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 CARD_TEMPLATE = """\
 ---
-library_name: warm-lightning
-tags: [diffusion, image-generation]
-license: other  # to be filled in
----
+{metadata}---
 # {title}
 
 {summary}
@@ -111,6 +112,8 @@ or, with warm_lightning {version} installed:
 
     warm generate --ckpt_path path/of/this/folder --seeds 0-63 --outdir samples{option}
 
+On the Hugging Face Hub, the path of this folder is `hf://OWNER/NAME`, which needs `pip install 'warm-lightning[hub]'`.
+
 `model.safetensors` holds the {weights} weights, `config.yaml` the configuration of the model.
 
 ## Configuration
@@ -120,9 +123,14 @@ or, with warm_lightning {version} installed:
 
 ## Licence
 
-Not stated yet: whoever publishes these weights has to name a licence here, and in the first lines of this file,
-that the training data permits.
+{licence}
 """
+
+NO_LICENCE = """\
+Not stated yet: whoever publishes these weights has to name a licence that the training data permits, here and in the
+first lines of this file as `license: …`; `warm export --license` does both."""
+LICENCE = re.compile("[a-z0-9][a-z0-9.+-]*")
+"""The form of the Hub's identifiers of licences."""
 
 WEIGHTS_TEXT = {"ema": "averaged (EMA)", "raw": "last, not averaged"}
 
@@ -134,8 +142,12 @@ def model_card(
     run: Mapping[str, Any] | None,
     scores: Mapping[str, Any] | None,
     sha256: str,
+    licence: str | None = None,
 ) -> str:
     """Write the model card: Markdown about the model, its training data and its scores.
+
+    The metadata at its beginning are those of the Hugging Face Hub. Scores are among them only if they are of these
+    weights with these settings.
 
     Args:
         section: the section of this package in the checkpoint.
@@ -144,24 +156,60 @@ def model_card(
         run: the configuration of the run, if there is one.
         scores: the results of `warm test`, if there are any: numbers by name, and "protocol".
         sha256: hash of the weights; see `tensors_hash`.
+        licence: the Hub's identifier of the licence; None where there is none yet.
+
+    Raises:
+        UserError: the licence is not of the form of the Hub's identifiers.
     """
+    check(
+        licence is None or LICENCE.fullmatch(licence) is not None,
+        f"--license {licence}: give one of the Hub's identifiers, in small letters, such as apache-2.0 or cc-by-4.0",
+    )
     config = section["config"]
     network, process = _class_name(config["network"]), _class_name(config["process"])
     size = config["network"].get("init_args", {}).get("resolution")  # which a network of one's own may not have
+    title = f"{process} diffusion model{f', {size}×{size} pixels' if size else ''}, {network}"
+    exported = {"images_seen": section["images_seen"], "weights": weights, "weights_sha256": sha256}
+    warnings = list(_score_warnings(scores.get("protocol") or {}, exported, config)) if scores else []
     return CARD_TEMPLATE.format(
-        title=f"{process} diffusion model{f', {size}×{size} pixels' if size else ''}, {network}",
+        metadata=yaml.safe_dump(
+            _metadata(title, licence, run, None if warnings else scores), sort_keys=False, allow_unicode=True
+        ),
+        title=title,
         summary=f"{network} with {parameters:,} parameters; process {process}, "
         f"parameterization {_class_name(config['parameterization'])}.",
         training=_list(_training_facts(section, run)),
-        scores=_scores_text(
-            scores, {"images_seen": section["images_seen"], "weights": weights, "weights_sha256": sha256}, config
-        ),
+        scores=_scores_text(scores, warnings),
         version=section["package_version"],
         choice="" if weights == "ema" else f'"{weights}"',
         option="" if weights == "ema" else f" --weights {weights}",
         weights=WEIGHTS_TEXT[weights],
         config=yaml.safe_dump(config, sort_keys=False, allow_unicode=True),
+        licence=f"`{licence}`" if licence else NO_LICENCE,
     )
+
+
+TASK = "unconditional-image-generation"
+"""The Hub's name for making images without a text, with or without classes."""
+
+
+def _metadata(
+    title: str, licence: str | None, run: Mapping[str, Any] | None, scores: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """The metadata of the model card, by the Hub's names."""
+    metadata: dict[str, Any] = {"library_name": "warm-lightning", "pipeline_tag": TASK}
+    if licence:
+        metadata["license"] = licence
+    metadata["tags"] = ["diffusion", "image-generation"]
+    names = ((scores or {}).get("protocol") or {}).get("better", ())
+    values = {key: (scores or {}).get(key) for name in names for key in (name, f"{name}_mean")}  # of one or more rounds
+    metrics = [{"type": name, "value": value} for name, value in values.items() if finite(value)]
+    data = (run or {}).get("data")
+    if metrics and isinstance(data, dict):
+        name = _class_name(data)
+        result = {"task": {"type": TASK}, "dataset": {"name": name, "type": name}, "metrics": metrics}
+        metadata["model-index"] = [{"name": title, "results": [result]}]
+    return metadata
 
 
 def _training_facts(section: Mapping[str, Any], run: Mapping[str, Any] | None) -> Iterator[str]:
@@ -192,8 +240,21 @@ SCORED = (
 """Sections of a model's configuration that its scores depend on."""
 
 
-def _scores_text(scores: Mapping[str, Any] | None, exported: Mapping[str, Any], config: Mapping[str, Any]) -> str:
-    """The scores as Markdown, with a warning if they are not of the exported weights and settings."""
+def _score_warnings(
+    protocol: Mapping[str, Any], exported: Mapping[str, Any], config: Mapping[str, Any]
+) -> Iterator[str]:
+    """The sentences about scores that are not of the exported weights and settings."""
+    for name, value in exported.items():
+        if (scored := protocol.get(name, "not noted")) != value:
+            yield f"These are scores of other weights: {name} was {scored}, and here it is {value}."
+    scored_config = protocol.get("config") or {}
+    for name in SCORED:
+        if name in scored_config and (there := scored_config[name]) != (here := config.get(name)):
+            yield f"These are scores with other settings: {name} was {_text(there)}, and here it is {_text(here)}."
+
+
+def _scores_text(scores: Mapping[str, Any] | None, warnings: Sequence[str]) -> str:
+    """The scores as Markdown, with their protocol and warnings."""
     if not scores:
         return "None: `warm test` was not run."
     protocol = scores.get("protocol") or {}
@@ -202,16 +263,7 @@ def _scores_text(scores: Mapping[str, Any] | None, exported: Mapping[str, Any], 
     # The configuration is in a section of its own below.
     entries = (f"{name}: {_text(value)}" for name, value in protocol.items() if name != "config")
     lines += ["", "Protocol:", "", _list(entries)]
-    for name, value in exported.items():
-        if (scored := protocol.get(name, "not noted")) != value:
-            lines += ["", f"These are scores of other weights: {name} was {scored}, and here it is {value}."]
-    scored_config = protocol.get("config") or {}
-    for name in SCORED:
-        if name in scored_config and (there := scored_config[name]) != (here := config.get(name)):
-            lines += [
-                "",
-                f"These are scores with other settings: {name} was {_text(there)}, and here it is {_text(here)}.",
-            ]
+    lines += [line for warning in warnings for line in ("", warning)]
     return "\n".join(lines)
 
 
