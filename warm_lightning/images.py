@@ -33,16 +33,21 @@ def grid(images: Tensor, columns: int) -> Tensor:
     return make_grid(enlarged, nrow=columns, padding=2, pad_value=255)
 
 
+def png_bytes(image: Tensor) -> bytes:
+    """The content of a PNG file of an image, uint8 [C, H, W]."""
+    pixels = image.permute(1, 2, 0).numpy()
+    content = io.BytesIO()
+    Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels).save(content, format="PNG")
+    return content.getvalue()
+
+
 def write_png(path: Path, image: Tensor) -> None:
     """Write an image, uint8 [C, H, W], as a PNG file, which appears under its name only when it is whole.
 
     Raises:
         UserError: if the file cannot be written.
     """
-    pixels = image.permute(1, 2, 0).numpy()
-    content = io.BytesIO()
-    Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels).save(content, format="PNG")
-    write_file(path, content.getvalue())
+    write_file(path, png_bytes(image))
 
 
 def read_png(path: Path) -> Tensor:
