@@ -2,29 +2,30 @@
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from jsonargparse import ArgumentParser
 from torch import Tensor
 
 from warm_lightning.analysis.description import describe_path, path_figure
 from warm_lightning.analysis.figures import PHONE_WIDTH, figure_png
 from warm_lightning.analysis.spectrum import ring_frequencies, ring_means
-from warm_lightning.analysis.spectrum_plots import trajectory_spectra
+from warm_lightning.analysis.spectrum_plots import samples_figure, trajectory_figure
 from warm_lightning.commands.shared import check_finite
-from warm_lightning.config import module_from_options
-from warm_lightning.data import ImageSet
+from warm_lightning.data import ImageDataModule, ImageSet
 from warm_lightning.data.decode import CropResize, as_array, decode
 from warm_lightning.data.image_set import dequantised_batches, random_order
 from warm_lightning.data.readers import FolderReader
-from warm_lightning.errors import UserError, check, user_errors
+from warm_lightning.errors import UserError, check, error_text, user_errors
 from warm_lightning.images import dequantise, quantise
 from warm_lightning.metrics.fidelity import fidelity
+from warm_lightning.migrations import current
 from warm_lightning.model import DiffusionModel, TrainedModel, check_data
 from warm_lightning.parameterizations import denoised_image
 from warm_lightning.processes import Process
@@ -71,18 +72,37 @@ class ExploredData:
     count: int
 
     @classmethod
-    def of_options(cls, options: Sequence[str], model: DiffusionModel) -> "ExploredData":
-        """The data of some options of `warm fit`; nothing is downloaded.
+    def of(cls, data: ImageDataModule, model: DiffusionModel) -> "ExploredData":
+        """The training images of a data set and their spectrum; nothing is downloaded.
 
         Raises:
-            UserError: see `module_from_options`; or the images are missing, or not of the model's size.
+            UserError: the images are missing, or not of the model's size.
         """
-        data = module_from_options(options)[1]
         images = data.train_images()
         check_data(model.network, data)
         chosen = images.take(random_order(len(images), seed=0)[:DATA_IMAGES])
         batches = dequantised_batches(ImageSet.without_classes(chosen), "Measuring power")
         return cls(images, ring_means(power_spectrum(batches).mean(0)), len(chosen))
+
+
+def data_of_run(config: Path) -> ImageDataModule:
+    """The data set of a run, from its configuration.
+
+    Args:
+        config: the run's `config.yaml`, whose other sections are not read.
+
+    Raises:
+        UserError: it is damaged, or names data that cannot be made.
+    """
+    try:
+        section = current(yaml.safe_load(config.read_text(encoding="utf-8"))["data"])
+    except (yaml.YAMLError, UnicodeError, KeyError, TypeError) as error:
+        raise UserError(f"{config} is not the configuration of a run ({error_text(error)})") from error
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--data", type=ImageDataModule)
+    with user_errors():
+        data: ImageDataModule = parser.instantiate(parser.parse_object({"data": section})).data
+    return data
 
 
 # ---------------------------------------------------------------------- sampling
@@ -111,6 +131,13 @@ class Settings:
     bnr: float | None = None
     guidance: float | None = None
     label: int | None = None
+
+
+def parse_few_seeds(text: str) -> list[int]:
+    """The seeds of one picture; raises as `parse_seeds` does, and if there are more than `MOST_IMAGES`."""
+    seeds = parse_seeds(text)
+    check(len(seeds) <= MOST_IMAGES, f"{len(seeds)} seeds: give at most {MOST_IMAGES} for one picture")
+    return seeds
 
 
 @dataclass(frozen=True)
@@ -147,13 +174,14 @@ class Column:
     Attributes:
         alpha: blur in pixels.
         beta: noise.
-        pictures: the state u, D, R and D + R of the first seed, uint8 [C, H, W]; at the last level u alone.
+        pixels: the state u, D, R and D + R of the first seed, float64 [C, H, W]; at the last level u alone. States are
+            scaled so that image and pure noise both fit the range.
         power: the power of each in every ring of frequencies over all seeds, float64 [rings]; empty for a single seed.
     """
 
     alpha: float
     beta: float
-    pictures: dict[str, Tensor]
+    pixels: dict[str, Tensor]
     power: dict[str, Tensor]
 
 
@@ -177,25 +205,37 @@ class Run:
     nfe: int
     model: DiffusionModel
 
+    @property
+    def residual_factor(self) -> float:
+        """The factor by which R is shown, so that its largest value is white or black: 1 or more, of two digits."""
+        largest = max((c.pixels[RESIDUAL].abs().max().item() for c in self.columns if RESIDUAL in c.pixels), default=0)
+        return max(1.0, float(f"{1 / largest:.2g}")) if largest else 1.0
+
+    def pictures(self, column: Column) -> dict[str, Tensor]:
+        """The parts of the first seed at a level as they are shown, uint8 [C, H, W]; R by `residual_factor`."""
+        factors = {RESIDUAL: self.residual_factor}
+        return {name: quantise(pixels * factors.get(name, 1.0)) for name, pixels in column.pixels.items()}
+
     def path(self) -> bytes:
         """The path through the blur-noise plane with the levels of the sampler, as a PNG file."""
         process, grid = self.model.process, self.model.sampler.grid
         description = describe_path(process, self.model.clock_law, grid)
-        return figure_png(path_figure(description, type(process).__name__, PHONE_WIDTH, 4.2))
+        return figure_png(path_figure(description, type(process).__name__, PHONE_WIDTH, 4.8))
 
-    def spectra(self, data: ExploredData | None) -> bytes | None:
-        """The power of u, D, R and D + R by radius at the levels shown, as a PNG file; None for a single seed.
+    def spectra(self, data: ExploredData | None) -> tuple[bytes, bytes] | None:
+        """Spectra by radius as PNG files: of the samples, and of u, D, R and D + R at the levels shown.
 
-        The power of the data is drawn with them where it is known.
+        That of the data is drawn with them where it is known. None for a single seed, which has no variance.
         """
         if len(self.seeds) == 1:
             return None
         radii = [ring["radians_per_pixel"] for ring in ring_frequencies(self.images[0].double())]
-        levels = [(f"β = {column.beta:.3g}", column.power) for column in self.columns]
-        lines = {f"{len(self.seeds)} samples": self.columns[-1].power[STATE]}
+        whole = {f"{len(self.seeds)} samples": self.columns[-1].power[STATE]}
         if data:
-            lines[f"data, {data.count:,} images"] = data.power
-        return figure_png(trajectory_spectra(radii, lines, levels))
+            whole[f"data, {data.count:,} images"] = data.power
+        levels = [(f"β = {column.beta:.2g}", column.power) for column in self.columns]
+        reference = list(whole.values())[-1]
+        return figure_png(samples_figure(radii, whole)), figure_png(trajectory_figure(radii, levels, reference))
 
 
 def power(pixels: Tensor) -> Tensor:
@@ -368,8 +408,7 @@ class Explored:
         Raises:
             UserError: a setting is wrong, or there are samples that are not finite.
         """
-        seeds = parse_seeds(settings.seeds)
-        check(len(seeds) <= MOST_IMAGES, f"{len(seeds)} seeds: give at most {MOST_IMAGES} for one picture")
+        seeds = parse_few_seeds(settings.seeds)
         report(0.0, "Sampling")
         model = self.configured(settings)
         sampler, process = model.sampler, model.process
@@ -408,13 +447,11 @@ class Explored:
             both, denoised = denoised_image(u, estimate, gains), u - gains.noise * estimate.noise
             parts |= {DENOISED: denoised, RESIDUAL: both - denoised, SUM: both}
         pixels = {name: idct(part).cpu() for name, part in parts.items()}
-        # States are scaled so that image and pure noise both fit the range, as in the trajectories of training.
         spread = (per_image(process.scale(level), u).square() + gains.noise_scale.square()).sqrt().cpu()
-        shown = {**pixels, STATE: pixels[STATE] / spread}
         return Column(
             level.alpha.item(),
             level.beta.item(),
-            {name: quantise(images[0]) for name, images in shown.items()},
+            {name: images[0] / spread[0] if name == STATE else images[0] for name, images in pixels.items()},
             {name: power(images) for name, images in pixels.items()} if len(u) > 1 else {},
         )
 

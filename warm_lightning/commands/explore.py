@@ -5,7 +5,7 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from html import escape
 from importlib.util import find_spec
@@ -24,9 +24,12 @@ from warm_lightning.commands.exploration import (
     Restoration,
     Run,
     Settings,
+    data_of_run,
+    parse_few_seeds,
     read_picture,
 )
 from warm_lightning.commands.shared import find_device, load
+from warm_lightning.config import module_from_options
 from warm_lightning.errors import UserError, check, error_text, is_full_memory
 from warm_lightning.images import png_bytes
 from warm_lightning.model import DiffusionModel
@@ -76,12 +79,13 @@ def explore(
     check(1 <= port <= 65535, f"--port is {port}: a port is from 1 to 65535")
     of_model = [option for option in settings if option.startswith("--model")]
     check(not of_model, f"{''.join(of_model[:1])}: the model is that of {run}; use --override for other settings of it")
+    parse_few_seeds(seeds)
     path, config = find_checkpoint(run)
     trained = load(str(path), weights, {}, override)
     data, without = open_data(settings, config, trained.model(weights))
     explored = Explored(trained, weights, find_device(accelerator, "--accelerator"), data)
     explored.configured(Settings())
-    title = f"{path}: {model_text(explored.model)}, {trained.images_seen:,} images seen, weights {weights}"
+    title = f"{run}: {model_text(explored.model)}, {trained.images_seen:,} images seen, weights {weights}"
     serve(lambda: make_page(explored, title, seeds, without), port)
 
 
@@ -106,11 +110,11 @@ def open_data(settings: list[str], config: Path | None, model: DiffusionModel) -
         UserError: options are given, and something is wrong with them or with the images.
     """
     if settings:
-        return ExploredData.of_options(settings, model), ""
+        return ExploredData.of(module_from_options(settings)[1], model), ""
     if config is None:
         return None, "The data are not known, and their spectrum is not shown: give `--config` to `warm explore`."
     try:
-        return ExploredData.of_options([f"--config={config}"], model), ""
+        return ExploredData.of(data_of_run(config), model), ""
     except (UserError, OSError) as error:
         return None, f"The spectrum of the data is not shown: {error_text(error)}"
 
@@ -177,19 +181,25 @@ def serve(make: Callable[[], Any], port: int) -> None:
 # ---------------------------------------------------------------------- the page
 
 CSS = """
-.gradio-container {max-width: 1240px !important; margin: 0 auto !important; padding: 12px !important}
+.gradio-container {max-width: 1240px !important; margin: 0 auto !important; padding: 0 !important}
+@media (max-width: 640px) {.gradio-container .main {padding: 8px 14px !important}}
 #about p {overflow-wrap: anywhere; font-size: 0.85rem; opacity: 0.75}
-.warm img {display: block; width: 100%; image-rendering: pixelated; border-radius: 2px}
-.warm .cells {display: grid; gap: 3px; max-width: 30rem}
-.warm .figures {display: grid; grid-template-columns: repeat(auto-fit, minmax(130px, 1fr)); gap: 12px; max-width: 60rem}
+.warm, .warm .html-container {padding: 0 !important; min-width: 0 !important}
+.warm img {display: block; width: 100%; margin: 0; image-rendering: pixelated; border-radius: 2px}
+.warm .chart {image-rendering: auto; background: white}
+.warm .cells {display: grid; gap: 3px}
+.warm .two {display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 16px}
+.warm .figures {display: grid; grid-template-columns: repeat(4, minmax(0, 1fr)); gap: 12px}
+@media (max-width: 640px) {
+  .warm .two {grid-template-columns: minmax(0, 1fr)}
+  .warm .figures {grid-template-columns: repeat(2, minmax(0, 1fr))}
+}
 .warm figure {margin: 0}
 .warm figcaption {margin-top: 4px; font-size: 0.85rem; line-height: 1.35}
 .warm table {width: 100%; table-layout: fixed; border-collapse: collapse; font-size: clamp(0.55rem, 1.6vw, 0.8rem)}
 .warm table, .warm tr, .warm td, .warm th {border: 0 !important; background: none !important}
-.warm th, .warm td {padding: 1.5px; text-align: center; font-weight: normal; overflow: hidden}
-.warm th:first-child {width: 9%; text-align: left; white-space: nowrap; font-weight: 600; overflow: visible}
-.warm .chart {image-rendering: auto; max-width: 640px; background: white}
-.warm .charts {display: grid; grid-template-columns: repeat(auto-fit, minmax(min(320px, 100%), 1fr)); gap: 12px}
+.warm th, .warm td {padding: 1.5px !important; text-align: center; font-weight: normal; line-height: 1.3}
+.warm th:first-child {width: 4em; text-align: left; white-space: nowrap; font-weight: 600}
 .warm p {margin: 6px 0; font-size: 0.85rem}
 """
 
@@ -209,7 +219,7 @@ def make_page(explored: Explored, title: str, seeds: str, without: str) -> Any:
         gr.Markdown(f"## warm explore\n{escape(title)}", elem_id="about")
         with gr.Tab("Sample"):
             sampled = sample_tab(explored, seeds, without)
-        with gr.Tab("Degrade and restore"):
+        with gr.Tab("Restore"):
             restored = restore_tab(explored)
         first = page.load(**sampled)
         if restored:
@@ -227,21 +237,21 @@ def sample_tab(explored: Explored, seeds: str, without: str) -> dict[str, Any]:
             inputs = sample_settings(choices, seeds)
             press = gr.Button("Sample", variant="primary", elem_id="sample")
         with gr.Column(scale=3, min_width=320):
-            samples = gr.HTML(elem_id="samples", elem_classes="warm", js_on_load=None, min_height=200)
-            trajectory = gr.HTML(elem_id="trajectory", elem_classes="warm", js_on_load=None)
-            charts = gr.HTML(elem_id="charts", elem_classes="warm", js_on_load=None)
+            with gr.Row():
+                samples, spectrum = html_part("samples"), html_part("spectrum")
+            trajectory, charts = html_part("trajectory"), html_part("charts")
 
-    def answer(*values: Any, progress: Any = gr.Progress()) -> tuple[str, str, str]:  # noqa: B008
+    def answer(*values: Any, progress: Any = gr.Progress()) -> tuple[str, ...]:  # noqa: B008
         began = time.perf_counter()
         with errors_on_the_page():
             run = explored.run(chosen(dict(zip(inputs, values, strict=True))), lambda s, text: progress(s, desc=text))
             seconds = time.perf_counter() - began
-            return samples_html(run, seconds), trajectory_html(run), charts_html(run, explored.data, without)
+            return samples_html(run, seconds), trajectory_html(run), *charts_html(run, explored.data, without)
 
     event = {
         "fn": answer,
         "inputs": list(inputs.values()),
-        "outputs": [samples, trajectory, charts],
+        "outputs": [samples, trajectory, spectrum, charts],
         "show_progress_on": samples,
         "concurrency_id": "model",
         "api_visibility": "private",
@@ -312,7 +322,7 @@ def restore_tab(explored: Explored) -> dict[str, Any] | None:
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
             inputs: dict[str, Any] = {
-                "upload": gr.File(label="A picture of your own", file_types=["image"], height=140, elem_id="upload")
+                "upload": gr.File(label="A picture of your own", file_types=["image"], height=170, elem_id="upload")
             }
             of_noise = levels.coordinate == "beta"
             inputs["value"] = gr.Slider(
@@ -332,7 +342,7 @@ def restore_tab(explored: Explored) -> dict[str, Any] | None:
             inputs["seed"] = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**32 - 1)
             press = gr.Button("Restore", variant="primary", elem_id="restore")
         with gr.Column(scale=3, min_width=320):
-            pictures = gr.HTML(elem_id="restored", elem_classes="warm", js_on_load=None, min_height=200)
+            pictures = html_part("restored")
 
     def answer(*values: Any, progress: Any = gr.Progress()) -> str:  # noqa: B008
         given = dict(zip(inputs, values, strict=True))
@@ -373,6 +383,13 @@ def errors_on_the_page() -> Iterator[None]:
 # ---------------------------------------------------------------------- pictures as HTML
 
 
+def html_part(name: str) -> Any:
+    """A part of the page that is filled with HTML, a `gradio.HTML`."""
+    import gradio as gr
+
+    return gr.HTML(elem_id=name, elem_classes="warm", js_on_load=None, min_height=60, min_width=300)
+
+
 def image_html(content: bytes, words: str, kind: str = "") -> str:
     """A PNG file as an element of a page."""
     source = f"data:image/png;base64,{base64.b64encode(content).decode()}"
@@ -393,41 +410,46 @@ def samples_html(run: Run, seconds: float) -> str:
 def trajectory_html(run: Run) -> str:
     """The trajectory of the first seed: a row for u, D, R and D + R each, and a column for each level shown."""
 
-    def row(head: str, cells: list[str]) -> str:
+    def row(head: str, cells: Iterable[str]) -> str:
         return f"<tr><th>{head}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
 
-    rows = [row(name, [f"{getattr(c, name):.3g}" for c in run.columns]) for name in ("beta", "alpha")]
-    rows = [rows[0].replace("beta", "β"), rows[1].replace("alpha", "α")]
-    for part in run.columns[0].pictures:
-        cells = [(c.pictures.get(part), f"{part} at β = {c.beta:.3g}, α = {c.alpha:.3g}") for c in run.columns]
-        rows.append(row(part, ["" if image is None else image_html(png_bytes(image), w) for image, w in cells]))
+    rows = [row("β", (f"{c.beta:.2g}" for c in run.columns)), row("α", (f"{c.alpha:.2g}" for c in run.columns))]
+    pictures = [run.pictures(column) for column in run.columns]
+    for part in pictures[0]:
+        words = [f"{part} at β = {c.beta:.3g}, α = {c.alpha:.3g}" for c in run.columns]
+        shown = [image_html(png_bytes(p[part]), w) if part in p else "" for p, w in zip(pictures, words, strict=True)]
+        rows.append(row(part, shown))
     text = (
-        f"The trajectory of seed {run.seeds[0]}: the state u (scaled to fit), D (denoised, still blurred), R (what the "
-        "blur took, grey is 0) and D + R, at noise β and blur α."
+        f"The trajectory of seed {run.seeds[0]}, at noise β and blur α: the state u, scaled to fit; D, denoised and "
+        f"still blurred; R, what the blur took, {run.residual_factor:g} times as strong and with grey for 0; and D + R."
     )
     return f"<p>{text}</p><table>{''.join(rows)}</table>"
 
 
-def charts_html(run: Run, data: ExploredData | None, without: str) -> str:
-    """The spectra of the trajectory's parts, and the path."""
+def charts_html(run: Run, data: ExploredData | None, without: str) -> tuple[str, str]:
+    """The spectrum of the samples; and the spectra of the trajectory's parts, with the path."""
     spectra = run.spectra(data)
-    charts = [] if spectra is None else [image_html(spectra, "power by radial frequency", "chart")]
-    charts.append(image_html(run.path(), "path through the blur-noise plane", "chart"))
-    lines = [f"<p>{escape(without)}</p>"] if without else []
-    if spectra is None:
-        lines.append("<p>A spectrum is a variance over samples: give two seeds or more.</p>")
-    return f'<div class="charts">{"".join(charts)}</div>{"".join(lines)}'
+    lines = [without] if without else []
+    charts = [image_html(run.path(), "path through the blur-noise plane", "chart")]
+    if spectra:
+        text = "Spectra over all seeds by radial frequency; dashed: " + ("the data." if data else "the samples.")
+        charts = [image_html(spectra[1], "spectra of u, D, R and D + R", "chart"), *charts]
+        above = image_html(spectra[0], "spectrum of the samples", "chart")
+    else:
+        text, above = "A spectrum is a variance over samples: give two seeds or more.", ""
+    below = "".join(f"<p>{escape(line)}</p>" for line in [text, *lines])
+    return above, f'<div class="two">{"".join(charts)}</div>{below}'
 
 
 def restoration_html(result: Restoration, words: str, nfe: int) -> str:
     """A picture, the degraded one and the restored ones, with PSNR and SSIM."""
     figures = []
     for name, image in result.pictures.items():
-        text = words if name == PICTURE else f"PSNR {result.psnr[name]:.2f} dB, SSIM {result.ssim[name]:.3f}"
-        calls = f"{nfe} calls" if name == SAMPLE else "1 call"
-        head = name if name not in result.pictures or not name.startswith("restored") else f"{name} ({calls})"
-        caption = f"<figcaption><b>{head}</b><br>{escape(text)}</figcaption>"
-        figures.append(f"<figure>{image_html(png_bytes(image), name)}{caption}</figure>")
+        lines = [words] if name == PICTURE else [f"PSNR {result.psnr[name]:.2f} dB", f"SSIM {result.ssim[name]:.3f}"]
+        if name == SAMPLE:
+            lines.append(f"{nfe} network calls")
+        caption = "<br>".join([f"<b>{name}</b>", *map(escape, lines)])
+        figures.append(f"<figure>{image_html(png_bytes(image), name)}<figcaption>{caption}</figcaption></figure>")
     level = result.start.level
     added = "; the noise that the model's level has more is added before" if result.start.fill else ""
     text = f"Blur α = {level.alpha.item():.3g} pixels, noise β = {result.start.beta:.3g}{added}."
