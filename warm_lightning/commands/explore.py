@@ -184,13 +184,15 @@ CSS = """
 .gradio-container {max-width: 1240px !important; margin: 0 auto !important; padding: 0 !important}
 @media (max-width: 640px) {.gradio-container .main {padding: 8px 14px !important}}
 #about p {overflow-wrap: anywhere; font-size: 0.85rem; opacity: 0.75}
-.warm, .warm .html-container {padding: 0 !important; min-width: 0 !important}
+.gradio-container .main, .gradio-container main, .gradio-container .wrap {width: 100%}
+.warm, .warm .html-container {padding: 0 !important}
 .warm img {display: block; width: 100%; margin: 0; image-rendering: pixelated; border-radius: 2px}
 .warm .chart {image-rendering: auto; background: white}
 .warm .cells {display: grid; gap: 3px}
 .warm .two {display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 16px}
 .warm .figures {display: grid; grid-template-columns: repeat(4, minmax(0, 1fr)); gap: 12px}
 @media (max-width: 640px) {
+  #samples, #spectrum {min-width: 100% !important}
   .warm .two {grid-template-columns: minmax(0, 1fr)}
   .warm .figures {grid-template-columns: repeat(2, minmax(0, 1fr))}
 }
@@ -377,7 +379,7 @@ def errors_on_the_page() -> Iterator[None]:
         if not isinstance(error, UserError) and not is_full_memory(error):
             raise
         text = str(error) if isinstance(error, UserError) else "the memory is full: choose fewer seeds"
-        raise gr.Error(escape(text), duration=None, print_exception=False) from error
+        raise gr.Error(escape(text), duration=20, print_exception=False) from error
 
 
 # ---------------------------------------------------------------------- pictures as HTML
@@ -387,7 +389,7 @@ def html_part(name: str) -> Any:
     """A part of the page that is filled with HTML, a `gradio.HTML`."""
     import gradio as gr
 
-    return gr.HTML(elem_id=name, elem_classes="warm", js_on_load=None, min_height=60, min_width=300)
+    return gr.HTML(elem_id=name, elem_classes="warm", js_on_load=None, min_height=60)
 
 
 def image_html(content: bytes, words: str, kind: str = "") -> str:
@@ -421,7 +423,8 @@ def trajectory_html(run: Run) -> str:
         rows.append(row(part, shown))
     text = (
         f"The trajectory of seed {run.seeds[0]}, at noise β and blur α: the state u, scaled to fit; D, denoised and "
-        f"still blurred; R, what the blur took, {run.residual_factor:g} times as strong and with grey for 0; and D + R."
+        "still blurred; R, the detail that the blur removed (grey is 0, and all is shown "
+        f"{run.residual_factor:g} times as strong); and D + R."
     )
     return f"<p>{text}</p><table>{''.join(rows)}</table>"
 
