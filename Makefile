@@ -54,10 +54,10 @@ test: setup  ## run all tests that need no GPU, JOBS at a time (9 to 13 minutes 
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m 'not gpu' $(ARGS)
 
 $(VENV)/.extras: $(READY)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[extras]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[extras,browser]'
 	touch $@
 
-test-extras: $(VENV)/.extras  ## run the tests of what needs heavy extras: trackers, diffusers, deepinv, the Hub, Gradio and others
+test-extras: $(VENV)/.extras  ## run the tests of what needs heavy extras: trackers, diffusers, deepinv, the Hub, Gradio (with Chromium) and others
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder tests/extras $(ARGS)
 
 $(VENV)/oldest/.ready: pyproject.toml constraints-oldest.txt

@@ -23,6 +23,7 @@ LONG = [
     "test_full_size",
     "test_manners",
     "test_one_run",
+    "test_exploration",
     "test_scores",
     "test_samplers",
     "test_seed_contract",

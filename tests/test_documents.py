@@ -21,7 +21,8 @@ from experiments.cells import DataSet
 from experiments.experiment import parse
 from experiments.studies.anchors import code_lines, files_from_disk_to_loss, first_example
 from warm_lightning.checkpoints import read_checkpoint
-from warm_lightning.config import resolved_config
+from warm_lightning.commands import command_parser
+from warm_lightning.config import resolved_config, split_settings
 from warm_lightning.shipped import shipped_configs
 from warm_lightning.spectral import frequencies
 
@@ -127,6 +128,9 @@ class Reader:
             self.python_module(["-m", command, *arguments])
             return
         self.prepare(command, arguments)
+        if command == "explore":  # tests/extras open the page
+            command_parser(command).parse_args(split_settings(arguments)[1])
+            return
         absent = any(name in path for path in configs(arguments) for name in ELSEWHERE)
         data = option(arguments, "--data.path")
         if absent and not (data and Path(data).exists()):

@@ -23,6 +23,7 @@ TRAINER_COMMANDS = {
 OTHER_COMMANDS = {
     "generate": "sample images of given seeds from a checkpoint",
     "restore": "restore blurred and noisy images with a trained model",
+    "explore": "look at samples, trajectories and restorations of a model on a page in the browser",
     "score": "score images against other images or reference statistics",
     "compare": "compare two models, with confidence intervals over the same seeds",
     "reference-stats": "write the reference statistics of a data set to a file",

@@ -39,15 +39,20 @@ def pil_image(image: Tensor) -> Image.Image:
     return Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)
 
 
+def png_bytes(image: Tensor) -> bytes:
+    """The content of a PNG file of an image, uint8 [C, H, W]."""
+    content = io.BytesIO()
+    pil_image(image).save(content, format="PNG")
+    return content.getvalue()
+
+
 def write_png(path: Path, image: Tensor) -> None:
     """Write an image, uint8 [C, H, W], as a PNG file, which appears under its name only when it is whole.
 
     Raises:
         UserError: if the file cannot be written.
     """
-    content = io.BytesIO()
-    pil_image(image).save(content, format="PNG")
-    write_file(path, content.getvalue())
+    write_file(path, png_bytes(image))
 
 
 def read_png(path: Path) -> Tensor:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,6 +18,9 @@ from warm_lightning.processes.base import LARGE
 from warm_lightning.samplers import Grid
 from warm_lightning.spectral import frequencies
 from warm_lightning.types import Level
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # ---- network
 
@@ -127,15 +130,21 @@ def describe_snr(process: Process, grid: Grid, power: Tensor) -> dict[str, Any]:
 
 
 def plot(description: dict[str, Any], title: str, out: Path) -> None:
+    """Draw a path in the blur-noise plane to a PNG file; see `path_figure`."""
+    save_figure(path_figure(description, title), out)
+
+
+def path_figure(description: dict[str, Any], title: str, width: float = 6.5, height: float = 5) -> "Figure":
     """Draw a path in the blur-noise plane: a line, the sampling levels as dots, and the training levels shaded.
 
     Args:
         description: of `describe_path`.
         title: of the figure.
-        out: PNG file.
+        width: in inches.
+        height: in inches.
     """
     path, sampling, trained = (description[name] for name in ("path", "sampling", "trained"))
-    figure = new_figure(6.5, 5)
+    figure = new_figure(width, height)
     axes = figure.subplots()
     first, last = min(trained["clock"]), max(trained["clock"])
     inside = [k for k, clock in enumerate(path["clock"]) if first <= clock <= last]
@@ -152,7 +161,7 @@ def plot(description: dict[str, Any], title: str, out: Path) -> None:
     axes.set_title(title, fontsize=9, wrap=True)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=9)
-    save_figure(figure, out)
+    return figure
 
 
 def _rescale(

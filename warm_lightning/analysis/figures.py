@@ -45,8 +45,8 @@ def legend_columns(labels: Collection[str]) -> int:
     return max(1, min(4, len(labels), ROOM // (max(map(len, labels), default=0) + 9)))
 
 
-def save_figure(figure: "Figure", path: Path) -> None:
-    """Write a figure as a PNG file with `DOTS` per inch; raises as `write_file` does.
+def figure_png(figure: "Figure") -> bytes:
+    """The content of a PNG file of a figure, with `DOTS` per inch.
 
     A figure without images has a palette of 256 colours, which makes the file three times smaller.
     """
@@ -55,4 +55,9 @@ def save_figure(figure: "Figure", path: Path) -> None:
     if not any(axes.images for axes in figure.axes):
         whole = Image.open(content).convert("RGB")
         whole.quantize(256, dither=Image.Dither.NONE).save(smaller, "PNG", optimize=True, dpi=(DOTS, DOTS))
-    write_file(path, (smaller if smaller.tell() else content).getvalue())
+    return (smaller if smaller.tell() else content).getvalue()
+
+
+def save_figure(figure: "Figure", path: Path) -> None:
+    """Write a figure as a PNG file; see `figure_png`. Raises as `write_file` does."""
+    write_file(path, figure_png(figure))

@@ -1,7 +1,7 @@
 """The figures of `warm spectrum`."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -167,6 +167,61 @@ def plot_compared(rows: Rows, name: str, out: Path) -> None:
     axes.yaxis.set_minor_formatter("{x:.2g}")
     _frequency_axis(axes, x)
     _finish(figure, axes, out)
+
+
+def samples_figure(radii: Sequence[float], spectra: Mapping[str, Tensor]) -> "Figure":
+    """Draw S by radius of samples and, dashed, of the data.
+
+    Args:
+        radii: √λ of each ring of frequencies.
+        spectra: S in each ring, [rings], by what the legend says; the samples first.
+    """
+    figure = new_figure(PHONE_WIDTH, 4)
+    axes = figure.subplots()
+    for (label, power), style in zip(spectra.items(), ("C0o-", "k--"), strict=False):
+        axes.plot(radii[1:], power[1:], style, ms=4, label=label)
+    axes.legend(fontsize=9)
+    _power_axes(axes, radii[1:])
+    axes.set(xlabel=RADIANS_LABEL, ylabel=POWER_LABEL)
+    return figure
+
+
+def trajectory_figure(
+    radii: Sequence[float], levels: Sequence[tuple[str, Mapping[str, Tensor]]], reference: Tensor
+) -> "Figure":
+    """Draw S by radius of the parts of a trajectory, a panel for each with a line for each level.
+
+    Args:
+        radii: √λ of each ring of frequencies.
+        levels: from the first level to the last, a label and S of each part at that level, [rings].
+        reference: S of the data or of the samples, [rings], which is dashed in all panels.
+    """
+    from matplotlib import colormaps
+
+    parts = list(levels[0][1])
+    rows = (len(parts) + 1) // 2
+    figure = new_figure(PHONE_WIDTH, 0.6 + 2.1 * rows)
+    panels = dict(zip(parts, figure.subplots(rows, 2, squeeze=False).flat, strict=False))
+    for k, (label, powers) in enumerate(levels):
+        colour = colormaps["viridis"](0.9 * k / max(1, len(levels) - 1))
+        in_legend = k in (0, len(levels) // 2, len(levels) - 1)
+        for name, power in powers.items():
+            panels[name].plot(radii[1:], power[1:], color=colour, lw=1.3, label=label if in_legend else None)
+    for name, axes in panels.items():
+        axes.plot(radii[1:], reference[1:], "k--", lw=1.2)
+        _power_axes(axes, radii[1:])
+        axes.set_title(name, fontsize=10)
+        axes.set_ylim(bottom=max(axes.get_ylim()[0], reference[1:].min().item() / 30))
+        axes.tick_params(labelsize=8)
+    figure.legend(*panels[parts[0]].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)
+    return figure
+
+
+def _power_axes(axes: "Axes", x: Sequence[float]) -> None:
+    """Make both axes of a spectrum logarithmic."""
+    axes.set_yscale("log")
+    _frequency_axis(axes, x)
+    axes.grid(alpha=0.3)
 
 
 def _frequency_axis(axes: "Axes", x: Sequence[float]) -> None:
