@@ -395,7 +395,9 @@ class DiffusersNetwork(Network):
 
 
 def is_pretrained(path: str | Path) -> bool:
-    """Whether a path is a folder of diffusers, or a file in one."""
+    """Whether a path is a folder of diffusers, or a file in one that is no checkpoint of this package."""
+    if Path(path).suffix == ".ckpt":
+        return False
     config = _folder(path) / CONFIG
     try:
         return "_diffusers_version" in json.loads(config.read_text(encoding="utf-8"))
