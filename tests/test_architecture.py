@@ -12,7 +12,13 @@ from small import REPOSITORY
 # These know no diffusion: of the rest of the package they import the vocabulary and each other as stated.
 FREE_OF_DIFFUSION = {"networks": set(), "data": set(), "augment": set(), "metrics": {"data"}}
 VOCABULARY = {"cache", "distributed", "errors", "rng", "types", "spectral", "images", "records", "paths"}
-ENTRY_POINTS = {"warm_lightning", "warm_lightning.cli", "warm_lightning.data.lmdb_walk", "experiments.__main__"}
+ENTRY_POINTS = {
+    "warm_lightning",
+    "warm_lightning.cli",
+    "warm_lightning.data.lmdb_walk",
+    "warm_lightning.interop.deepinv",
+    "experiments.__main__",
+}
 """Modules that users start or import. The others are those of `STARTED`."""
 STARTED = ("warm_lightning.commands.", "experiments.benchmarks.", "experiments.studies.")
 """Packages whose modules are commands: of `warm`, by their names, or of `python -m`."""

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,9 @@ from warm_lightning import load_config
 from warm_lightning.networks import DDPM
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-OVERLAYS = sorted((REPOSITORY / "configs" / "network").glob("*.yaml"))
+NETWORKS = sorted((REPOSITORY / "configs" / "network").glob("*.yaml"))
+OVERLAYS = [path for path in NETWORKS if not path.stem.startswith("diffusers_")]
+"""The others are for tests/extras, where diffusers is."""
 PUBLISHED = 35_746_307
 """Trainable parameters on CIFAR-10, unconditional (Ho et al. 2020: 35.7 million)."""
 
@@ -156,8 +159,7 @@ def test_initialisation():
         assert (parameter != before[name]).any(), name
 
 
-@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.stem)
-def test_network_overlays_combine(overlay: Path):
+def assert_network_overlay_combines(overlay: Path, defaults: dict[str, Any]) -> None:
     """Nothing of the recipe's own network is left, and nothing but the network changes."""
     recipe = REPOSITORY / "configs" / "cifar10.yaml"
     module, _ = load_config([recipe, overlay])
@@ -168,7 +170,12 @@ def test_network_overlays_combine(overlay: Path):
     assert {**plain.config, "network": None} == {**module.config, "network": None}
     network = module.config["network"]
     assert network["class_path"].endswith(stated["model"]["network"]["class_path"])
-    assert network["init_args"] == {"channels_per_head": None, **stated["model"]["network"]["init_args"]}
+    assert network["init_args"] == {**defaults, **stated["model"]["network"]["init_args"]}
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.stem)
+def test_network_overlays_combine(overlay: Path):
+    assert_network_overlay_combines(overlay, {"channels_per_head": None})
 
 
 def test_ddpm_on_cifar10():

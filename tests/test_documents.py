@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,7 +29,10 @@ from warm_lightning.spectral import frequencies
 
 README = REPOSITORY / "README.md"
 DOCS = REPOSITORY / "docs"
-CODE = [README, REPOSITORY / "CONTRIBUTING.md", *sorted((DOCS / "how-to").glob("*.md"))]
+EXTRAS = [DOCS / "how-to" / "deepinv.md", DOCS / "how-to" / "diffusers.md"]
+"""Pages whose code needs heavy extras, which tests/extras/test_pages.py runs."""
+HOW_TO = [page for page in sorted((DOCS / "how-to").glob("*.md")) if page not in EXTRAS]
+CODE = [README, REPOSITORY / "CONTRIBUTING.md", *HOW_TO]
 TEXT = [README, REPOSITORY / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
 SETTINGS = [option for option in SMALL if not option.startswith(("--config", "--data", "--samples.seeds"))]
 NETWORK = [option for option in SETTINGS if option.startswith("--model.network")]
@@ -70,7 +74,7 @@ class Reader:
 
     def __init__(self, trained: Path, reference_dir: Callable[[], Path]) -> None:
         self.trained = trained
-        self.names: dict[str, object] = {}
+        self.names: dict[str, Any] = {}
         self.inputs: dict[str, Callable[[Path], object]] = {
             "photos": lambda path: folder_of_images(path, 100, 3),
             "clean": lambda path: folder_of_images(path, 8, 1),
@@ -228,11 +232,18 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_code_blocks_of_a_page_run(
     page: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
+    names = run_page(page, Reader(trained, lambda: request.getfixturevalue("reference_dir")), tmp_path, monkeypatch)
+    if "images" in names:
+        assert names["images"].shape == (16, 1, 8, 8)
+        assert names["model"].lr == 1e-3
+
+
+def run_page(page: Path, reader: Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Run the code of a page in a folder; returns the variables of its Python."""
     monkeypatch.chdir(tmp_path)
     for folder in ("configs", "experiments"):
         Path(folder).symlink_to(REPOSITORY / folder)
     monkeypatch.syspath_prepend(tmp_path)
-    reader = Reader(trained, lambda: request.getfixturevalue("reference_dir"))
     try:
         for language, code in blocks(page):
             assert language in ("sh", "bash", "python", "yaml"), f"a block in {language or 'no language'}:\n{code}"
@@ -241,9 +252,7 @@ def test_code_blocks_of_a_page_run(
         for name, module in list(sys.modules.items()):
             if str(getattr(module, "__file__", "")).startswith(str(tmp_path)):
                 del sys.modules[name]
-    if "images" in reader.names:
-        assert reader.names["images"].shape == (16, 1, 8, 8)
-        assert reader.names["model"].lr == 1e-3
+    return reader.names
 
 
 def test_the_process_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

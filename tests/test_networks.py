@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import sys
 from collections.abc import Callable
 
 import jsonargparse
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from warm_lightning.errors import UserError
-from warm_lightning.networks import DDPM, DDPMpp, NCSNpp, Network
+from warm_lightning.networks import DDPM, DDPMpp, DiffusersNetwork, NCSNpp, Network
 
 CIFAR10 = {"resolution": 32}
 FFHQ = {"resolution": 64, "channel_mult": (1, 2, 2, 2)}
@@ -266,3 +267,9 @@ def test_bad_inputs(name, shape, message):
 def test_labels_for_an_unconditional_network():
     with pytest.raises(UserError, match="class_labels"):
         small(DDPMpp, label_dim=0)(**inputs())
+
+
+def test_diffusers_is_an_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "diffusers", None)  # as if it were not installed
+    with pytest.raises(UserError, match=r"needs diffusers: pip install 'warm-lightning\[diffusers\]'$"):
+        DiffusersNetwork(2, model="UNet2DModel", resolution=8)

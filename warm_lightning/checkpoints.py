@@ -24,6 +24,7 @@ from warm_lightning.interop.hub import download
 from warm_lightning.interop.pickles import refuse_training_state
 from warm_lightning.migrations import current, with_old_defaults
 from warm_lightning.networks.base import Network
+from warm_lightning.networks.diffusers import DiffusersNetwork, is_pretrained
 from warm_lightning.paths import HUB, expand
 from warm_lightning.records import PACKAGE_VERSION, whole_file
 
@@ -234,7 +235,7 @@ def start_from(path: str | Path, network: Network) -> dict[str, Tensor]:
     Weights of a one-branch network become the first branch of one with several; the other branches then output 0.
 
     Args:
-        path: see `read_checkpoint`.
+        path: see `read_checkpoint`; or a folder of diffusers, see `DiffusersNetwork.load_pretrained`.
         network: changed in place.
 
     Raises:
@@ -242,6 +243,11 @@ def start_from(path: str | Path, network: Network) -> dict[str, Tensor]:
             which case the first tensor that differs is named. Settings that do not show in tensors are left to
             `check_start`.
     """
+    if is_pretrained(path):
+        if not isinstance(network, DiffusersNetwork):
+            raise UserError(f"init_from {path}: its weights are for model.network DiffusersNetwork")
+        print(network.load_pretrained(path))
+        return {}
     checkpoint = read_checkpoint(path)
     check_weights(path, checkpoint, "ema", choice=False)
     saved, ours = without_prefix(checkpoint["state_dict"], EMA_PREFIX), network.state_dict()
@@ -348,7 +354,7 @@ def check_start(config: Mapping[str, Any], network: Network) -> None:
         network: of the model.
     """
     path = config["init_from"]
-    if not path:
+    if not path or is_pretrained(path):  # whose settings `load_pretrained` has compared
         return
     checkpoint = read_checkpoint(path)
     there = checkpoint[SECTION]["config"]

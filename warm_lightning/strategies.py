@@ -48,6 +48,10 @@ def check_strategy(strategy: Strategy, network: nn.Module, loss_learns: bool = F
         "trainer.strategy fsdp2 cannot spread a network in channels-last order: set model.channels_last to false",
     )
     check(
+        not isinstance(strategy, ModelParallelStrategy) or getattr(network, "can_shard", True),
+        f"trainer.strategy fsdp2 cannot spread the blocks of a {type(network).__name__}: use ddp",
+    )
+    check(
         not isinstance(strategy, ModelParallelStrategy) or not loss_learns,
         "trainer.strategy fsdp2 would not average the gradients of model.loss, which learns: use ddp",
     )

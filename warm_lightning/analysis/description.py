@@ -37,7 +37,8 @@ def forward_flops(network: Network) -> int:
     """
     size = network.resolution
     x = torch.empty(1, network.image_channels, size, size, device="meta")
-    weights = {name: torch.empty_like(w, device="meta") for name, w in network.state_dict().items()}
+    tensors = [*network.named_parameters(), *network.named_buffers()]  # also the buffers that checkpoints leave out
+    weights = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors}
     signal = torch.empty(1, device="meta")
     with torch.no_grad(), torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
         functional_call(network, weights, (x, signal, signal))

@@ -110,7 +110,8 @@ def part_text(part: Mapping[str, Any]) -> str:
 def table(description: Mapping[str, Any]) -> str:
     """The description as text."""
     recipe, sampling, trained = (description[name] for name in ("hyperparameters", "sampling", "trained"))
-    names = ("model_channels", "channel_mult", "num_blocks", "attn_resolutions", "dropout", "augment_dim", "label_dim")
+    names = ["model", "model_channels", "channel_mult", "num_blocks", "attn_resolutions"]
+    names += ["dropout", "augment_dim", "label_dim"]
     augment = part_text(recipe["augment"]) if recipe["augment"] else "none"
     parameters = f"{description['parameters']:,} parameters ({description['parameters_millions']:.3f} M)"
     facts = {

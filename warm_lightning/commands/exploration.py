@@ -24,7 +24,7 @@ from warm_lightning.data.image_set import dequantised_batches, random_order
 from warm_lightning.data.readers import FolderReader
 from warm_lightning.errors import UserError, check, error_text, user_errors
 from warm_lightning.images import dequantise, quantise
-from warm_lightning.metrics.fidelity import fidelity
+from warm_lightning.metrics.fidelity import Fidelity
 from warm_lightning.migrations import current
 from warm_lightning.model import DiffusionModel, TrainedModel, check_data
 from warm_lightning.parameterizations import denoised_image
@@ -544,7 +544,7 @@ class Explored:
             restored = model.restore(model.sampler, start, pictures[DEGRADED], [seed], classes, mean)
             pictures[name] = check_finite(restored, [f"restored from noise {level.beta.item():g}"])
         bits = {name: quantise(image) for name, image in pictures.items()}
-        scores = {name: fidelity(bits[name], bits[PICTURE]) for name in bits if name != PICTURE}
+        scores = {name: Fidelity(bits[name].shape[-1])(bits[name], bits[PICTURE]) for name in bits if name != PICTURE}
         psnr, ssim = ({n: scores[n][measure].item() for n in scores} for measure in ("psnr", "ssim"))
         return Restoration({name: image[0] for name, image in bits.items()}, psnr, ssim, start)
 

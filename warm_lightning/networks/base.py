@@ -22,9 +22,11 @@ class Network(nn.Module, ABC):
         augment_dim: length of the vector that describes the augmentation of an image; 0 for none.
         time_scale: factor on a c_noise that is a time from 0 to 1,000 (`Preconditioning.time`), so that it fits the
             network's embedding; 1 for DDPM's, 1e-3 for NCSN++'s.
+        can_shard: whether the strategy `fsdp2` can spread the entries of its module lists and dictionaries as blocks.
     """
 
     time_scale: float = 1.0
+    can_shard: bool = True
 
     def __init__(self, branches: int, resolution: int, image_channels: int, label_dim: int, augment_dim: int) -> None:
         super().__init__()
