@@ -29,7 +29,7 @@ from warm_lightning.spectral import frequencies
 
 README = REPOSITORY / "README.md"
 DOCS = REPOSITORY / "docs"
-EXTRAS = [DOCS / "how-to" / "deepinv.md", DOCS / "how-to" / "diffusers.md"]
+EXTRAS = [DOCS / "how-to" / f"{name}.md" for name in ("deepinv", "diffusers", "sweep")]
 """Pages whose code needs heavy extras, which tests/extras/test_pages.py runs."""
 HOW_TO = [page for page in sorted((DOCS / "how-to").glob("*.md")) if page not in EXTRAS]
 CODE = [README, REPOSITORY / "CONTRIBUTING.md", *HOW_TO]

@@ -1,4 +1,4 @@
-"""The program of docs/how-to/sweep.md, with few images and trials."""
+"""The program of docs/how-to/sweep.md, started with few images and trials."""
 
 import re
 from pathlib import Path

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from warm_lightning.errors import UserError, check, error_text
 from warm_lightning.networks.base import Network
 from warm_lightning.networks.layers import Linear, PositionalEmbedding
+from warm_lightning.paths import expand_checkpoint
 
 CONFIG = "config.json"
 """The file of a folder in the layout of diffusers that names the class of a model and its settings."""
@@ -406,7 +407,7 @@ def is_pretrained(path: str | Path) -> bool:
 
 
 def _folder(path: str | Path) -> Path:
-    path = Path(path).expanduser()
+    path = Path(expand_checkpoint(path))
     return path if path.is_dir() else path.parent
 
 
