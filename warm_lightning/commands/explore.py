@@ -435,7 +435,7 @@ def samples_html(run: Run, seconds: float) -> str:
     classes = [f", class {k}" for k in run.classes] if run.classes else [""] * count
     words = [f"seed {seed}{label}" for seed, label in zip(run.seeds, classes, strict=True)]
     cells = "".join(image_html(png_bytes(image), text) for image, text in zip(run.images, words, strict=True))
-    text = f"{count} samples, {run.nfe} network calls each, {seconds:.1f} s"
+    text = f"{count} sample{'s' * (count > 1)}, {run.nfe} network calls each, {seconds:.1f} s"
     return f'<div class="cells" style="grid-template-columns: repeat({columns}, 1fr)">{cells}</div><p>{text}</p>'
 
 
