@@ -141,6 +141,7 @@ def test_only_the_settings_that_a_model_has_are_offered(explored: Explored) -> N
     assert cold.steps[1] == 50
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")  # matplotlib's, of a figure without limits
 @pytest.mark.parametrize("method", ["hot", "ihdm", "ddim", "blurring", "soft", "flow"])
 def test_other_processes_are_shown(method: str) -> None:
     """Finds a division by a gain that is 0, or a level that a process has not, in trajectory, path and restoration."""

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -231,8 +232,7 @@ def test_other_machines_do_not_reach_the_page(served: Served) -> None:
         socket.create_connection(("127.0.0.2", port), timeout=10)
 
 
-def test_a_port_in_use_is_one_line_and_control_c_the_end(served: Served) -> None:
-    """The last test of the file, since it ends the page; uploads end with it."""
+def test_a_port_in_use_is_refused(served: Served) -> None:
     port = str(urlsplit(served.address).port)
     other = subprocess.run(
         command("explore", str(served.checkpoint), "--port", port),
@@ -244,8 +244,19 @@ def test_a_port_in_use_is_one_line_and_control_c_the_end(served: Served) -> None
     )
     assert (other.returncode, other.stdout) == (2, "")
     assert other.stderr.splitlines()[-1] == f"warm explore: port {port} is in use: choose another with --port"
+
+
+def test_control_c_ends_the_page_in_the_middle_of_its_work(served: Served, browser: Browser) -> None:
+    """The last test of the file. It finds uploads that stay, and a thread inside of PyTorch when Python ends."""
+    page = browser.new_page()
+    page.goto(served.address)
+    page.get_by_label("Seeds").fill("0-99")
+    page.get_by_label("number input for Steps").fill("64")
+    page.locator("#sample").click()
+    expect(page.get_by_text(re.compile(r"Step \d+ of 64")).first).to_be_visible(timeout=LONG)
     assert [name for name in os.listdir(served.temporary) if name.startswith("warm-explore-")]
     served.process.send_signal(signal.SIGINT)
     assert served.process.wait(timeout=60) == 130
     assert not [name for name in os.listdir(served.temporary) if name.startswith("warm-explore-")]
     assert "KeyboardInterrupt" not in (served.checkpoint.parent.parent / "errors.txt").read_text()
+    page.close()

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from warm_lightning.analysis.figures import PHONE_WIDTH, new_figure, save_figure
@@ -181,7 +182,7 @@ def samples_figure(radii: Sequence[float], spectra: Mapping[str, Tensor]) -> "Fi
     for (label, power), style in zip(spectra.items(), ("C0o-", "k--"), strict=False):
         axes.plot(radii[1:], power[1:], style, ms=4, label=label)
     axes.legend(fontsize=9)
-    _power_axes(axes, radii[1:])
+    _power_axes(axes, radii[1:], torch.cat([power[1:] for power in spectra.values()]), lowest=0.0)
     axes.set(xlabel=RADIANS_LABEL, ylabel=POWER_LABEL)
     return figure
 
@@ -209,16 +210,20 @@ def trajectory_figure(
             panels[name].plot(radii[1:], power[1:], color=colour, lw=1.3, label=label if in_legend else None)
     for name, axes in panels.items():
         axes.plot(radii[1:], reference[1:], "k--", lw=1.2)
-        _power_axes(axes, radii[1:])
+        shown = torch.cat([reference[1:], *(powers[name][1:] for _, powers in levels if name in powers)])
+        _power_axes(axes, radii[1:], shown, lowest=reference[1:].min().item() / 30)
         axes.set_title(name, fontsize=10)
-        axes.set_ylim(bottom=max(axes.get_ylim()[0], reference[1:].min().item() / 30))
         axes.tick_params(labelsize=8)
     figure.legend(*panels[parts[0]].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)
     return figure
 
 
-def _power_axes(axes: "Axes", x: Sequence[float]) -> None:
-    """Make both axes of a spectrum logarithmic."""
+def _power_axes(axes: "Axes", x: Sequence[float], powers: Tensor, lowest: float) -> None:
+    """Make both axes of a spectrum logarithmic, from the least power above 0 that is not below `lowest`."""
+    # Parameterizations that divide by the blur amplify a network's errors without limit; that is off the figure.
+    shown = powers[(powers > 1e-12) & (powers < 1e12)].tolist() or [1.0]
+    low, high = max(min(shown), lowest), max(shown)
+    axes.set_ylim(low / 1.5, 1.5 * max(high, 2 * low))
     axes.set_yscale("log")
     _frequency_axis(axes, x)
     axes.grid(alpha=0.3)

@@ -21,6 +21,7 @@ from warm_lightning.commands.exploration import (
     Choices,
     Explored,
     ExploredData,
+    Report,
     Restoration,
     Run,
     Settings,
@@ -86,7 +87,7 @@ def explore(
     explored = Explored(trained, weights, find_device(accelerator, "--accelerator"), data)
     explored.configured(Settings())
     title = f"{run}: {model_text(explored.model)}, {trained.images_seen:,} images seen, weights {weights}"
-    serve(lambda: make_page(explored, title, seeds, without), port)
+    serve(lambda work: make_page(explored, title, seeds, without, work), port)
 
 
 def find_checkpoint(run: str) -> tuple[Path, Path | None]:
@@ -129,7 +130,47 @@ def model_text(model: DiffusionModel) -> str:
 # ---------------------------------------------------------------------- the server
 
 
-def serve(make: Callable[[], Any], port: int) -> None:
+class Work:
+    """What the page is doing: one thing at a time, which is given up where the page ends.
+
+    Python must not end while a thread is inside of PyTorch, which would abort.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.ended = threading.Event()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Do something, with the line of a user's error, or that the memory is full, on the page."""
+        import gradio as gr
+
+        try:
+            with self.lock:
+                yield
+        except Exception as error:
+            if not isinstance(error, UserError) and not is_full_memory(error):
+                raise
+            text = str(error) if isinstance(error, UserError) else "the memory is full: choose fewer seeds"
+            raise gr.Error(escape(text), duration=20, print_exception=False) from error
+
+    def report(self, progress: Any) -> Report:
+        """The function that shows on the page how much is done, by a `gradio.Progress`."""
+
+        def show(share: float, text: str) -> None:
+            check(not self.ended.is_set(), "the page has ended")
+            progress(share, desc=text)
+
+        return show
+
+    def end(self) -> None:
+        """Give up what is being done, and wait for it."""
+        self.ended.set()
+        with self.lock:
+            pass
+
+
+def serve(make: Callable[[Work], Any], port: int) -> None:
     """Serve a page on this machine until Ctrl-C.
 
     Args:
@@ -149,7 +190,8 @@ def serve(make: Callable[[], Any], port: int) -> None:
         }
         import gradio as gr
 
-        page = make()
+        work = Work()
+        page = make(work)
         theme = gr.themes.Base(
             primary_hue="orange", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
         )
@@ -175,6 +217,7 @@ def serve(make: Callable[[], Any], port: int) -> None:
         try:
             threading.Event().wait()
         finally:
+            work.end()
             page.close(verbose=False)
 
 
@@ -206,7 +249,7 @@ CSS = """
 """
 
 
-def make_page(explored: Explored, title: str, seeds: str, without: str) -> Any:
+def make_page(explored: Explored, title: str, seeds: str, without: str, work: Work) -> Any:
     """The page, a `gradio.Blocks`: settings and pictures, with no mathematics of its own.
 
     Args:
@@ -214,22 +257,23 @@ def make_page(explored: Explored, title: str, seeds: str, without: str) -> Any:
         title: a line about it.
         seeds: of the first samples.
         without: a line that says why there are no data; empty where there are.
+        work: of the page.
     """
     import gradio as gr
 
     with gr.Blocks(title="warm explore", analytics_enabled=False) as page:
         gr.Markdown(f"## warm explore\n{escape(title)}", elem_id="about")
         with gr.Tab("Sample"):
-            sampled = sample_tab(explored, seeds, without)
+            sampled = sample_tab(explored, seeds, without, work)
         with gr.Tab("Restore"):
-            restored = restore_tab(explored)
+            restored = restore_tab(explored, work)
         first = page.load(**sampled)
         if restored:
             first.then(**restored)
     return page
 
 
-def sample_tab(explored: Explored, seeds: str, without: str) -> dict[str, Any]:
+def sample_tab(explored: Explored, seeds: str, without: str, work: Work) -> dict[str, Any]:
     """Lay out settings and pictures of samples; returns the arguments of the event that fills them."""
     import gradio as gr
 
@@ -245,8 +289,8 @@ def sample_tab(explored: Explored, seeds: str, without: str) -> dict[str, Any]:
 
     def answer(*values: Any, progress: Any = gr.Progress()) -> tuple[str, ...]:  # noqa: B008
         began = time.perf_counter()
-        with errors_on_the_page():
-            run = explored.run(chosen(dict(zip(inputs, values, strict=True))), lambda s, text: progress(s, desc=text))
+        with work.alone():
+            run = explored.run(chosen(dict(zip(inputs, values, strict=True))), work.report(progress))
             seconds = time.perf_counter() - began
             return samples_html(run, seconds), trajectory_html(run), *charts_html(run, explored.data, without)
 
@@ -311,7 +355,7 @@ def chosen(values: Mapping[str, Any]) -> Settings:
     return Settings(**{**values, "label": None if label == OWN else int(label)})
 
 
-def restore_tab(explored: Explored) -> dict[str, Any] | None:
+def restore_tab(explored: Explored, work: Work) -> dict[str, Any] | None:
     """Lay out a restoration; returns the arguments of its event, or None for a model that cannot restore."""
     import gradio as gr
 
@@ -349,12 +393,12 @@ def restore_tab(explored: Explored) -> dict[str, Any] | None:
     def answer(*values: Any, progress: Any = gr.Progress()) -> str:  # noqa: B008
         given = dict(zip(inputs, values, strict=True))
         upload, label = given.pop("upload"), given.pop("label", OWN)
-        with errors_on_the_page():
+        with work.alone():
             picture, own_label, words = explored.picture(given["seed"])
             if upload:
                 picture, own_label, words = read_picture(Path(upload), explored.model.image_shape), None, "your picture"
             given["label"] = own_label if label == OWN else int(label)
-            result = explored.restore(picture, **given, report=lambda share, text: progress(share, desc=text))
+            result = explored.restore(picture, **given, report=work.report(progress))
             return restoration_html(result, words, explored.restore_nfe(result.start))
 
     event = {
@@ -366,20 +410,6 @@ def restore_tab(explored: Explored) -> dict[str, Any] | None:
     }
     gr.on([press.click, inputs["upload"].upload, inputs["upload"].clear], **event)
     return event
-
-
-@contextmanager
-def errors_on_the_page() -> Iterator[None]:
-    """Show the line of a user's error, or that the memory is full, on the page."""
-    import gradio as gr
-
-    try:
-        yield
-    except Exception as error:
-        if not isinstance(error, UserError) and not is_full_memory(error):
-            raise
-        text = str(error) if isinstance(error, UserError) else "the memory is full: choose fewer seeds"
-        raise gr.Error(escape(text), duration=20, print_exception=False) from error
 
 
 # ---------------------------------------------------------------------- pictures as HTML
@@ -405,7 +435,7 @@ def samples_html(run: Run, seconds: float) -> str:
     classes = [f", class {k}" for k in run.classes] if run.classes else [""] * count
     words = [f"seed {seed}{label}" for seed, label in zip(run.seeds, classes, strict=True)]
     cells = "".join(image_html(png_bytes(image), text) for image, text in zip(run.images, words, strict=True))
-    text = f"{count} samples, {run.nfe} network calls each, {seconds:.1f} s"
+    text = f"{count} sample{'s' * (count > 1)}, {run.nfe} network calls each, {seconds:.1f} s"
     return f'<div class="cells" style="grid-template-columns: repeat({columns}, 1fr)">{cells}</div><p>{text}</p>'
 
 
