@@ -34,7 +34,7 @@ from warm_lightning.config import module_from_options
 from warm_lightning.errors import UserError, check, error_text, is_full_memory
 from warm_lightning.images import png_bytes
 from warm_lightning.model import DiffusionModel
-from warm_lightning.paths import PathText, expand
+from warm_lightning.paths import HUB, CheckpointText, expand
 from warm_lightning.types import Weights
 
 HOST = "127.0.0.1"
@@ -48,7 +48,7 @@ OWN = "own"
 
 def explore(
     settings: list[str],
-    run: PathText,
+    run: CheckpointText,
     *,
     port: int = 7860,
     seeds: str = "0-15",
@@ -82,7 +82,7 @@ def explore(
     check(not of_model, f"{''.join(of_model[:1])}: the model is that of {run}; use --override for other settings of it")
     parse_few_seeds(seeds)
     path, config = find_checkpoint(run)
-    trained = load(str(path), weights, {}, override)
+    trained = load(path, weights, {}, override)
     data, without = open_data(settings, config, trained.model(weights))
     explored = Explored(trained, weights, find_device(accelerator, "--accelerator"), data)
     explored.configured(Settings())
@@ -90,18 +90,20 @@ def explore(
     serve(lambda work: make_page(explored, title, seeds, without, work), port)
 
 
-def find_checkpoint(run: str) -> tuple[Path, Path | None]:
+def find_checkpoint(run: str) -> tuple[str, Path | None]:
     """The checkpoint of a run and the run's configuration, if there is one.
 
     Args:
         run: folder of the run, its checkpoint, or another path that `load_checkpoint` takes.
     """
+    if run.startswith(HUB):
+        return run, None
     path = expand(run)
     last = path / CHECKPOINTS / LAST
     if last.is_file():
         path = last
     config = path.parent.parent / CONFIG
-    return path, config if path.parent.name == CHECKPOINTS and config.is_file() else None
+    return str(path), config if path.parent.name == CHECKPOINTS and config.is_file() else None
 
 
 def open_data(settings: list[str], config: Path | None, model: DiffusionModel) -> tuple[ExploredData | None, str]:
