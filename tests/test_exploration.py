@@ -202,7 +202,8 @@ def test_an_upload_is_cropped_and_resized_and_a_damaged_one_refused(tmp_path: Pa
 
 def test_the_data_of_a_run_are_found_or_their_absence_is_said(run: Path, tmp_path: Path) -> None:
     model = load_checkpoint(last(run)).model()
-    assert find_checkpoint(str(run)) == find_checkpoint(str(last(run))) == (last(run), run / "config.yaml")
+    assert find_checkpoint(str(run)) == find_checkpoint(str(last(run))) == (str(last(run)), run / "config.yaml")
+    assert find_checkpoint("hf://owner/name") == ("hf://owner/name", None)
     data, line = open_data([], run / "config.yaml", model)
     assert data is not None
     assert line == ""
