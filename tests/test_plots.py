@@ -168,8 +168,7 @@ def test_samples_can_be_read_on_a_phone(tmp_path):
         cells.append((cast(Cell, SimpleNamespace(title=title)), tmp_path / str(number)))
     figure = sample_figure(cells)
     assert_can_be_read_on_a_phone(figure)
-    titles = [axes.get_title(loc="left") for axes in figure.axes]
-    assert list(filter(None, titles)) == SYSTEMS
+    assert [part.get_suptitle() for part in figure.subfigs] == SYSTEMS
     assert sum(len(axes.images) for axes in figure.axes) == 3 * 12
 
 

@@ -172,10 +172,11 @@ class Evaluation:
             if score.whole_data and "data" in reference.companions:
                 notes += [f"{score.key}: of all the data instead of halves."]
             notes += score.notes(self.extractor)
-        missing = [score.key for score in self.requested if score.lacks(reference)]
+        meant = [score for score in self.requested if score.applies(self.extractor)]
+        missing = [score.key for score in meant if score.lacks(reference)]
         if missing:
             notes += [f"{', '.join(missing)}: not computed, because the reference statistics lack the features."]
-        limited = [score.key for score in self.requested if "features" in score.needs]
+        limited = [score.key for score in meant if "features" in score.needs]
         if limited and max(count, reference.count or 0) > limit:
             notes += [f"{', '.join(limited)}: of {limit:,} images at most."]
         return notes
