@@ -12,10 +12,13 @@ import torch_fidelity
 import torchvision
 from PIL import Image
 from sklearn.metrics.pairwise import rbf_kernel
+from small import DIGITS, REPOSITORY
+from test_documents import blocks
 from torch import Tensor, nn
 from torch_fidelity.feature_extractor_clip import CLIPVisual
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
+from warm_lightning.config import resolved_config
 from warm_lightning.data import ImageSet
 from warm_lightning.errors import UserError
 from warm_lightning.metrics import Evaluation, Extraction, FidelityFeatures, measure_reference
@@ -112,6 +115,20 @@ def test_features_are_torch_fidelitys(name: str, tmp_path: Path, monkeypatch: py
     assert by_tensorflow.identity() != bicubic.identity()
     grey = images[:, :1]
     assert torch.equal(bicubic(grey)[0], bicubic(grey.expand(-1, 3, -1, -1))[0])
+
+
+def test_the_extractors_of_the_page_are_a_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The YAML of docs/how-to/score.md against the real signatures; no weights are looked for."""
+    code = next(code for _, code in blocks(REPOSITORY / "docs" / "how-to" / "score.md") if "dinov2" in code)
+    (tmp_path / "features.yaml").write_text(code)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    options = [f"--config={DIGITS}", f"--config={tmp_path / 'features.yaml'}"]
+    specs = resolved_config(options)["scores"]["extractors"]
+    assert [FidelityFeatures(**spec["init_args"]).name for spec in specs] == [
+        "dinov2",
+        "clip_vit_l_14_336px",
+        "vgg16_tf1",
+    ]
 
 
 def test_names_of_scores() -> None:

@@ -15,7 +15,7 @@ from processes import spawn
 from torch import nn
 
 from warm_lightning.errors import UserError
-from warm_lightning.metrics import Evaluation, Extraction, InceptionFeatures, Reference
+from warm_lightning.metrics import Evaluation, Extraction, FidelityFeatures, InceptionFeatures, Reference
 from warm_lightning.metrics.distances import Normal
 
 
@@ -46,6 +46,11 @@ def test_inception_features_are_torch_fidelitys(inception, tmp_path):
     assert features.std() > 0.01  # alive
     assert torch.allclose(features, expected[0], rtol=1e-5)
     assert torch.allclose(logits, expected[1], rtol=1e-4, atol=1e-4)
+    # As one of all networks of torch-fidelity it is the same, under a name that is no FID's.
+    other = FidelityFeatures("inception-v3-compat", "tensorflow", str(path))
+    for ours, theirs in zip(other(images), expected, strict=True):
+        assert torch.equal(ours, theirs)
+    assert (other.frechet_name, other.splits, other.name) == ("fd", 10, "inception_tf1")
     grey = images[:, :1]
     assert torch.equal(extractor(grey)[0], extractor(grey.repeat(1, 3, 1, 1))[0])
     # Of other weights the scores are no FIDs to compare, and the table says so; where they lie is no matter.

@@ -106,7 +106,7 @@ def test_it_is_the_posterior_mean(images: Tensor, process: Process, parameteriza
 
 
 def test_gradients_flow_through_it(images: Tensor) -> None:
-    """Of the linear map V diag(w) Vᵀ, whose transpose it is itself; DPS differentiates it."""
+    """The gradient of the linear map V diag(w) Vᵀ, which is its own transpose; DPS differentiates it."""
     denoise = DeepinvDenoiser(gaussian(images[:-16], PLANE))
     x, direction = torch.randn(2, 4, *images.shape[1:], dtype=torch.float64)
     sigma = torch.full((4,), 0.3)

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
+from urllib.request import urlopen
 
 import httpx
 import numpy as np
@@ -255,8 +256,10 @@ def test_control_c_ends_the_page_in_the_middle_of_its_work(served: Served, brows
     page.locator("#sample").click()
     expect(page.get_by_text(re.compile(r"Step \d+ of 64")).first).to_be_visible(timeout=LONG)
     assert [name for name in os.listdir(served.temporary) if name.startswith("warm-explore-")]
+    kept = urlopen(f"{served.address}/gradio_api/heartbeat/kept", timeout=10)  # a stream that this side never closes
     served.process.send_signal(signal.SIGINT)
     assert served.process.wait(timeout=60) == 130
     assert not [name for name in os.listdir(served.temporary) if name.startswith("warm-explore-")]
     assert "KeyboardInterrupt" not in (served.checkpoint.parent.parent / "errors.txt").read_text()
+    kept.close()
     page.close()

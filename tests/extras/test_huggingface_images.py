@@ -92,7 +92,7 @@ def on_hub(folder: Path) -> str:
 
 
 def images_zip(folder: Path) -> str:
-    """The same files in a zip with class folders for the training and the test images."""
+    """Write a zip of these files, with class folders for the training and the test images."""
     sets = {"train": (FILES, LABELS), "test": (FILES[::4], LABELS[::4])}
     suffixes = {b"\x89P": "png", b"\xff\xd8": "jpg", b"RI": "webp"}
     files = {

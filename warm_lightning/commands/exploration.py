@@ -544,7 +544,8 @@ class Explored:
             restored = model.restore(model.sampler, start, pictures[DEGRADED], [seed], classes, mean)
             pictures[name] = check_finite(restored, [f"restored from noise {level.beta.item():g}"])
         bits = {name: quantise(image) for name, image in pictures.items()}
-        scores = {name: Fidelity(bits[name].shape[-1])(bits[name], bits[PICTURE]) for name in bits if name != PICTURE}
+        fidelity = Fidelity(picture.shape[-1])
+        scores = {name: fidelity(bits[name], bits[PICTURE]) for name in bits if name != PICTURE}
         psnr, ssim = ({n: scores[n][measure].item() for n in scores} for measure in ("psnr", "ssim"))
         return Restoration({name: image[0] for name, image in bits.items()}, psnr, ssim, start)
 

@@ -133,7 +133,7 @@ def model_text(model: DiffusionModel) -> str:
 
 
 class Work:
-    """What the page is doing: one thing at a time, which is given up where the page ends.
+    """The work of the page, one thing at a time, which is given up where the page ends.
 
     Python must not end while a thread is inside of PyTorch, which would abort.
     """
@@ -220,6 +220,7 @@ def serve(make: Callable[[Work], Any], port: int) -> None:
             threading.Event().wait()
         finally:
             work.end()
+            page.server.force_exit = True  # or it would wait for browsers that keep a connection open
             page.close(verbose=False)
 
 
@@ -289,7 +290,7 @@ def sample_tab(explored: Explored, seeds: str, without: str, work: Work) -> dict
                 samples, spectrum = html_part("samples"), html_part("spectrum")
             trajectory, charts = html_part("trajectory"), html_part("charts")
 
-    def answer(*values: Any, progress: Any = gr.Progress()) -> tuple[str, ...]:  # noqa: B008
+    def answer(*values: Any, progress: Any = gr.Progress()) -> tuple[str, ...]:  # noqa: B008  (Gradio looks for it there)
         began = time.perf_counter()
         with work.alone():
             run = explored.run(chosen(dict(zip(inputs, values, strict=True))), work.report(progress))
@@ -392,7 +393,7 @@ def restore_tab(explored: Explored, work: Work) -> dict[str, Any] | None:
         with gr.Column(scale=3, min_width=320):
             pictures = html_part("restored")
 
-    def answer(*values: Any, progress: Any = gr.Progress()) -> str:  # noqa: B008
+    def answer(*values: Any, progress: Any = gr.Progress()) -> str:  # noqa: B008  (Gradio looks for it there)
         given = dict(zip(inputs, values, strict=True))
         upload, label = given.pop("upload"), given.pop("label", OWN)
         with work.alone():

@@ -15,6 +15,7 @@ from warm_lightning.data.decode import (
     Filter,
     Resize,
     block_means,
+    check_resize,
     decode_pixels,
     huge_images_are_errors,
     open_image,
@@ -64,11 +65,7 @@ class ImageFolder(ImageDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        check(resolution is None or resolution >= 1, f"resolution must be at least 1, not {resolution}")
-        check(
-            resize == "none" or resolution is not None,
-            f"resize {resize} needs a size: set resolution, or resize to none",
-        )
+        check_resize(resolution, resize)
         self.resize = resize
         self.path = path
         self.held_out_path = held_out_path

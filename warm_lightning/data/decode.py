@@ -22,6 +22,13 @@ Resize = Literal["none", "area", "lanczos"]
 FILTERS = {"area": Image.Resampling.BOX, "lanczos": Image.Resampling.LANCZOS}
 
 
+def check_resize(resolution: int | None, resize: Resize) -> None:
+    """Check the settings `resolution` and `resize` of a data set; raises UserError."""
+    check(resolution is None or resolution >= 1, f"resolution must be at least 1, not {resolution}")
+    has_size = resize == "none" or resolution is not None
+    check(has_size, f"resize {resize} needs a size: set resolution, or resize to none")
+
+
 @dataclass(frozen=True)
 class CropResize:
     """The operation that makes images square and of one size.

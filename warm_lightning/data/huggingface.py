@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from warm_lightning.data.datamodule import ImageDataModule
-from warm_lightning.data.decode import CropResize, Resize
+from warm_lightning.data.decode import CropResize, Resize, check_resize
 from warm_lightning.data.image_set import ImageSet
 from warm_lightning.data.listing import MAX_CLASS, Listing
 from warm_lightning.data.readers import Reader
@@ -62,11 +62,7 @@ class HuggingFaceImages(ImageDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        check(resolution is None or resolution >= 1, f"resolution must be at least 1, not {resolution}")
-        check(
-            resize == "none" or resolution is not None,
-            f"resize {resize} needs a size: set resolution, or resize to none",
-        )
+        check_resize(resolution, resize)
         check(split != held_out_split, f"split and held_out_split are both {split}: give the held-out images their own")
         self.dataset = dataset
         self.config_name = config_name

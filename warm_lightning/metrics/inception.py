@@ -37,6 +37,14 @@ def check_torch_fidelity(extractor: str) -> None:
     check(installed, f"{extractor} needs torch-fidelity: pip install 'warm-lightning[inception]'")
 
 
+def inception_url(extractor: str) -> str:
+    """Where torch-fidelity has Inception's weights; raises as `check_torch_fidelity` does."""
+    check_torch_fidelity(extractor)
+    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+
+    return URL_INCEPTION_V3
+
+
 class DownloadedFeatures(FeatureExtractor):
     """The features of a network whose weights are a file, which is downloaded where it is missing.
 
@@ -139,15 +147,11 @@ class InceptionFeatures(DownloadedFeatures):
     name = ""
     frechet_name = "fid"
     splits = 10
-
     variable = VARIABLE
 
     @property
     def url(self) -> str:
-        check_torch_fidelity("InceptionFeatures")
-        from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
-
-        return URL_INCEPTION_V3
+        return inception_url("InceptionFeatures")
 
     def _load(self, device: torch.device) -> nn.Module:
         self.obtain()
@@ -233,7 +237,7 @@ class FidelityFeatures(DownloadedFeatures):
         super().__init__(weights_path)
         self.extractor: str = extractor
         self.resize = resize
-        self.of_hub = extractor.startswith("dinov2")
+        self.of_hub, self.of_clip = extractor.startswith("dinov2"), extractor.startswith("clip")
         check(not (self.of_hub and weights_path), f"{extractor} has no weights_path: set TORCH_HOME to a hub's cache")
         short = SHORT_NAMES.get(extractor, extractor.replace("-", "_"))
         self.name = short if resize == "bicubic" else f"{short}_tf1"
@@ -241,8 +245,8 @@ class FidelityFeatures(DownloadedFeatures):
 
     @property
     def url(self) -> str:
-        check_torch_fidelity("FidelityFeatures")
-        if self.extractor.startswith("clip"):
+        of_inception = inception_url("FidelityFeatures")
+        if self.of_clip:
             from torch_fidelity.feature_extractor_clip import MODEL_URLS
 
             return MODEL_URLS[self.extractor]
@@ -250,13 +254,11 @@ class FidelityFeatures(DownloadedFeatures):
             from torchvision.models import VGG16_Weights
 
             return VGG16_Weights.IMAGENET1K_V1.url
-        from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
-
-        return URL_INCEPTION_V3
+        return of_inception
 
     @property
     def hash_prefix(self) -> str:
-        if not self.extractor.startswith("clip"):
+        if not self.of_clip:
             return super().hash_prefix
         from torch_fidelity.feature_extractor_clip import MODEL_METADATA
 
@@ -265,13 +267,13 @@ class FidelityFeatures(DownloadedFeatures):
     @property
     def cached_name(self) -> str:
         # torch-fidelity's name of CLIP's files.
-        return f"{self.extractor}-{self.hash_prefix}.pt" if self.extractor.startswith("clip") else super().cached_name
+        return f"{self.extractor}-{self.hash_prefix}.pt" if self.of_clip else super().cached_name
 
     def obtain(self) -> None:
-        if self.of_hub:
-            self._load()
-        else:
+        if not self.of_hub:
             super().obtain()
+        elif not hasattr(self, "network"):  # PyTorch downloads where it loads
+            self.network = self._load()
 
     def _load(self) -> Any:
         check_torch_fidelity("FidelityFeatures")
@@ -288,7 +290,7 @@ class FidelityFeatures(DownloadedFeatures):
                     f"({error}): copy the cache of a machine that has it, or set TORCH_HOME to it"
                 ) from error
         self.obtain()
-        if not self.extractor.startswith("clip"):  # which has TorchScript
+        if not self.of_clip:  # which has TorchScript
             self.check_plain()
         try:
             return kind(self.extractor, layers, str(self.path))
@@ -313,7 +315,7 @@ class FidelityFeatures(DownloadedFeatures):
 
     @property
     def _size(self) -> tuple[int, int]:
-        side = self.network.resolution if self.extractor.startswith("clip") else self.network.INPUT_IMAGE_SIZE
+        side = self.network.resolution if self.of_clip else self.network.INPUT_IMAGE_SIZE
         return side, side
 
     def describe(self) -> dict[str, Any]:

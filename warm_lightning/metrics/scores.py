@@ -351,7 +351,7 @@ class ClipDistance(Score):
     protocol_key = "clip_distance"
 
     def applies(self, extractor: FeatureExtractor) -> bool:
-        return isinstance(extractor, FidelityFeatures) and extractor.extractor.startswith("clip")
+        return isinstance(extractor, FidelityFeatures) and extractor.of_clip
 
     def compute(self, samples: Summary, reference: Reference) -> float:
         assert reference.features is not None
