@@ -31,6 +31,7 @@ from concurrent.futures import Executor as Pool
 from contextlib import chdir, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from queue import Queue
 from typing import Any
@@ -325,7 +326,7 @@ class Slurm(Executor):
         submitted: the jobs that were submitted.
 
     Raises:
-        UserError: the options ask for several tasks or nodes.
+        UserError: submitit is not installed, or the options ask for several tasks or nodes.
     """
 
     options: dict[str, Any] = field(default_factory=dict)
@@ -333,6 +334,8 @@ class Slurm(Executor):
     submitted: list[Any] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        if find_spec("submitit") is None:
+            raise UserError("--slurm needs submitit: pip install 'warm-lightning[experiments]'")
         for name in ("tasks_per_node", "slurm_ntasks_per_node", "nodes"):
             check(self.options.get(name, 1) == 1, f"--slurm: {name} must be 1, since a cell is one task on one machine")
 

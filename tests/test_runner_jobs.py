@@ -12,6 +12,7 @@ import torch
 import yaml
 from pretend import GRID, Pretend
 
+from experiments import runner
 from experiments.__main__ import main
 from experiments.plan import Cost, check_affordable
 from experiments.runner import Job, LocalProcesses, Slurm, run_all
@@ -133,6 +134,14 @@ def test_slurm_jobs_go_through_submitit(tmp_path: Path) -> None:
         folder.mkdir()
         assert executor.run(arguments, folder) == code
         assert output in (folder / "log.txt").read_text()
+
+
+def test_slurm_without_submitit_names_the_extra(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(runner, "find_spec", lambda name: None)
+    assert main(["run", "table3_bnr", "--data", "digits", "--slurm", "{}"]) == 2
+    assert capsys.readouterr().err == "experiments: --slurm needs submitit: pip install 'warm-lightning[experiments]'\n"
 
 
 def test_a_slurm_job_that_runs_out_of_time_goes_on(tmp_path: Path) -> None:
