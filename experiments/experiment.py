@@ -49,7 +49,10 @@ class Axis:
 
 @dataclass(frozen=True)
 class Plot:
-    """How the report plots the main score of the first measure; scales are logarithmic where values are far apart.
+    """How the report plots scores; scales are logarithmic where values are far apart.
+
+    With lines, each value of a measure that tables show has a plot, for each combination of the values of further axes;
+    without, the main one has.
 
     Attributes:
         x: axis along the plot; where its values are no numbers, each has a row.
@@ -71,7 +74,7 @@ class Experiment:
     Attributes:
         title: in words.
         source: paper with its table or figure.
-        measures: what is done with every cell; tables and plots show the main score of the first.
+        measures: what is done with every cell.
         axes: by name; the cells are all combinations of their values.
         about: remarks for readers of the report.
         data: the paper's data sets, files of experiments/data.

@@ -8,6 +8,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -93,8 +94,15 @@ class Measure(ABC):
         return self.name
 
 
+@dataclass(frozen=True)
 class Scores(Measure):
-    """Scores of samples: `warm test`."""
+    """Scores of samples: `warm test`.
+
+    Attributes:
+        also: patterns of the names of scores that tables show beside the main ones, such as power_*.
+    """
+
+    also: list[str] = field(default_factory=list)
 
     result_file = "scores.json"
 
@@ -132,7 +140,8 @@ class Scores(Measure):
         chosen["nonfinite_images"] = sum(protocol["nonfinite_images"])
         better = protocol.get("better", {})  # which earlier versions did not write
         meanings = {name: f"{better[score]} is better" for name in values if (score := score_of(name)) in better}
-        return Reading(values, main_scores(values, cell.scale.score), chosen, references, meanings=meanings)
+        shown = [*main_scores(values, cell.scale.score), *matching(values, self.also)]
+        return Reading(values, shown, chosen, references, meanings=meanings)
 
 
 def score_of(name: str) -> str:
@@ -157,6 +166,20 @@ def main_scores(names: Iterable[str], pattern: str) -> list[str]:
     check(bool(shown), f"no score {pattern} among {', '.join(names)}: change score in the data set's file")
     inception = [n for n in names if re.fullmatch(f"is{number}(_(?!max|mean|std|round)[a-z]+)?(_max)?", n)]
     return [max(shown, key=len), *([max(inception, key=len)] if inception else [])]
+
+
+def matching(names: Iterable[str], patterns: Iterable[str]) -> list[str]:
+    """The names that fit patterns, in the order of the patterns.
+
+    Raises:
+        UserError: no name fits one of them.
+    """
+    names, found = list(names), []
+    for pattern in patterns:
+        fitting = [name for name in names if fnmatchcase(name, pattern)]
+        check(bool(fitting), f"no score {pattern} among {', '.join(names)}: change also of Scores in the experiment")
+        found += fitting
+    return found
 
 
 @dataclass(frozen=True)

@@ -144,6 +144,20 @@ def line_of(group: Group, plot: Plot | None) -> str:
     return group.cell.labels[plot.lines] if plot and plot.lines else ""
 
 
+def panels(plot: Plot | None, groups: Sequence[Group]) -> dict[str, list[Group]]:
+    """The groups by their labels of axes that a plot does not show, each combination with a plot of its own.
+
+    Without lines there is one plot of all groups.
+    """
+    if plot is None or plot.lines is None:
+        return {"": list(groups)}
+    found: dict[str, list[Group]] = {}
+    for group in groups:
+        others = (f"{axis} {label}" for axis, label in group.cell.labels.items() if axis not in (plot.x, plot.lines))
+        found.setdefault(", ".join(others), []).append(group)
+    return found
+
+
 def baseline_title(plot: Plot | None, groups: Sequence[Group]) -> str:
     """The name of the baseline of `comparisons`, with the axis before a number."""
     labels = groups[0].cell.labels
@@ -202,7 +216,8 @@ def image_table(groups: Sequence[Group], name: str) -> list[str]:
 def widest_interval(plot: Plot | None, groups: Sequence[Group], name: str) -> float:
     """The largest half width of the paired intervals that a report shows of a value, relative as 0.05; inf where one
     is not known, with fewer than two trainings for instance."""
-    ends = [found.interval if found.relative else None for found in comparisons(plot, groups, name)]
+    found = [comparison for panel in panels(plot, groups).values() for comparison in comparisons(plot, panel, name)]
+    ends = [comparison.interval if comparison.relative else None for comparison in found]
     return max((inf if end is None else (end[1] - end[0]) / 2 for end in ends), default=inf)
 
 

@@ -17,7 +17,7 @@ from warm_lightning.records import markdown_table, write_file
 from .cells import PRECISION, Cell, slug
 from .experiment import Experiment, Plot, data_set
 from .measures import Measure
-from .paired import paired_pivot, paired_table
+from .paired import paired_pivot, paired_table, panels
 from .plots import references, score_figure
 from .results import Group, Result, duration, group_by_seed, shown_names
 
@@ -103,14 +103,18 @@ def section(experiment: Experiment, measure: Measure, groups: Sequence[Group]) -
     cell, shown = groups[0].cell, shown_names(groups)
     parts: list[str] = [f"## {type(measure).__name__} on {cell.data_set.title}"]
     pictures: Pictures = {}
-    plot = experiment.plot if measure.name == experiment.measures[0].name else None
+    plot = experiment.plot
     if plot and plot.lines:
-        for name in shown:
-            parts += [markdown_table(*pivot_table(plot, groups, name)), *comparison(groups, name)]
-            parts += paired_pivot(plot, groups, name)
-            if plot.both:
-                parts += paired_pivot(Plot(plot.lines, plot.x), groups, name)
-            pictures[f"{name} on {cell.data}"] = score_figure(groups, plot, name)
+        plotted = [name for name in shown if any(name in group.first.meanings for group in groups)] or shown
+        for panel, members in panels(plot, groups).items():
+            parts += [f"### {panel}"] if panel else []
+            for name in plotted:
+                parts += [markdown_table(*pivot_table(plot, members, name)), *comparison(members, name)]
+                parts += paired_pivot(plot, members, name)
+                if plot.both:
+                    parts += paired_pivot(Plot(plot.lines, plot.x), members, name)
+                title = ", ".join(filter(None, (f"{name} on {cell.data}", panel)))
+                pictures[title] = score_figure(members, plot, name)
     elif shown:
         parts.append(markdown_table(*long_table(experiment, groups), words=len(experiment.axes)))
         parts += [part for name in shown for part in paired_table(groups, name)]

@@ -9,12 +9,15 @@ from pretend import GRID, Pretend, report, rows, start
 from scipy import stats
 
 from experiments.experiment import Experiment, expand, parse
-from experiments.measures import Scores, main_scores
+from experiments.measures import Scores, main_scores, matching
 from experiments.plots import score_label
 from experiments.results import Group, Result, read_rows, save_rows
 from warm_lightning.checkpoints import GUIDANCE
+from warm_lightning.errors import UserError
 from warm_lightning.paths import folder_lock
 from warm_lightning.records import markdown_table, text_table
+
+RHO = {"setting": "model.sampler.grid.rho", "sampling": True, "values": [3, 7]}
 
 
 def test_trainings_are_shared_and_done_work_is_kept(tmp_path: Path, pretend: Pretend) -> None:
@@ -235,6 +238,18 @@ def test_settings_that_all_cells_have_are_reported_once(tmp_path: Path, pretend:
     assert text.count("model.lr") == 1
 
 
+def test_axes_that_a_plot_does_not_show_have_plots_of_their_own(tmp_path: Path, pretend: Pretend) -> None:
+    """With 10·BNR + steps + 0.1·seed², the third axis makes the number of steps, and pairs are within it."""
+    steps = {"points": {name: {"sample": {"model.sampler.grid.steps": n}} for name, n in (("few", 2), ("many", 8))}}
+    content = {**GRID, "axes": {"BNR": GRID["axes"]["BNR"], "steps": steps, "rho": RHO}}
+    assert start(tmp_path, {**content, "plot": {"x": "rho", "lines": "BNR"}, "published": []}) == 0
+    for name, n in (("few", 2), ("many", 8)):
+        part = report(tmp_path).partition(f"### steps {name}\n")[2].partition("###")[0]
+        ratio = math.exp(math.log((5 + n) * (5.1 + n) / (n * (n + 0.1))) / 2)
+        assert part.count(f"{ratio - 1:+.1%}".replace("%", " %")) == 2  # at each rho
+        assert (tmp_path / "out" / "grid-digits-smoke" / f"fd16_digits-on-digits-steps-{name}.png").is_file()
+
+
 def test_two_runs_do_not_share_a_folder(tmp_path: Path, pretend: Pretend, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "out").mkdir()
     with folder_lock(tmp_path / "out"):
@@ -248,6 +263,13 @@ def test_scores_of_several_rounds_are_the_best() -> None:
     assert main_scores(names, "fid*") == ["fid50k_min", "is50k_max"]
     assert main_scores(["fd_digits", "is_digits", "fd_pixel"], "fd*_digits") == ["fd_digits", "is_digits"]
     assert main_scores(["fd1k_digits_min", "fd1k_pixel"], "fd*_digits") == ["fd1k_digits_min"]
+
+
+def test_experiments_name_further_scores() -> None:
+    names = ["fd1k_leaves", "power_low1k_pixel", "power_high1k_pixel"]
+    assert matching(names, ["power_*"]) == names[1:]
+    with pytest.raises(UserError, match=r"no score cmmd\* among fd1k_leaves, .*: change also of Scores"):
+        matching(names, ["power_*", "cmmd*"])
 
 
 def test_plots_say_which_values_of_a_score_are_better(tmp_path: Path) -> None:
