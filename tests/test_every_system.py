@@ -19,7 +19,9 @@ from warm_lightning.rng import BatchDraws, SeedStreams
 
 COMPARE = read(REPOSITORY / "experiments" / "papers" / "compare.yaml", Experiment)
 OVERLAYS = {path.stem: path for path in sorted((REPOSITORY / "configs" / "method").glob("*.yaml"))}
-SAME_TRAINING = {"edm_es": "hot", "ddim": "ddpm", "param_d": "warm", "param_e": "warm", "param_f": "warm"}
+SAME_TRAINING = {"edm_es": "hot", "ddim": "ddpm"} | dict.fromkeys(
+    ("param_d", "param_e", "param_f", "multistep"), "warm"
+)
 """Overlays that differ in sampling only, or not at all."""
 BLANK = "param_a_no_skip"
 """The overlay whose samples lose all detail: at low noise x0 cannot be output without c_skip."""
