@@ -58,13 +58,13 @@ class Plot:
         x: axis along the plot; where its values are no numbers, each has a row.
         lines: axis of which each value has a line, if any.
         labels: text to write at an axis instead of its name, with the unit.
-        both: whether the report also has the differences from the first place along the plot, for each line.
+        compared_with: label of x; the report then also has the differences from there along each line.
     """
 
     x: str
     lines: str | None = None
     labels: dict[str, str] = field(default_factory=dict)
-    both: bool = False
+    compared_with: str | None = None
 
 
 @dataclass(frozen=True)
@@ -318,12 +318,16 @@ ENDING_OPTIONS = ("trainer.max_time", "trainer.max_steps", "trainer.max_epochs")
 
 
 def check_axes(experiment: Experiment) -> None:
-    """Raise UserError where a plot or a point names an axis that does not exist."""
+    """Raise UserError where a plot or a point names an axis or a label that does not exist."""
     plot = experiment.plot
     named = {name for axis in experiment.axes.values() for point in axis.points.values() for name in point.sampled}
     named |= {name for name in (plot.x, plot.lines) if name} if plot else set()
     wrong = sorted(named - set(experiment.axes))
     check(not wrong, f"{experiment.title}: {wrong[:1]} is no axis; they are {', '.join(experiment.axes) or 'none'}")
+    if plot and plot.compared_with is not None:
+        labels = list(experiment.axes[plot.x].by_label())
+        known = plot.compared_with in labels
+        check(known, f"{experiment.title}: compared_with is {plot.compared_with}; {plot.x} has {', '.join(labels)}")
 
 
 def overlay_settings(overlay: str) -> set[str]:

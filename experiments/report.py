@@ -17,7 +17,7 @@ from warm_lightning.records import markdown_table, write_file
 from .cells import PRECISION, Cell, slug
 from .experiment import Experiment, Plot, data_set
 from .measures import Measure
-from .paired import paired_pivot, paired_table, panels
+from .paired import paired_pivot, paired_table, panels, place_of
 from .plots import references, score_figure
 from .results import Group, Result, duration, group_by_seed, shown_names
 
@@ -111,8 +111,9 @@ def section(experiment: Experiment, measure: Measure, groups: Sequence[Group]) -
             for name in plotted:
                 parts += [markdown_table(*pivot_table(plot, members, name)), *comparison(members, name)]
                 parts += paired_pivot(plot, members, name)
-                if plot.both:
-                    parts += paired_pivot(Plot(plot.lines, plot.x), members, name)
+                if plot.compared_with:
+                    ordered = sorted(members, key=lambda group: place_of(group, plot) != plot.compared_with)
+                    parts += paired_pivot(Plot(plot.lines, plot.x), ordered, name)
                 title = ", ".join(filter(None, (f"{name} on {cell.data}", panel)))
                 pictures[title] = score_figure(members, plot, name)
     elif shown:

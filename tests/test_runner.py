@@ -239,15 +239,24 @@ def test_settings_that_all_cells_have_are_reported_once(tmp_path: Path, pretend:
 
 
 def test_axes_that_a_plot_does_not_show_have_plots_of_their_own(tmp_path: Path, pretend: Pretend) -> None:
-    """With 10·BNR + steps + 0.1·seed², the third axis makes the number of steps, and pairs are within it."""
+    """The third axis makes the number of steps in 10·BNR + steps + 0.1·seed², and pairs are within it."""
     steps = {"points": {name: {"sample": {"model.sampler.grid.steps": n}} for name, n in (("few", 2), ("many", 8))}}
     content = {**GRID, "axes": {"BNR": GRID["axes"]["BNR"], "steps": steps, "rho": RHO}}
     assert start(tmp_path, {**content, "plot": {"x": "rho", "lines": "BNR"}, "published": []}) == 0
     for name, n in (("few", 2), ("many", 8)):
         part = report(tmp_path).partition(f"### steps {name}\n")[2].partition("###")[0]
-        ratio = math.exp(math.log((5 + n) * (5.1 + n) / (n * (n + 0.1))) / 2)
+        ratio = math.exp(math.log((10 * 0.5 + n) * (10 * 0.5 + 0.1 + n) / (n * (n + 0.1))) / 2)
         assert part.count(f"{ratio - 1:+.1%}".replace("%", " %")) == 2  # at each rho
         assert (tmp_path / "out" / "grid-digits-smoke" / f"fd16_digits-on-digits-steps-{name}.png").is_file()
+
+
+def test_lines_are_compared_with_a_place_along_them(tmp_path: Path, pretend: Pretend) -> None:
+    assert start(tmp_path, {**GRID, "plot": {**GRID["plot"], "compared_with": "5"}}) == 0
+    text = report(tmp_path).partition("Paired differences of fd16_digits from NFE 5")[2]
+    for bnr in (0, 0.5):
+        logs = [math.log((10 * bnr + 2 + 0.1 * seed) / (10 * bnr + 3 + 0.1 * seed)) for seed in (0, 1)]
+        assert f"| {bnr} | {math.expm1(sum(logs) / 2):+.1%}".replace("%", " %") in text
+    assert start(tmp_path, {**GRID, "plot": {**GRID["plot"], "compared_with": "7"}}) == 2
 
 
 def test_two_runs_do_not_share_a_folder(tmp_path: Path, pretend: Pretend, capsys: pytest.CaptureFixture[str]) -> None:
