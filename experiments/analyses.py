@@ -82,7 +82,7 @@ def network_shape(network: Mapping[str, Any]) -> dict[str, str]:
 ORACLE_MEANINGS = {
     "frechet": "squared Fréchet distance to the data, lower is better",
     "frechet_ode": "squared Fréchet distance to the exact ODE's samples, lower is better",
-    "nearest_mse": "mean square distance to the nearest image",
+    "landed": "share of samples that are an image of the data",
     "rms_ode": "root mean square distance to the exact ODE's samples, lower is better",
 }
 
@@ -112,7 +112,7 @@ class Oracle(Measure):
 
     def read(self, cell: Cell, folder: Path) -> Reading:
         content = load(folder / "oracle.json")
-        shown = ["frechet", "frechet_ode"] if self.kind == "gaussian" else ["nearest_mse", "landed", "rms_ode"]
+        shown = ["frechet", "frechet_ode"] if self.kind == "gaussian" else ["landed", "rms_ode"]
         values = {name: value for name, value in content.items() if isinstance(value, int | float) and name != "nfe"}
         shown = [name for name in shown if name in values]
         return Reading(values, shown, {"nfe": content["nfe"]}, meanings=ORACLE_MEANINGS)
