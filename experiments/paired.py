@@ -224,20 +224,20 @@ def widest_interval(plot: Plot | None, groups: Sequence[Group], name: str) -> fl
 def paired_pivot(plot: Plot, groups: Sequence[Group], name: str) -> list[str]:
     """A table of the differences of a value from the first line of a plot, at each place along it.
 
-    There is a row for each place, a column for each other line, and a line of text before; nothing with one training.
+    There is a row for each other line, a column for each place, and a line of text before; nothing with one training.
     """
     found = {(c.place, c.arm): c for c in comparisons(plot, groups, name) if c.interval}
     if not found:
         return []
     _, *lines = dict.fromkeys(group.cell.labels[str(plot.lines)] for group in groups)
     places = [p for p in dict.fromkeys(group.cell.labels[plot.x] for group in groups) if any(p == c for c, _ in found)]
-    rows = [[place, *(_cell(found.get((place, line))) for line in lines)] for place in places]
+    rows = [[line, *(_cell(found.get((place, line))) for place in places)] for line in lines]
     trainings = sorted({group.trainings for group in groups})
     about = (
         f"Paired differences of {name} from {baseline_title(plot, groups)}, with 95 % intervals over "
         f"{' to '.join(map(str, dict.fromkeys((trainings[0], trainings[-1]))))} trainings:"
     )
-    return [about, markdown_table([plot.x, *lines], rows)]
+    return [about, markdown_table([f"{plot.lines} \\ {plot.x}", *places], rows)]
 
 
 def _cell(comparison: Comparison | None) -> str:

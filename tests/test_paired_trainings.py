@@ -89,14 +89,15 @@ def test_lines_are_compared_with_the_first_one_at_each_place():
     about, table = paired_pivot(Plot(x="NFE", lines="BNR"), groups, "fd")
     assert "from BNR 0" in about
     header, _, *rows = [[word.strip() for word in line.split("|")[1:-1]] for line in table.splitlines()]
-    assert header == ["NFE", "0.5", "1"]
-    assert [row[0] for row in rows] == ["19", "35"]
-    for row, ratios in zip(rows, ([0.9, 0.75], [1.1, 1.0]), strict=True):
+    assert header == ["BNR \\ NFE", "19", "35"]
+    assert rows[1] == ["1", "–", "–"]  # one training has no interval
+    line, *cells = rows[0]
+    assert line == "0.5"
+    for cell, ratios in zip(cells, ([0.9, 0.75], [1.1, 1.0]), strict=True):
         expected = stats.ttest_1samp(np.log(ratios), 0).confidence_interval(0.95)
         numbers = [np.log(ratios).mean(), expected.low, expected.high]
         middle, low, high = (f"{100 * math.expm1(x):+.1f} %" for x in numbers)
-        assert row[1] == f"{middle} ({low} to {high})"
-        assert row[2] == "–"  # one training has no interval
+        assert cell == f"{middle} ({low} to {high})"
     assert paired_pivot(Plot(x="NFE", lines="BNR"), [arm("0", "19", {0: 1.0}), arm("1", "19", {0: 2.0})], "fd") == []
 
 
