@@ -71,6 +71,10 @@ class Measure(ABC):
     def read(self, cell: Cell, folder: Path) -> Reading:
         """Read the values from a folder that the command has written."""
 
+    def applies(self, cell: Cell) -> bool:
+        """Whether the measure is of this cell."""
+        return True
+
     def network_calls(self, cell: Cell, nfe: int) -> float:
         """The number of network calls that the measure takes, for the plan; a backward pass counts as two.
 
@@ -188,11 +192,16 @@ class Samples(Measure):
 
     Attributes:
         seeds: one for each image, such as 0-15.
+        only: labels by axis, such as NFE: "35", of the cells that are sampled; all if empty.
     """
 
     seeds: str = "0-15"
+    only: dict[str, str] = field(default_factory=dict)
 
     result_file = "grid.png"
+
+    def applies(self, cell: Cell) -> bool:
+        return self.only.items() <= cell.labels.items()
 
     def network_calls(self, cell: Cell, nfe: int) -> float:
         return float(len(parse_seeds(self.seeds)) * nfe)

@@ -94,7 +94,8 @@ def table_section(path: Path) -> Iterator[str]:
     for cell in expand(experiment, None, "paper", seeds=1):
         numbers = published_numbers(experiment, cell)
         scales = published_scales(cell, numbers)
-        measurements = [(replace(cell, scale=scale), measure) for scale in scales for measure in experiment.measures]
+        measures = [measure for measure in experiment.measures if measure.applies(cell)]
+        measurements = [(replace(cell, scale=scale), measure) for scale in scales for measure in measures]
         trained = [cell] if any(measure.needs_model for _, measure in measurements) else []
         hours = f"{24 * estimate(trained, measurements, GPU_TFLOPS).days:,.0f}"
         published = (f"{name.removeprefix('paper: ').partition(',')[0]} {value}" for name, value in numbers.items())

@@ -163,7 +163,7 @@ def measurements_of(experiment: Experiment, cells: Sequence[Cell], out: Path, fo
         training = None
         if any(measure.needs_model for measure in experiment.measures):
             training = trainings.setdefault(cell.training_name, training_job(cell, out))
-        for measure in experiment.measures:
+        for measure in (measure for measure in experiment.measures if measure.applies(cell)):
             place = folder / "cells" / cell.name / measure.folder_name(cell)
             needed = training if measure.needs_model else None
             checkpoint = needed.folder / LAST_CHECKPOINT if needed else None
