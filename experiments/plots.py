@@ -4,7 +4,7 @@ Intervals are at 95 %, over trainings where there are several. Text can be read 
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import exp, inf, isnan, log
 from textwrap import fill
 from typing import Any, Literal
@@ -24,6 +24,8 @@ from .results import Group
 FAR = 3
 """Values that differ by more than this factor have a logarithmic axis, and a reference value this many times above or
 below all scores is not drawn."""
+MOST_LINES = 8
+"""The largest number of lines whose colours can be told apart."""
 LINE_STYLES = ("--", ":", "-.")
 NORMAL_95 = 1.96
 APART = 0.012
@@ -82,7 +84,8 @@ def is_far(values: Sequence[float]) -> bool:
 def score_figure(groups: Sequence[Group], plot: Plot, name: str) -> Figure:
     """A score along one axis, with a line for each value of another, and paired differences from the baseline below.
 
-    Where the axis has no numbers, each of its values has a row. Differences without intervals are left out.
+    Where the axis has no numbers, each of its values has a row. More lines than have colours of their own are rows
+    instead, in which the values of the axis have colours. Differences without intervals are left out.
 
     Args:
         groups: one for each combination of labels.
@@ -94,6 +97,9 @@ def score_figure(groups: Sequence[Group], plot: Plot, name: str) -> Figure:
     groups = [group for group in groups if not isnan(group.mean(name))]
     if not groups:
         return new_figure(PHONE_WIDTH, 1)
+    if len({line_of(group, plot) for group in groups}) > MOST_LINES:
+        turned = [replace(comparison, arm=comparison.place, place=comparison.arm) for comparison in found]
+        return row_figure(groups, Plot(str(plot.lines), plot.x, plot.labels), name, turned, baseline)
     positions = as_numbers(list(dict.fromkeys(group.cell.labels[plot.x] for group in groups)))
     if positions is None:
         return row_figure(groups, plot, name, found, baseline)
