@@ -121,6 +121,22 @@ def test_the_axis_along_a_plot_has_a_scale_with_all_its_places(places, scale):
     assert [len(drawn(axes)) for axes in figure.axes] == [8, 7]
 
 
+def test_many_lines_are_rows():
+    """Nine colours cannot be told apart; each row is still compared with the first line at the same place."""
+    scores = {(x, line): 2.0 + x * line for x in (1, 3) for line in range(9)}
+    groups = [group({"NFE": str(x), "line": str(line)}, [s, s + 1]) for (x, line), s in scores.items()]
+    figure = score_figure(groups, Plot(x="NFE", lines="line"), "fd")
+    assert_can_be_read_on_a_phone(figure)
+    above, below = figure.axes
+    assert [label.get_text() for label in above.get_yticklabels()] == [str(line) for line in range(9)]
+    assert [label.get_text() for label in below.get_yticklabels()] == [str(line) for line in range(1, 9)]
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()][-2:] == ["1", "3"]
+    for x, values in zip((1, 3), drawn(below, vertical=False), strict=True):
+        ratios = [math.sqrt(s * (s + 1) / 6) for s in (scores[x, line] for line in range(1, 9))]
+        assert [value for value, *_ in values] == pytest.approx(ratios)
+
+
 def test_reference_values_are_drawn_where_they_are_near():
     figure = score_figure([group({"BNR": x}, [2.0]) for x in ("0", "1")], Plot(x="BNR"), "fd")
     (legend,) = figure.legends
