@@ -47,7 +47,7 @@ compare: setup  ## train, sample and score every system on digits: under an hour
 ablation-bnr: setup  ## the BNR sweep: under an hour on two CPU cores, on digits or DATA=leaves8; DATA=cifar10 BUDGET=paper for the paper's
 	$(BIN)/python -m experiments run experiments/papers/ablation_bnr.yaml --data $(or $(DATA),digits) --budget $(BUDGET) $(if $(or $(filter $(SMALL_DATA),$(or $(DATA),digits)),$(filter command,$(origin JOBS))),--jobs $(JOBS)) $(ARGS)
 
-frontier: setup  ## every diffusion that treats frequencies differently, on leaves8 or DATA=leaves16; ARGS=--plan says what it costs, about 6 hours on two CPU cores; goes on where it stopped
+frontier: setup  ## every diffusion that treats frequencies differently, on leaves8 or DATA=leaves16; ARGS=--plan says what it costs, about 2 hours on two CPU cores with leaves8; goes on where it stopped
 	$(BIN)/python -m experiments run experiments/papers/frontier.yaml --data $(or $(DATA),leaves8) --budget $(BUDGET) --jobs $(JOBS) $(ARGS)
 
 test: setup  ## run all tests that need no GPU, JOBS at a time (9 to 13 minutes on two cores)

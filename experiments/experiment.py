@@ -66,6 +66,10 @@ class Plot:
     labels: dict[str, str] = field(default_factory=dict)
     compared_with: str | None = None
 
+    def title(self, axis: str) -> str:
+        """The text to write at an axis."""
+        return self.labels.get(axis, axis)
+
 
 @dataclass(frozen=True)
 class Experiment:
@@ -190,7 +194,7 @@ def expand(
         extra: options for all calls of `warm`.
 
     Raises:
-        UserError: there is no such data set, no such budget for it, or no cell.
+        UserError: there is no such data set, no such budget for it, no cell, or no cell that a measure is of.
     """
     check_axes(experiment)
     check_extra(experiment, extra)
@@ -222,6 +226,9 @@ def expand(
     names = {cell.name for cell in cells.values()}
     check(len(names) == len(cells), f"{experiment.title}: cells share the names of folders: make their labels differ")
     check(bool(cells), f"{experiment.title}: no cells; give its axes values, or a data set that they are for")
+    for measure in experiment.measures:
+        used = any(measure.applies(cell) for cell in cells.values())
+        check(used, f"{experiment.title}: no cell has the labels of {measure}; the axes are {axes_text(experiment)}")
     return list(cells.values())
 
 
@@ -315,6 +322,11 @@ RUNNER_OPTIONS = (
 
 ENDING_OPTIONS = ("trainer.max_time", "trainer.max_steps", "trainer.max_epochs")
 """Options with which a training would end early, but count as done."""
+
+
+def axes_text(experiment: Experiment) -> str:
+    """The axes with their labels, for messages."""
+    return "; ".join(f"{name}: {', '.join(axis.by_label())}" for name, axis in experiment.axes.items()) or "none"
 
 
 def check_axes(experiment: Experiment) -> None:

@@ -31,12 +31,13 @@ class Reading:
 
     Attributes:
         values: by name.
-        shown: names of the values that tables show, the first also in plots; empty where there are only pictures.
+        shown: names of the values that tables show; empty where there are only pictures.
         protocol: the settings that the values depend on; any of num_images, nfe, weights, sample_seeds (a text),
             images_seen, device, precision, nonfinite_images.
         references: values to compare with, such as those of the data itself, by their label and the value's name.
         words: texts that tables show beside the values, by name.
-        meanings: what values are and which ones are better, by name, for the axes of plots.
+        meanings: what values are and which ones are better, by name, for the axes of plots. Where there are lines,
+            shown values that have a meaning are plotted and compared.
         per_image: values of each image, by the names of their means; all cells have the same images in the same order.
     """
 
@@ -181,7 +182,9 @@ def matching(names: Iterable[str], patterns: Iterable[str]) -> list[str]:
     names, found = list(names), []
     for pattern in patterns:
         fitting = [name for name in names if fnmatchcase(name, pattern)]
-        check(bool(fitting), f"no score {pattern} among {', '.join(names)}: change also of Scores in the experiment")
+        check(
+            bool(fitting), f"no score {pattern} among {', '.join(names)}: change Scores.also in the experiment's file"
+        )
         found += fitting
     return found
 

@@ -154,7 +154,7 @@ def line_figure(
     draw_scores(panels[0], groups, name, "y")
     if found:
         draw_differences(panels[1], found, baseline, "y")
-    add_legend(figure, panels[0])
+    add_legend(figure, panels[0], plot.title(plot.lines) if plot.lines else "")
     return figure
 
 
@@ -171,7 +171,7 @@ def set_places(axes: Axes, plot: Plot, positions: dict[str, float]) -> None:
     axes.minorticks_off()
     axes.set_xlim(min(numbers), max(numbers) if len(numbers) > 1 else min(numbers) + 1)
     axes.set_xlim(shifted(axes, [min(numbers)], -0.05)[0], shifted(axes, [max(numbers)], 0.05)[0])
-    axes.set(xlabel=plot.labels.get(plot.x, plot.x))
+    axes.set(xlabel=plot.title(plot.x))
     axes.tick_params(axis="x", rotation=90 if len(numbers) > 6 else 0)
 
 
@@ -210,20 +210,23 @@ def row_figure(groups: Sequence[Group], plot: Plot, name: str, found: Sequence[C
     draw_scores(panels[0], groups, name, "x")
     if found:
         draw_differences(panels[1], found, baseline, "x")
-    add_legend(figure, panels[0])
+    add_legend(figure, panels[0], plot.title(plot.lines) if plot.lines else "")
     for axes, rows in zip(panels, titles, strict=True):
         axes.set_yticks(range(len(rows)), rows, fontsize=9)
         axes.set_ylim(len(rows) - 0.5, -0.5)
     return figure
 
 
-def add_legend(figure: Figure, axes: Axes) -> None:
-    """Make room below a figure for a legend of all that has a name in a panel, if anything has."""
+def add_legend(figure: Figure, axes: Axes, title: str) -> None:
+    """Make room below a figure for a legend of all that has a name in a panel, if anything has, with a title."""
     handles, labels = axes.get_legend_handles_labels()
     if labels:
         columns = legend_columns(labels)
-        figure.set_figheight(figure.get_figheight() + LEGEND_ROW * -(-len(labels) // columns))
-        figure.legend(handles, labels, fontsize=9, loc="outside lower center", ncols=columns)
+        rows = -(-len(labels) // columns) + bool(title)
+        figure.set_figheight(figure.get_figheight() + LEGEND_ROW * rows)
+        figure.legend(
+            handles, labels, title=title, fontsize=9, title_fontsize=9, loc="outside lower center", ncols=columns
+        )
 
 
 # ---------------------------------------------------------------------- panels

@@ -108,8 +108,10 @@ def section(experiment: Experiment, measure: Measure, groups: Sequence[Group]) -
         plotted = [name for name in shown if any(name in group.first.meanings for group in groups)] or shown
         for panel, members in panels(plot, groups).items():
             parts += [f"### {panel}"] if panel else []
-            for name in plotted:
+            for name in shown:
                 parts += [markdown_table(*pivot_table(plot, members, name)), *comparison(members, name)]
+                if name not in plotted:
+                    continue
                 parts += paired_pivot(plot, members, name)
                 if plot.compared_with:
                     ordered = sorted(members, key=lambda group: place_of(group, plot) != plot.compared_with)

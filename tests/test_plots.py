@@ -131,7 +131,7 @@ def test_many_lines_are_rows():
     assert [label.get_text() for label in above.get_yticklabels()] == [str(line) for line in range(9)]
     assert [label.get_text() for label in below.get_yticklabels()] == [str(line) for line in range(1, 9)]
     (legend,) = figure.legends
-    assert [text.get_text() for text in legend.get_texts()][-2:] == ["1", "3"]
+    assert [legend.get_title().get_text(), *(text.get_text() for text in legend.get_texts()[-2:])] == ["NFE", "1", "3"]
     for x, values in zip((1, 3), drawn(below, vertical=False), strict=True):
         ratios = [math.sqrt(s * (s + 1) / 6) for s in (scores[x, line] for line in range(1, 9))]
         assert [value for value, *_ in values] == pytest.approx(ratios)

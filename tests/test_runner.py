@@ -278,7 +278,7 @@ def test_scores_of_several_rounds_are_the_best() -> None:
 def test_experiments_name_further_scores() -> None:
     names = ["fd1k_leaves", "power_low1k_pixel", "power_high1k_pixel"]
     assert matching(names, ["power_*"]) == names[1:]
-    with pytest.raises(UserError, match=r"no score cmmd\* among fd1k_leaves, .*: change also of Scores"):
+    with pytest.raises(UserError, match=r"no score cmmd\* among fd1k_leaves, .*: change Scores.also"):
         matching(names, ["power_*", "cmmd*"])
 
 

@@ -49,12 +49,15 @@ def test_another_training_is_measured_and_pictured_again(tmp_path: Path, pretend
     assert len(list((tmp_path / "out").glob("*/cells/*/samples.replaced-1"))) == 8
 
 
-def test_some_cells_alone_are_pictured(tmp_path: Path, pretend: Pretend) -> None:
+def test_some_cells_alone_are_pictured(tmp_path: Path, pretend: Pretend, capsys: pytest.CaptureFixture[str]) -> None:
     samples = {"class_path": "Samples", "init_args": {"seeds": "0", "only": {"NFE": "5"}}}
     assert start(tmp_path, {**GRID, "measures": ["Scores", samples]}) == 0
     assert len(pretend.calls) == 4 + 8 + 4
     assert "measurements are done" not in report(tmp_path)  # nothing is missing
     assert "(digits)](samples-of-seeds-0-digits.png)" in report(tmp_path)
+    nowhere = {**samples, "init_args": {"seeds": "0", "only": {"NFE": "9"}}}
+    assert start(tmp_path, {**GRID, "measures": ["Scores", nowhere]}) == 2
+    assert "the axes are BNR: 0, 0.5; NFE: 3, 5" in capsys.readouterr().err
 
 
 def test_settings_without_effect_on_weights_train_nothing_again(tmp_path: Path, pretend: Pretend, config: Path) -> None:

@@ -245,7 +245,7 @@ class FidelityFeatures(DownloadedFeatures):
 
     @property
     def url(self) -> str:
-        of_inception = inception_url("FidelityFeatures")
+        check_torch_fidelity("FidelityFeatures")
         if self.of_clip:
             from torch_fidelity.feature_extractor_clip import MODEL_URLS
 
@@ -254,7 +254,7 @@ class FidelityFeatures(DownloadedFeatures):
             from torchvision.models import VGG16_Weights
 
             return VGG16_Weights.IMAGENET1K_V1.url
-        return of_inception
+        return inception_url("FidelityFeatures")
 
     @property
     def hash_prefix(self) -> str:
