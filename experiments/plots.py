@@ -133,8 +133,7 @@ def line_figure(
         positions: the numbers of the labels of the axis along the plot.
     """
     lines = list(dict.fromkeys(line_of(group, plot) for group in groups))
-    titles = [f"{plot.lines} {line}" if as_numbers([line]) else line for line in lines]
-    titles = titles if len(lines) > 1 else [""]
+    titles = lines if len(lines) > 1 else [""]
     heights = [3.6, 2.4] if found else [3.6]
     figure = new_figure(PHONE_WIDTH, sum(heights))
     panels = list(figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0])
@@ -154,7 +153,7 @@ def line_figure(
     draw_scores(panels[0], groups, name, "y")
     if found:
         draw_differences(panels[1], found, baseline, "y")
-    add_legend(figure, panels[0], plot.title(plot.lines) if plot.lines else "")
+    add_legend(figure, panels[0], plot.title(plot.lines) if plot.lines and len(lines) > 1 else "")
     return figure
 
 
@@ -210,7 +209,7 @@ def row_figure(groups: Sequence[Group], plot: Plot, name: str, found: Sequence[C
     draw_scores(panels[0], groups, name, "x")
     if found:
         draw_differences(panels[1], found, baseline, "x")
-    add_legend(figure, panels[0], plot.title(plot.lines) if plot.lines else "")
+    add_legend(figure, panels[0], plot.title(plot.lines) if plot.lines and len(lines) > 1 else "")
     for axes, rows in zip(panels, titles, strict=True):
         axes.set_yticks(range(len(rows)), rows, fontsize=9)
         axes.set_ylim(len(rows) - 0.5, -0.5)
