@@ -191,7 +191,7 @@ def matching(names: Iterable[str], patterns: Iterable[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class Samples(Measure):
-    """Samples of the same seeds for all cells: `warm generate`.
+    """Samples of the same seeds for all cells, of the first training of each: `warm generate`.
 
     Attributes:
         seeds: one for each image, such as 0-15.
@@ -204,7 +204,7 @@ class Samples(Measure):
     result_file = "grid.png"
 
     def applies(self, cell: Cell) -> bool:
-        return self.only.items() <= cell.labels.items()
+        return cell.seed == 0 and self.only.items() <= cell.labels.items()
 
     def network_calls(self, cell: Cell, nfe: int) -> float:
         return float(len(parse_seeds(self.seeds)) * nfe)
