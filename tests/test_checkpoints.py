@@ -1,6 +1,7 @@
 """Checkpoint formats, and starting from another checkpoint's weights."""
 
 import re
+import shutil
 from pathlib import Path
 from typing import IO, Any
 
@@ -78,6 +79,33 @@ def test_unknown_formats_are_refused_by_number(version: Any, hot: Path, tmp_path
     path = altered(last(hot), tmp_path, format_version=version, package_version="9.9.9")
     with pytest.raises(UserError, match=rf"format {re.escape(str(version))}.*reads 1 to {FORMAT_VERSION}.*9\.9\.9"):
         read_checkpoint(path)
+
+
+def test_the_folder_of_a_run_stands_for_its_last_checkpoint(
+    hot: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By every way in: loading, exporting with the run's data in the card, scoring, going on."""
+    assert torch.equal(samples(load_checkpoint(hot)), samples(load_checkpoint(last(hot))))
+    for source in (hot, last(hot)):
+        here("export", str(source), str(tmp_path / source.name))
+    assert (tmp_path / hot.name / "README.md").read_text() == (tmp_path / "last.ckpt" / "README.md").read_text()
+    capsys.readouterr()
+    here(
+        "test",
+        *SMALL,
+        HOT,
+        "--model.duration=320",
+        "--scores.num_images=16",
+        f"--trainer.default_root_dir={tmp_path}",
+        f"--ckpt_path={hot}",
+    )
+    assert "ema weights after 320 images" in capsys.readouterr().out
+    copy = tmp_path / "copy"
+    shutil.copytree(hot, copy)
+    here("fit", *SMALL, HOT, "--model.duration=384", f"--trainer.default_root_dir={copy}", f"--ckpt_path={copy}")
+    assert read_checkpoint(copy)[SECTION]["images_seen"] == 384
+    with pytest.raises(UserError, match=r"the folder of a run that has a checkpoint, or one that `warm export` wrote"):
+        read_checkpoint(tmp_path)
 
 
 # ---------------------------------------------------------------------- init_from

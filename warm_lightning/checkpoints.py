@@ -69,19 +69,31 @@ MIGRATIONS: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
 """Functions that turn a section of a format version into one of the next version."""
 
 
+def checkpoint_path(path: str | Path) -> Path:
+    """The file or exported folder that a path of a checkpoint stands for: of the folder of a run, its last checkpoint.
+
+    Args:
+        path: see `read_checkpoint`; it need not exist.
+    """
+    address = os.fspath(path)
+    local = download(address) if address.startswith(HUB) else expand(path)
+    last = local / CHECKPOINTS / LAST
+    return last if last.is_file() else local
+
+
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint to the CPU; nothing in the file is executed.
 
     Args:
-        path: a `.ckpt` file, or a folder that `warm export` wrote, whose one set of weights is then returned twice;
-            see `check_weights`. hf://OWNER/NAME is such a folder on the Hugging Face Hub; see `hub.download`.
+        path: a `.ckpt` file; the folder of a run, for its last one; or a folder that `warm export` wrote, whose one set
+            of weights is then returned twice, see `check_weights`. hf://OWNER/NAME is such a folder on the Hugging Face
+            Hub; see `hub.download`.
 
     Raises:
         UserError: if the file is missing, truncated, not plain data, not a checkpoint of this package, or in a
             format that this version does not know.
     """
-    address = os.fspath(path)
-    path = download(address) if address.startswith(HUB) else expand(path)
+    path = checkpoint_path(path)
     checkpoint = _read_exported(path) if is_exported(path) else _read_file(path)
     check(
         isinstance(checkpoint, dict) and isinstance(checkpoint.get(SECTION), dict),

@@ -55,8 +55,8 @@ def load_checkpoint(path: str | Path, overrides: Mapping[str, Any] | None = None
     with raw weights has `.model("raw")` only.
 
     Args:
-        path: a `.ckpt` file that `warm fit` wrote, or a folder that `warm export` did. hf://OWNER/NAME@REVISION is such
-            a folder on the Hugging Face Hub, read through the cache of huggingface_hub.
+        path: a `.ckpt` file that `warm fit` wrote, the folder of its run, or a folder that `warm export` wrote.
+            hf://OWNER/NAME@REVISION is such a folder on the Hugging Face Hub, read by huggingface_hub and its cache.
         overrides: see `build_model`.
 
     Raises:

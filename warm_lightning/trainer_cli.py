@@ -45,6 +45,7 @@ from warm_lightning.checkpoints import (
     check_same_training,
     check_start,
     check_weights,
+    checkpoint_path,
     read_checkpoint,
     save_checkpoint,
     with_own_loss,
@@ -266,10 +267,12 @@ def resume_path(command: str, ckpt_path: str | None, folder: Path, trial: bool =
 
     Args:
         command: fit, validate or test.
-        ckpt_path: as given.
+        ckpt_path: as given; a folder of a run stands for its last checkpoint.
         folder: of the run.
         trial: whether nothing will be written into the folder.
     """
+    if ckpt_path is not None and Path(ckpt_path).is_dir():
+        ckpt_path = str(checkpoint_path(ckpt_path))
     last = folder / CHECKPOINTS / LAST
     if command == "fit":
         last = newest_checkpoint(last)

@@ -49,7 +49,8 @@ def bits(
     dimension of each image, in the order given by the seed; and `protocol`, how they were obtained.
 
     Args:
-        ckpt_path: checkpoint of `warm fit`, or folder of `warm export`, here or as hf://OWNER/NAME on the Hub.
+        ckpt_path: checkpoint of `warm fit` or its run's folder, or folder of `warm export`, here or as hf://OWNER/NAME
+            on the Hub.
         outdir: folder for bits.json.
         split: held_out or train.
         num_images: number of images, chosen by the seed.

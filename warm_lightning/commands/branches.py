@@ -49,8 +49,8 @@ def branches(
     their standard errors over images (`image_change_error`, `step_change_error`). The table shows the step's.
 
     Args:
-        ckpt_path: checkpoint of `warm fit`, or folder of `warm export`, here or as hf://OWNER/NAME on the Hub, of a
-            model with the parameterization DenoiseDeblur.
+        ckpt_path: checkpoint of `warm fit` or its run's folder, or folder of `warm export`, here or as hf://OWNER/NAME
+            on the Hub, of a model with the parameterization DenoiseDeblur.
         outdir: folder for the three files.
         num_images: number of images, of which half are fitted to.
         batch_size: images at once.

@@ -64,7 +64,8 @@ def drift(
     `residual_drift` are rms in all frequencies; `edges` are the limits of the bands in √λ.
 
     Args:
-        ckpt_path: checkpoint of `warm fit`, or folder of `warm export`, here or as hf://OWNER/NAME on the Hub.
+        ckpt_path: checkpoint of `warm fit` or its run's folder, or folder of `warm export`, here or as hf://OWNER/NAME
+            on the Hub.
         outdir: folder for drift.json and drift.png.
         num_images: number of trajectories, and of degraded images. For models with classes, both have the same classes.
         batch_size: images at once.

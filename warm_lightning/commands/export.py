@@ -13,6 +13,7 @@ from warm_lightning.checkpoints import (
     RESULTS,
     SECTION,
     check_weights,
+    checkpoint_path,
     read_checkpoint,
     read_document,
     without_prefix,
@@ -33,11 +34,12 @@ def export(ckpt: Path, dst: Path, weights: Weights = "ema", license: str | None 
     `hf upload OWNER/NAME DST`.
 
     Args:
-        ckpt: checkpoint of `warm fit`, `warm ema` or `warm convert-edm`.
+        ckpt: checkpoint of `warm fit`, `warm ema` or `warm convert-edm`, or folder of a run, for its last one.
         dst: the folder, new or empty.
         weights: ema (averaged) or raw (last).
         license: licence of the weights for the card, as the Hub writes it, such as apache-2.0; none if not given.
     """
+    ckpt = checkpoint_path(ckpt)
     checkpoint = read_checkpoint(ckpt)
     check_weights(ckpt, checkpoint, weights)
     model = load_checkpoint(ckpt).model(weights)  # checks that the exported model can be loaded

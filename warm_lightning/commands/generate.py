@@ -43,8 +43,8 @@ def generate(
     call goes on when it is repeated.
 
     Args:
-        ckpt_path: checkpoint that `warm fit` wrote, or folder that `warm export` did, here or as hf://OWNER/NAME on the
-            Hugging Face Hub.
+        ckpt_path: checkpoint that `warm fit` wrote, or its run's folder, or folder that `warm export` wrote, here or as
+            hf://OWNER/NAME on the Hugging Face Hub.
         seeds: one per image, such as 0-63 or 1,5,8-11.
         outdir: folder for the images, written as 000000.png by seed.
         steps: sampling levels above 0; NFE is 2·steps - 1 with Heun's rule. As trained if not given.

@@ -67,7 +67,8 @@ def restore(
         blur: standard deviation in pixels of the Gaussian blur of the images, with reflected borders; 0 for none.
         noise: standard deviation of the white normal noise that was added after the blur, for images in [-1, 1]: the
             value in grey levels divided by 127.5.
-        ckpt_path: checkpoint of `warm fit`, or folder of `warm export`, here or as hf://OWNER/NAME on the Hub.
+        ckpt_path: checkpoint of `warm fit` or its run's folder, or folder of `warm export`, here or as hf://OWNER/NAME
+            on the Hub.
         outdir: folder for the results, apart from the folders of images and clean images.
         mean: estimate the mean of all possible clean images with one network call (D + R), instead of sampling
             one of them. Yes-or-no options may be given without a value.

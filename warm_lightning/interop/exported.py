@@ -63,7 +63,10 @@ def read_folder(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     folder = path if path.is_dir() else path.parent
     config = folder / CONFIG if path.is_dir() else path
     for file in (config, folder / WEIGHTS):
-        check(file.is_file(), f"{file}: no such file; give a folder that `warm export` wrote")
+        check(
+            file.is_file(),
+            f"{file}: no such file; give the folder of a run that has a checkpoint, or one that `warm export` wrote",
+        )
     try:
         document = yaml.safe_load(config.read_text(encoding="utf-8"))
         tensors = load_file(folder / WEIGHTS)
