@@ -33,12 +33,12 @@ setup: $(READY)  ## make the virtual environment with pinned dependencies (some 
 demo: setup  ## train on digits, sample and score: about 5 minutes on two CPU cores; DATA=cifar10_16 ARGS=--data.path=cifar10.zip for other data
 	$(BIN)/warm fit --config $(CONFIG) --trainer.default_root_dir $(DEMO) --ckpt_path last $(ARGS)
 	$(BIN)/warm test --config $(CONFIG) --trainer.default_root_dir $(DEMO) $(ARGS)
-	$(BIN)/warm generate --ckpt_path $(DEMO)/checkpoints/last.ckpt --seeds 0-63 --outdir $(DEMO)/images --grid $(DEMO)/samples.png
+	$(BIN)/warm generate --ckpt_path $(DEMO) --seeds 0-63 --outdir $(DEMO)/images --grid $(DEMO)/samples.png
 	@echo
 	@echo 'The demo is in $(DEMO):'
 	@echo '  samples.png             64 samples: open it with any image viewer'
 	@echo '  scores.json             scores, what halves of the data and a Gaussian get, and the protocol'
-	@echo '  checkpoints/last.ckpt   warm generate --ckpt_path $(DEMO)/checkpoints/last.ckpt --seeds 64-127 --outdir more'
+	@echo '  checkpoints/last.ckpt   warm generate --ckpt_path $(DEMO) --seeds 64-127 --outdir more'
 	@echo '  events.out.tfevents…    $(BIN)/tensorboard --logdir $(DEMO)'
 
 compare: setup  ## train, sample and score every system on digits: under an hour on two CPU cores; COMPARE=full for whole chains

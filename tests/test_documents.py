@@ -149,7 +149,8 @@ class Reader:
             if word in self.inputs and not Path(word).exists():
                 self.inputs[word](Path(word))
         run = Path("runs/digits")
-        if not run.exists() and (command == "test" or any(word.startswith(f"{run}/") for word in arguments)):
+        named = any(re.search(rf"{run}(?![\w-])", word) for word in arguments)
+        if not run.exists() and (command == "test" or named):
             shutil.copytree(self.trained, run)
         if command == "score" and not Path(arguments[0]).exists():
             self.samples(Path(arguments[0]))

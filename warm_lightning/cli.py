@@ -52,7 +52,7 @@ examples:
   warm fit --config digits
   warm fit --config digits --config method/hot --model.lr 1e-3
   warm test --config digits --ckpt_path last
-  warm generate --ckpt_path runs/digits/checkpoints/last.ckpt --seeds 0-63 --outdir out
+  warm generate --ckpt_path runs/digits --seeds 0-63 --outdir out
 
 `warm fit` lists the configurations that --config can name; it takes your own YAML files, too.
 `warm COMMAND --help` lists the options of a command. Set WARM_TRACEBACK=1 to see where an error came from.
