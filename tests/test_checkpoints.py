@@ -82,7 +82,7 @@ def test_unknown_formats_are_refused_by_number(version: Any, hot: Path, tmp_path
 
 
 def test_the_folder_of_a_run_stands_for_its_last_checkpoint(
-    hot: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    hot: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By every way in: loading, exporting with the run's data in the card, scoring, going on."""
     assert torch.equal(samples(load_checkpoint(hot)), samples(load_checkpoint(last(hot))))
@@ -100,10 +100,15 @@ def test_the_folder_of_a_run_stands_for_its_last_checkpoint(
         f"--ckpt_path={hot}",
     )
     assert "ema weights after 320 images" in capsys.readouterr().out
+    (tmp_path / "last").mkdir()  # a run of this name is not what `--ckpt_path last` means
+    shutil.copytree(hot / "checkpoints", tmp_path / "last" / "checkpoints")
     copy = tmp_path / "copy"
     shutil.copytree(hot, copy)
     here("fit", *SMALL, HOT, "--model.duration=384", f"--trainer.default_root_dir={copy}", f"--ckpt_path={copy}")
     assert read_checkpoint(copy)[SECTION]["images_seen"] == 384
+    monkeypatch.chdir(tmp_path)
+    here("fit", *SMALL, HOT, "--model.duration=448", "--trainer.default_root_dir=copy", "--ckpt_path=last")
+    assert read_checkpoint("copy")[SECTION]["images_seen"] == 448
     with pytest.raises(UserError, match=r"the folder of a run that has a checkpoint, or one that `warm export` wrote"):
         read_checkpoint(tmp_path)
 

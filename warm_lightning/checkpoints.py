@@ -25,13 +25,9 @@ from warm_lightning.interop.pickles import refuse_training_state
 from warm_lightning.migrations import current, with_old_defaults
 from warm_lightning.networks.base import Network
 from warm_lightning.networks.diffusers import DiffusersNetwork, is_pretrained
-from warm_lightning.paths import HUB, expand
+from warm_lightning.paths import HUB, expand_checkpoint
 from warm_lightning.records import PACKAGE_VERSION, whole_file
 
-CHECKPOINTS = "checkpoints"
-"""The folder of a run's checkpoints."""
-LAST = "last.ckpt"
-"""The checkpoint in it that a run goes on from."""
 RESULTS = "scores.json"
 """The scores of a run by `warm test`."""
 SECTION = "warm_lightning"
@@ -69,18 +65,6 @@ MIGRATIONS: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
 """Functions that turn a section of a format version into one of the next version."""
 
 
-def checkpoint_path(path: str | Path) -> Path:
-    """The file or exported folder that a path of a checkpoint stands for: of the folder of a run, its last checkpoint.
-
-    Args:
-        path: see `read_checkpoint`; it need not exist.
-    """
-    address = os.fspath(path)
-    local = download(address) if address.startswith(HUB) else expand(path)
-    last = local / CHECKPOINTS / LAST
-    return last if last.is_file() else local
-
-
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint to the CPU; nothing in the file is executed.
 
@@ -93,7 +77,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         UserError: if the file is missing, truncated, not plain data, not a checkpoint of this package, or in a
             format that this version does not know.
     """
-    path = checkpoint_path(path)
+    address = expand_checkpoint(path)
+    path = download(address) if address.startswith(HUB) else Path(address)
     checkpoint = _read_exported(path) if is_exported(path) else _read_file(path)
     check(
         isinstance(checkpoint, dict) and isinstance(checkpoint.get(SECTION), dict),

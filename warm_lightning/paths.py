@@ -14,6 +14,10 @@ from warm_lightning.errors import UserError, check, error_text
 
 # ---------------------------------------------------------------------- paths
 
+CHECKPOINTS = "checkpoints"
+"""The folder of a run's checkpoints."""
+LAST = "last.ckpt"
+"""The checkpoint in it that a run goes on from."""
 REMOTE = re.compile(r"[A-Za-z][\w+.-]+:[/:]")
 """The beginning of an address such as s3://bucket or file:/home; a single letter would be a drive."""
 UNSET = re.compile(r"\$(\w+|\{[^}]*\})")
@@ -64,9 +68,16 @@ HUB = "hf://"
 
 
 def expand_checkpoint(path: str | Path) -> str:
-    """The path of a checkpoint as `expand` makes it; an address on the Hugging Face Hub stays as it is."""
+    """The path of a checkpoint as `expand` makes it; the folder of a run stands for its last checkpoint.
+
+    Other paths, such as that of an exported folder, stay, and so does an address on the Hugging Face Hub.
+    """
     text = os.fspath(path)
-    return text if text.startswith(HUB) else str(expand(path))
+    if text.startswith(HUB):
+        return text
+    local = expand(path)
+    last = local / CHECKPOINTS / LAST
+    return str(last if last.is_file() else local)
 
 
 def path_argument(text: str) -> Path:
@@ -100,7 +111,7 @@ def expand_in_parsers() -> None:
 
 
 LIGHTNING_PATHS = frozenset(
-    {"default_root_dir", "save_dir", "root_dir", "dirpath", "dir", "sub_dir", "ckpt_path", "exclude_batches_path"}
+    {"default_root_dir", "save_dir", "root_dir", "dirpath", "dir", "sub_dir", "exclude_batches_path"}
 )
 """Parameters of Lightning's Trainer, loggers, callbacks and profilers that are paths."""
 
@@ -114,8 +125,10 @@ def expand_settings(settings: Any) -> None:
             expand_settings(item)
     values = vars(settings) if isinstance(settings, Namespace) else settings if isinstance(settings, dict) else {}
     for name, value in values.items():
-        if name in LIGHTNING_PATHS and isinstance(value, str | Path):
-            values[name] = expand_checkpoint(value) if name == "ckpt_path" else str(expand(value))
+        if name == "ckpt_path" and isinstance(value, str | Path):
+            values[name] = value if value == "last" else expand_checkpoint(value)  # "last" is no folder of that name
+        elif name in LIGHTNING_PATHS and isinstance(value, str | Path):
+            values[name] = str(expand(value))
         else:
             expand_settings(value)
 

@@ -35,8 +35,6 @@ from warm_lightning.callbacks import (
 from warm_lightning.callbacks.samples import SAMPLES
 from warm_lightning.callbacks.tracking import check_trackers, log_configuration
 from warm_lightning.checkpoints import (
-    CHECKPOINTS,
-    LAST,
     MEANING,
     SECTION,
     check_same_kernel,
@@ -45,7 +43,6 @@ from warm_lightning.checkpoints import (
     check_same_training,
     check_start,
     check_weights,
-    checkpoint_path,
     read_checkpoint,
     save_checkpoint,
     with_own_loss,
@@ -55,7 +52,7 @@ from warm_lightning.ema import SNAPSHOTS
 from warm_lightning.errors import UserError, building, check, user_errors
 from warm_lightning.migrations import accept_old_names, current_option
 from warm_lightning.module import DiffusionModule
-from warm_lightning.paths import expand, expand_in_parsers, expand_settings, folder_lock
+from warm_lightning.paths import CHECKPOINTS, LAST, expand, expand_in_parsers, expand_settings, folder_lock
 from warm_lightning.records import writable_folder, write_file
 from warm_lightning.strategies import check_launcher, lost_processes
 
@@ -267,12 +264,10 @@ def resume_path(command: str, ckpt_path: str | None, folder: Path, trial: bool =
 
     Args:
         command: fit, validate or test.
-        ckpt_path: as given; a folder of a run stands for its last checkpoint.
+        ckpt_path: as `expand_checkpoint` makes it.
         folder: of the run.
         trial: whether nothing will be written into the folder.
     """
-    if ckpt_path is not None and Path(ckpt_path).is_dir():
-        ckpt_path = str(checkpoint_path(ckpt_path))
     last = folder / CHECKPOINTS / LAST
     if command == "fit":
         last = newest_checkpoint(last)

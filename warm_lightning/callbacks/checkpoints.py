@@ -11,9 +11,9 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from warm_lightning.callbacks.expectations import Expected
 from warm_lightning.callbacks.training import check_every, due
-from warm_lightning.checkpoints import CHECKPOINTS, LAST
 from warm_lightning.errors import check
 from warm_lightning.module import DiffusionModule
+from warm_lightning.paths import CHECKPOINTS, LAST
 
 
 class Checkpoints(Checkpoint, Expected):

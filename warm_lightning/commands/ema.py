@@ -8,9 +8,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from warm_lightning.checkpoints import (
-    CHECKPOINTS,
     EMA_PREFIX,
-    LAST,
     RAW_PREFIX,
     SECTION,
     check_new,
@@ -50,7 +48,7 @@ def ema(run: Path, dst: Path, sigma_rel: float, images: float | None = None) -> 
     snapshots = [snapshot for snapshot in snapshots if snapshot.images_seen <= end]
     shares, distance = combination([snapshot.profile for snapshot in snapshots], Profile(target.gamma, end))
 
-    checkpoint = read_checkpoint(run / CHECKPOINTS / LAST)
+    checkpoint = read_checkpoint(run)
     section = checkpoint[SECTION]
     check(section["config"] is not None, f"{run}: was made by a module without a configuration; nothing could load it")
     weights = without_prefix(checkpoint["state_dict"], EMA_PREFIX)

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from warm_lightning.analysis.figures import check_matplotlib
-from warm_lightning.checkpoints import CHECKPOINTS, checkpoint_path
 from warm_lightning.commands.exploration import (
     MOST_IMAGES,
     PICTURE,
@@ -34,7 +33,7 @@ from warm_lightning.config import module_from_options
 from warm_lightning.errors import UserError, check, error_text, is_full_memory
 from warm_lightning.images import png_bytes
 from warm_lightning.model import DiffusionModel
-from warm_lightning.paths import HUB, CheckpointText
+from warm_lightning.paths import CHECKPOINTS, HUB, CheckpointText, expand_checkpoint
 from warm_lightning.types import Weights
 
 HOST = "127.0.0.1"
@@ -98,7 +97,7 @@ def find_checkpoint(run: str) -> tuple[str, Path | None]:
     """
     if run.startswith(HUB):
         return run, None
-    path = checkpoint_path(run)
+    path = Path(expand_checkpoint(run))
     config = path.parent.parent / CONFIG
     return str(path), config if path.parent.name == CHECKPOINTS and config.is_file() else None
 

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from warm_lightning.checkpoints import (
-    CHECKPOINTS,
     EMA_PREFIX,
     LEARNED_PREFIX,
     MAY_CHANGE,
@@ -13,7 +12,6 @@ from warm_lightning.checkpoints import (
     RESULTS,
     SECTION,
     check_weights,
-    checkpoint_path,
     read_checkpoint,
     read_document,
     without_prefix,
@@ -21,6 +19,7 @@ from warm_lightning.checkpoints import (
 from warm_lightning.commands.ema import KIND as POST_HOC
 from warm_lightning.config import load_checkpoint
 from warm_lightning.interop.exported import model_card, write_folder
+from warm_lightning.paths import CHECKPOINTS, expand_checkpoint
 from warm_lightning.records import tensors_hash
 from warm_lightning.types import Weights
 
@@ -39,7 +38,7 @@ def export(ckpt: Path, dst: Path, weights: Weights = "ema", license: str | None 
         weights: ema (averaged) or raw (last).
         license: licence of the weights for the card, as the Hub writes it, such as apache-2.0; none if not given.
     """
-    ckpt = checkpoint_path(ckpt)
+    ckpt = Path(expand_checkpoint(ckpt))
     checkpoint = read_checkpoint(ckpt)
     check_weights(ckpt, checkpoint, weights)
     model = load_checkpoint(ckpt).model(weights)  # checks that the exported model can be loaded
