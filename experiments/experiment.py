@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import yaml
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, set_parsing_settings
 
 from warm_lightning.checkpoints import dotted_settings
 from warm_lightning.errors import UserError, check, user_errors
@@ -19,6 +19,9 @@ from . import analyses  # noqa: F401  (files name measures by their classes)
 from .cells import CONDITIONAL, Budget, Cell, DataSet, Point, Settings
 from .identity import BASE, DATA
 from .measures import Measure
+
+# Settings of models stay plain data in a file: jsonargparse 4 would make objects of those whose class it finds.
+set_parsing_settings(instantiate_subclass_spec_in_any=False)
 
 # ---------------------------------------------------------------------- the format
 
