@@ -88,7 +88,7 @@ def test_wrong_files_are_errors_of_one_line(
         (["table3_bnr", "--data=digits", "--", "--scores.extractors=[Pixels]"], "under set and score"),
         (["table2_lsun", "--budget=paper", "--anyway", "--", "--data.path=nowhere"], "nowhere"),
         (
-            ["table3_bnr", "--cells=1", "--data=digits", "--", "--scores.reference_stats=none.npz"],
+            ["table3_bnr", "--cells=1", "--data=digits", "--", "--scores.reference_stats=[none.npz,null]"],
             "none.npz: no such file",
         ),
         (["table3_bnr", "--cells=1", "--budget=paper"], "days without a GPU"),
