@@ -166,7 +166,7 @@ def prepare(cells: Iterable[Cell], scored: Iterable[Cell]) -> None:
     extractors = {
         json.dumps(extractor, sort_keys=True) for of_cell in scores for extractor in of_cell["extractors"] or []
     }
-    given = [of_cell["reference_stats"] for of_cell in scores]  # a file, a list of them, one for each extractor, or None
+    given = [of_cell["reference_stats"] for of_cell in scores]  # None, a file, or a list with one for each extractor
     statistics = {path for files in given for path in (files if isinstance(files, list) else [files]) if path}
     with in_base():  # where jobs run, since paths may be relative
         for text in sorted(data):
