@@ -4,7 +4,9 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+from jsonargparse.typing import register_type
 
 from warm_lightning.config import as_text
 
@@ -23,7 +25,19 @@ CONDITIONAL = "_cond"
 
 PRECISION = "--trainer.precision="
 
-Settings = dict[str, Any]
+if TYPE_CHECKING:
+    Plain = Any
+else:
+
+    class Plain:
+        """The annotation of a value of a file that stays as YAML gives it.
+
+        In place of `Any` parsers make an object of a `class_path` that they can import, and 1.8 of the text "1.80".
+        """
+
+    register_type(Plain, lambda value: value, lambda value: value, type_check=lambda value, kind: False)
+
+Settings = dict[str, Plain]
 """Dotted names of options of `warm fit` and their values, such as model.lr: 1.0e-3."""
 Budget = Literal["smoke", "small", "paper"]
 """smoke shows that everything runs, small takes minutes or hours, paper has the paper's own settings."""

@@ -9,19 +9,16 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import yaml
-from jsonargparse import ArgumentParser, set_parsing_settings
+from jsonargparse import ArgumentParser
 
 from warm_lightning.checkpoints import dotted_settings
 from warm_lightning.errors import UserError, check, user_errors
 from warm_lightning.shipped import config_file
 
 from . import analyses  # noqa: F401  (files name measures by their classes)
-from .cells import CONDITIONAL, Budget, Cell, DataSet, Point, Settings
+from .cells import CONDITIONAL, Budget, Cell, DataSet, Plain, Point, Settings
 from .identity import BASE, DATA
 from .measures import Measure
-
-# Settings of models stay plain data in a file: jsonargparse 4 would make objects of those whose class it finds.
-set_parsing_settings(instantiate_subclass_spec_in_any=False)
 
 # ---------------------------------------------------------------------- the format
 
@@ -39,7 +36,7 @@ class Axis:
 
     setting: str = ""
     sampling: bool = False
-    values: list[Any] | dict[str, Any] = field(default_factory=list)
+    values: list[Plain] | dict[str, Plain] = field(default_factory=list)
     points: dict[str, Point] = field(default_factory=dict)
 
     def by_label(self) -> dict[str, Point]:
@@ -109,7 +106,7 @@ class Experiment:
     for_data: dict[str, Settings] = field(default_factory=dict)
     seeds: dict[Budget, int] = field(default_factory=dict)
     evaluated: str = ""
-    published: list[dict[str, Any]] = field(default_factory=list)
+    published: list[dict[str, Plain]] = field(default_factory=list)
     plot: Plot | None = None
 
 
@@ -152,12 +149,9 @@ def parse(content: Mapping[str, Any], kind: type[Kind], source: Path) -> Kind:
     try:
         with user_errors():
             parsed = parser.parse_object({"file": deepcopy(dict(content))})  # a copy, since the parser changes it
-            made = parser.instantiate(parsed).file
+            return cast(Kind, parser.instantiate(parsed).file)
     except UserError as error:
         raise UserError(f"{source}: {error}") from error
-    if isinstance(made, Experiment):  # the parser would turn the published "1.80" into 1.8
-        made = replace(made, published=deepcopy(content.get("published", [])))
-    return cast(Kind, made)
 
 
 @cache

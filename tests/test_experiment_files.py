@@ -1,15 +1,17 @@
 """Every file of experiments/: its names and settings are real, and its first cell runs."""
 
+import json
 from functools import cache
 from pathlib import Path
 
 import pytest
-from small import REPOSITORY
+from pretend import GRID
+from small import REPOSITORY, here
 
 from experiments.__main__ import main
 from experiments.analyses import network_shape
 from experiments.cells import Cell
-from experiments.experiment import Experiment, data_set, expand, read
+from experiments.experiment import Experiment, data_set, expand, parse, read
 from experiments.identity import resolved
 from warm_lightning import load_config
 from warm_lightning.shipped import config_file
@@ -119,6 +121,24 @@ def test_first_cell_runs(path: Path, out: Path, capsys: pytest.CaptureFixture[st
     assert experiment_of(path).title in report
     assert (folder / "report.html").stat().st_size > 5_000
     assert (folder / "results.csv").is_file()
+
+
+def test_scores_are_against_the_files_that_are_given(out: Path, tmp_path: Path) -> None:
+    """A list with a file for each extractor, as `warm test` takes it."""
+    file = tmp_path / "digits.npz"
+    here("reference-stats", "digits", str(file), "--max_neighbours", "16")
+    path = REPOSITORY / "experiments" / "papers" / "table3_bnr.yaml"
+    options = ["--data=digits", "--budget=smoke", "--cells=1", "--in_process", f"--out={out / 'files'}"]
+    assert main(["run", str(path), *options, "--", f"--scores.reference_stats=[{file}]"]) == 0
+    (scores,) = out.glob("files/table3_bnr-digits-smoke/cells/*/*/scores.json")
+    assert "digits.npz" in json.loads(scores.read_text())["protocol"]["extractors"][0]["reference"]
+
+
+def test_settings_of_models_stay_plain_data() -> None:
+    """Also where the parser of the file finds the class, and could make an object of it."""
+    rate = {"class_path": "fractions.Fraction", "init_args": {"numerator": 1}}
+    content = GRID | {"set": {"model.process.rate": rate}}
+    assert parse(content, Experiment, Path("x")).set == content["set"]
 
 
 @pytest.mark.parametrize(
