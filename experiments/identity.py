@@ -49,7 +49,8 @@ TRAINER = (
 
 CONFIG = "--config="
 NO_PROGRESS_BAR = "--trainer.enable_progress_bar=false"
-OUTPUT_PATHS = ("--trainer.default_root_dir=", "--ckpt_path=", "--outdir=", "--grid=")
+REFERENCES = "--scores.reference_stats="
+OUTPUT_PATHS = ("--trainer.default_root_dir=", "--ckpt_path=", "--outdir=", "--grid=", REFERENCES)
 """Options that say where files are."""
 SPECTRUM = re.compile("^(--spectrum=).*/")
 """An option whose folder says where a file is, while the file's name says which images it is of."""

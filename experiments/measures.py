@@ -14,12 +14,13 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from warm_lightning.cache import cache_folder
 from warm_lightning.errors import UserError, check
 from warm_lightning.rng import parse_seeds
 
 from .cells import Cell
 from .figures import sample_figure
-from .identity import NO_PROGRESS_BAR
+from .identity import NO_PROGRESS_BAR, REFERENCES
 
 COMPANIONS = ("_halves", "_gaussian", "_data")
 """Endings of the names of companions: scores of other images than the samples; see `metrics.scores.Score`."""
@@ -121,7 +122,9 @@ class Scores(Measure):
         scale = cell.scale
         counts = [f"--scores.num_images={scale.images}", f"--scores.rounds={scale.rounds}"]
         paths = [f"--trainer.default_root_dir={folder}", f"--ckpt_path={checkpoint}"]
-        return ["test", *cell.sampling, *counts, *paths, NO_PROGRESS_BAR]
+        # First, so that a file that the experiment's settings name takes its place.
+        references = f"{REFERENCES}{cache_folder() / 'references'}"
+        return ["test", references, *cell.sampling, *counts, *paths, NO_PROGRESS_BAR]
 
     def read(self, cell: Cell, folder: Path) -> Reading:
         content = load(folder / "scores.json")

@@ -12,6 +12,7 @@ import torch
 from warm_lightning.analysis.description import forward_flops
 from warm_lightning.config import module_from_options, split_settings
 from warm_lightning.errors import UserError, check
+from warm_lightning.metrics.reference_file import is_folder
 from warm_lightning.module import DiffusionModule
 from warm_lightning.paths import expand
 
@@ -174,7 +175,7 @@ def prepare(cells: Iterable[Cell], scored: Iterable[Cell]) -> None:
         for text in sorted(extractors):
             make(json.loads(text)).prepare()
         for path in sorted(statistics):
-            check(expand(path).is_file(), f"--scores.reference_stats {path}: no such file")
+            check(is_folder(path) or expand(path).is_file(), f"--scores.reference_stats {path}: no such file")
 
 
 def make(described: dict[str, Any]) -> Any:

@@ -123,15 +123,19 @@ def test_first_cell_runs(path: Path, out: Path, capsys: pytest.CaptureFixture[st
     assert (folder / "results.csv").is_file()
 
 
-def test_scores_are_against_the_files_that_are_given(out: Path, tmp_path: Path) -> None:
-    """A list with a file for each extractor, as `warm test` takes it."""
+def test_scores_are_against_references_that_are_kept(out: Path, tmp_path: Path) -> None:
+    """In the cache, or in the files that are given: a list with one for each extractor, as `warm test` takes it."""
     file = tmp_path / "digits.npz"
     here("reference-stats", "digits", str(file), "--max_neighbours", "16")
     path = REPOSITORY / "experiments" / "papers" / "table3_bnr.yaml"
-    options = ["--data=digits", "--budget=smoke", "--cells=1", "--in_process", f"--out={out / 'files'}"]
-    assert main(["run", str(path), *options, "--", f"--scores.reference_stats=[{file}]"]) == 0
-    (scores,) = out.glob("files/table3_bnr-digits-smoke/cells/*/*/scores.json")
-    assert "digits.npz" in json.loads(scores.read_text())["protocol"]["extractors"][0]["reference"]
+    options = ["--data=digits", "--budget=smoke", "--cells=1", "--in_process"]
+    for folder, reference, more in (
+        ("cache", "from DigitsFeatures-1797-", []),
+        ("files", "from digits.npz", ["--", f"--scores.reference_stats=[{file}]"]),
+    ):
+        assert main(["run", str(path), *options, f"--out={out / folder}", *more]) == 0
+        (scores,) = out.glob(f"{folder}/table3_bnr-digits-smoke/cells/*/*/scores.json")
+        assert reference in json.loads(scores.read_text())["protocol"]["extractors"][0]["reference"]
 
 
 def test_settings_of_models_stay_plain_data() -> None:

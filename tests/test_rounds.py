@@ -181,18 +181,21 @@ def test_two_processes_score_as_one(double_ckpt, tmp_path) -> None:
     """17 seeds a round, so that one process has one more; round 1 is there already, and both must skip it."""
     more = ["--scores.num_images=17", "--scores.rounds=3", "--scores.batch_size=4"]
     here(*options(double_ckpt, tmp_path / "one", *more))
-    two = tmp_path / "two"
+    two, references = tmp_path / "two", f"--scores.reference_stats={tmp_path / 'references'}"
     two.mkdir()
     content = json.loads((tmp_path / "one" / FILE).read_text())
     entry = next(iter(content.values()))
     entry["rounds"] = {"0-16": entry["rounds"]["0-16"]}
     (two / FILE).write_text(json.dumps(content))
-    output, _ = warm_on_two(two, *options(double_ckpt, two, *more))
+    output, _ = warm_on_two(two, *options(double_ckpt, two, *more, references))
     assert "round 1 (seeds 0-16)" in output
-    ours, expected = scores(two), scores(tmp_path / "one")
+    here(*options(double_ckpt, tmp_path / "three", *more, references))  # with the reference that two processes kept
+    assert "from Pixels-1797-" in scores(tmp_path / "three")["protocol"]["reference"][0]
+    expected = scores(tmp_path / "one")
     for name in ("fd17_pixel_round2", "fd17_pixel_round3", "kid17_pixel_round2", "fd17_pixel_min"):
-        # Float64 sums in another order, and square roots of what should be 0, with fewer images than features.
-        assert ours[name] == pytest.approx(expected[name], rel=1e-7, abs=1e-12)
+        for folder in (two, tmp_path / "three"):
+            # Float64 sums in another order, and square roots of what should be 0, with fewer images than features.
+            assert scores(folder)[name] == pytest.approx(expected[name], rel=1e-7, abs=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -241,6 +244,42 @@ def test_statistics_take_the_place_of_the_data(double_ckpt, tmp_path, monkeypatc
     found = scores(tmp_path / "both")
     assert {"fd16_pixel_gaussian", "recall16_pixel_halves"} <= set(found)
     assert {name: found[name] for name in names} == {name: expected[name] for name in names}
+
+
+def test_references_are_kept_in_a_folder(double_ckpt, tmp_path, monkeypatch) -> None:
+    """Once for the same images and protocol, with the scores that the data give; what is damaged is made anew."""
+    references = tmp_path / "references"
+    kept = f"--scores.reference_stats={references}"
+    extractors = '--scores.extractors=[{"class_path": "Pixels"}, {"class_path": "DigitsFeatures"}]'
+
+    def measured(name: str, *more: str) -> dict[str, float]:
+        here(*options(double_ckpt, tmp_path / name, extractors, *more))
+        return {score: value for score, value in scores(tmp_path / name).items() if score != "protocol"}
+
+    expected = measured("data")
+    assert "memorisation16_pixel" in expected
+    assert measured("first", kept) == expected
+    files = sorted(references.iterdir())
+    assert [file.name.split("-")[:2] for file in files] == [["DigitsFeatures", "1797"], ["Pixels", "1797"]]
+    with monkeypatch.context() as patch:
+        patch.setattr(scores_module, "measure_reference", fails)  # no pass over the data
+        assert measured("second", kept) == expected
+    files[0].write_bytes(files[0].read_bytes()[:-100])
+    with pytest.warns(UserWarning, match=f"{files[0].name} is damaged.*this is done now"):
+        assert measured("third", kept) == expected
+    assert sorted(references.iterdir()) == files
+    measured("neighbours", kept, "--scores.max_neighbours=50")
+    measured("companions", kept, "--scores.companions=true")
+    measured("one score", kept, "--scores.scores=[FrechetDistance]")
+    measured("other images", kept, "--data.held_out=100")
+    assert len(list(references.iterdir())) == 5 * len(files)
+    monkeypatch.setattr("warm_lightning.metrics.reference_file.write_file", fails)
+    with pytest.warns(UserWarning, match="disk is full.*is not kept"):
+        assert measured("full", f"--scores.reference_stats={tmp_path / 'other'}") == expected
+
+
+def fails(*arguments: object, **settings: object) -> None:
+    raise UserError("the disk is full")
 
 
 def test_a_round_keeps_the_commit_that_it_is_of(double_ckpt, tmp_path, monkeypatch) -> None:

@@ -1,5 +1,6 @@
 """Scores of samples, in intervals while training and in rounds by `warm test`."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,10 @@ from warm_lightning.metrics import (
     read_statistics,
     summarise_rounds,
 )
+from warm_lightning.metrics.reference_file import is_folder, kept_reference
+from warm_lightning.metrics.scores import all_scores
 from warm_lightning.module import DiffusionModule, SeedPlan
-from warm_lightning.paths import PathText
+from warm_lightning.paths import PathText, expand
 from warm_lightning.records import provenance, to_json, write_file
 from warm_lightning.rng import SEEDS
 from warm_lightning.strategies import check_unsharded
@@ -65,9 +68,10 @@ class ScoreSamples(Expected):
         weights: "ema" or "raw".
         batch_size: the largest number of images that a device samples at once.
         reference_stats: files of `warm reference-stats`, or with `mu` and `sigma` alone, one for each extractor in
-            order, null for none; a single path is the first extractor's. With a file of `warm reference-stats`, the
+            order, null for none; a single file is the first extractor's. With a file of `warm reference-stats`, the
             data are not read. With a file of another program, the Fréchet distance is computed from it and the other
-            scores from the data.
+            scores from the data. Or a folder, for all extractors: what is measured of the data is kept there, and read
+            again where images, extractor, scores and protocol are the same.
         companions: whether to score halves of the data and the Gaussian, too. Without, a file of `mu` and `sigma`
             alone leaves out all scores that need more, instead of computing them from the data.
         max_neighbours: kernel distance, precision and recall compare the first so many samples with as many
@@ -104,8 +108,10 @@ class ScoreSamples(Expected):
         check(
             len(set(keys)) == len(keys), f"scores.scores has the same key twice ({', '.join(keys)}): give one of each"
         )
-        files = [reference_stats] if isinstance(reference_stats, str) else reference_stats or []
         count = len(given) or 1
+        files = [reference_stats] if isinstance(reference_stats, str) else reference_stats or []
+        if isinstance(reference_stats, str) and is_folder(reference_stats):
+            files *= count
         check(
             len(files) <= count,
             f"reference_stats has {len(files)} files for {count} extractors: give one each, or null",
@@ -157,17 +163,18 @@ class ScoreSamples(Expected):
 
     def reference(self, extraction: Extraction, path: str | None, data: ImageDataModule) -> Reference:
         """The reference that an extractor's samples are compared with."""
-        normal, source = None, ""
-        if path:
+        normal, source, folder = None, "", path if path and is_folder(path) else None
+        if path and not folder:
             reference = read_statistics(path, extraction, self.protocol, self.companions)
             if reference.features is not None or not self.companions:
                 return reference
             normal, source = reference.normal, f", Fréchet distance: {reference.source}"
-        images = data.train_images()
-        return measure_reference(
+        images, held_out = data.train_images(), data.held_out_images()
+        measure = partial(
+            measure_reference,
             extraction,
             images,
-            data.held_out_images(),
+            held_out,
             scores=self.given_scores,
             source=f"{type(data).__name__}: {len(images)} training images{source}",
             protocol=self.protocol,
@@ -175,6 +182,10 @@ class ScoreSamples(Expected):
             companions=self.companions,
             samples=self.num_images,
         )
+        if not folder:
+            return measure()
+        scores = all_scores() if self.given_scores is None else self.given_scores
+        return kept_reference(folder, extraction, images, held_out, scores, self.protocol, self.companions, measure)
 
     def update(self, images: Tensor) -> None:
         """Add samples, about -1 to 1, [b, C, H, W]."""
@@ -202,7 +213,10 @@ class ScoreSamples(Expected):
         # What scores need is missed now, not after the training: also what only `warm test` will need.
         for extractor, path in zip(self.extractors(pl_module.data), self.statistics, strict=True):
             extractor.prepare()
-            check(path is None or Path(path).is_file(), f"scores.reference_stats {path}: no such file")
+            check(
+                path is None or is_folder(path) or expand(path).is_file(),
+                f"scores.reference_stats {path}: no such file",
+            )
 
     def expectation(self, module: DiffusionModule) -> str:
         if not times_to_go(module, self.every):

@@ -1,5 +1,6 @@
 """Sets of images of one size: in memory, or as files that are decoded when they are needed."""
 
+import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -184,6 +185,13 @@ class ImageSet:
     def as_tensor(self) -> Tensor:
         """All images in one tensor, uint8 [N, C, H, W]; do not write to it."""
         return self.images.take(torch.arange(len(self))) if isinstance(self.images, ImageFiles) else self.images
+
+    def pixels_hash(self) -> str:
+        """A hash of the images' number, shape, pixels and order; reads all of them."""
+        digest = hashlib.sha256(str(tuple(self.images.shape)).encode())
+        for index in progress(torch.arange(len(self)).split(READ_AT_ONCE), "hash of the images"):
+            digest.update(self.take(index).numpy().tobytes())
+        return digest.hexdigest()
 
     def as_rgb(self) -> "ImageSet":
         """These grey images with three equal channels."""

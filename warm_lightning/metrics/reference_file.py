@@ -12,12 +12,16 @@ and one that `warm reference-stats` wrote has also
     facts     JSON: the images, the extractor, the protocol, and the scores of halves and Gaussian by the scores' keys
 
 Other arrays are ignored.
+
+A folder of references has such files under names by which they are found again, see `kept_reference`.
 """
 
+import hashlib
 import io
 import json
 import math
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -28,12 +32,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from warm_lightning.data.image_set import ImageSet
+from warm_lightning.distributed import rank_and_world_size, total
 from warm_lightning.errors import UserError, check
 from warm_lightning.metrics.distances import Normal
 from warm_lightning.metrics.features import Extraction
-from warm_lightning.metrics.scores import DEFAULT, Reference, ScoreProtocol
+from warm_lightning.metrics.scores import DEFAULT, Reference, Score, ScoreProtocol
 from warm_lightning.paths import expand
-from warm_lightning.records import file_hash, to_json
+from warm_lightning.records import file_hash, to_json, write_file
 
 FORMAT_VERSION = 2  # 1 had no shape of the images
 SUFFIX = ".npz"
@@ -121,6 +127,67 @@ def read_statistics(
             {end: _numbers(values) for end, values in facts["companions"].items()} if companions else {},
             tuple(map(int, facts["shape"])),
         )
+
+
+def is_folder(path: str | Path) -> bool:
+    """Whether a path names a folder of references: it is one, or there is no file and its name does not end in .npz."""
+    path = expand(path)
+    return path.is_dir() or (path.suffix != SUFFIX and not path.exists())
+
+
+def kept_reference(
+    folder: str | Path,
+    extraction: Extraction,
+    images: ImageSet,
+    held_out: ImageSet | None,
+    scores: Sequence[Score],
+    protocol: ScoreProtocol,
+    companions: bool,
+    measure: Callable[[], Reference],
+) -> Reference:
+    """The reference that a data set makes, from a folder of references, or measured and kept there.
+
+    The name of its file has a hash of all that it depends on. For that all images are read, which takes less time than
+    passing them through a network. A file that is damaged is made anew; where nothing can be written a warning says so.
+    With several processes, all must call this.
+
+    Args:
+        folder: of the references; made if need be.
+        extraction: gives the features.
+        images: the training images.
+        held_out: images that are not trained on; None where the data have none.
+        scores: for which the reference is.
+        protocol: see there.
+        companions: whether it has the scores of halves of the data and of the moment-matched Gaussian.
+        measure: measures it; see `measure_reference`.
+    """
+    identity = {
+        "format_version": FORMAT_VERSION,
+        "images": images.pixels_hash(),
+        "held_out": None if held_out is None else held_out.pixels_hash(),
+        "extractor": extraction.extractor.identity(),
+        "device": extraction.device.type,
+        "scores": [score.identity() for score in scores],
+        "protocol": asdict(protocol),
+        "companions": companions,
+    }
+    digest = hashlib.sha256(to_json(identity).encode()).hexdigest()[:16]
+    path = expand(folder) / f"{type(extraction.extractor).__name__}-{len(images)}-{digest}{SUFFIX}"
+    rank, world_size = rank_and_world_size()
+    present = total(torch.tensor(int(path.is_file()), device=extraction.feature_device))
+    if int(present) == world_size:  # on all machines: where one process measures, all must
+        try:
+            return read_statistics(path, extraction, protocol, companions)
+        except UserError as error:
+            warnings.warn(f"{error}: this is done now", stacklevel=2)
+    reference = measure()
+    if rank == 0:
+        memorisation = any("training features" in score.needs for score in scores)
+        try:
+            write_file(path, to_bytes(reference, extraction, memorisation))
+        except UserError as error:
+            warnings.warn(f"{error}. The reference is not kept, and is measured again next time", stacklevel=2)
+    return reference
 
 
 def _numbers(values: dict[str, float | None]) -> dict[str, float]:
