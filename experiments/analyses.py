@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -216,13 +216,18 @@ class Bits(Measure):
         num_images: the largest number of images.
         split: which images: held_out or train.
         steps: number of steps of Heun's rule.
+        only: labels by axis, such as sampler: "35", of the cells that are measured; all if empty.
     """
 
     num_images: int = 256
     split: Literal["held_out", "train"] = "train"
     steps: int = 100
+    only: dict[str, str] = field(default_factory=dict)
 
     result_file = "bits.json"
+
+    def applies(self, cell: Cell) -> bool:
+        return self.only.items() <= cell.labels.items()
 
     def network_calls(self, cell: Cell, nfe: int) -> float:
         return 3.0 * 2 * self.steps * min(self.num_images, cell.scale.images)

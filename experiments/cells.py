@@ -52,7 +52,8 @@ class Point:
         set: settings for training and sampling.
         sample_overlays: configurations for sampling only.
         sample: settings for sampling only.
-        for_data: settings that are needed on some data set, by its name.
+        for_data: settings that are needed on some data set, by its name, or by a size of images, such as 8x8; those by
+            the name come last.
         sampled: names of other axes whose values, together with this value, only change the sampler, so that one
             training serves all of them.
         quick: settings unless the budget is the paper's, such as fewer steps of long chains.
@@ -100,11 +101,13 @@ class DataSet:
     Attributes:
         title: its name in words.
         budgets: settings of each budget.
+        size: of its images, such as 8x8, if experiments have settings for images of this size.
         base: name of another data set that has the same budgets but for `set`, instead of `budgets`.
         set: settings in which it differs from `base`.
     """
 
     title: str
+    size: str = ""
     budgets: dict[Budget, Scale] = field(default_factory=dict)
     base: str = ""
     set: Settings = field(default_factory=dict)
@@ -150,7 +153,8 @@ class Cell:
     @property
     def for_data(self) -> Settings:
         """The settings that are needed on this data set, with or without its classes."""
-        return self.point.for_data.get(self.data.removesuffix(CONDITIONAL), {})
+        names = self.data_set.size, self.data.removesuffix(CONDITIONAL)
+        return {name: value for key in names for name, value in self.point.for_data.get(key, {}).items()}
 
     @property
     def training(self) -> list[str]:

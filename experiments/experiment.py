@@ -85,7 +85,7 @@ class Experiment:
         overlays: configurations for all cells, see `cells.Point`.
         set: settings for all cells.
         sample: settings for sampling all cells.
-        for_data: settings that all cells need on some data set, by its name.
+        for_data: settings that all cells need on some data set, see `cells.Point`.
         seeds: number of training seeds by budget, or more where the data set's budget says so; one for budgets that are
             not named.
         evaluated: a remark for the report on how the authors evaluated the published numbers, such as the best of three
@@ -167,8 +167,9 @@ def data_set(name: str) -> DataSet:
     described = read(DATA / f"{name}.yaml", DataSet)
     if not described.base:
         return described
-    budgets = data_set(described.base).budgets
-    return replace(described, budgets={b: replace(s, set=s.set | described.set) for b, s in budgets.items()})
+    base = data_set(described.base)
+    budgets = {b: replace(s, set=s.set | described.set) for b, s in base.budgets.items()}
+    return replace(described, budgets=budgets, size=base.size)
 
 
 # ---------------------------------------------------------------------- cells
@@ -327,7 +328,7 @@ def axes_text(experiment: Experiment) -> str:
 
 
 def check_axes(experiment: Experiment) -> None:
-    """Raise UserError where a plot or a point names an axis or a label that does not exist."""
+    """Raise UserError where a plot or a point names an axis, a label or a data set that does not exist."""
     plot = experiment.plot
     named = {name for axis in experiment.axes.values() for point in axis.points.values() for name in point.sampled}
     named |= {name for name in (plot.x, plot.lines) if name} if plot else set()
@@ -337,6 +338,16 @@ def check_axes(experiment: Experiment) -> None:
         labels = list(experiment.axes[plot.x].by_label())
         known = plot.compared_with in labels
         check(known, f"{experiment.title}: compared_with is {plot.compared_with}; {plot.x} has {', '.join(labels)}")
+    points = [point for axis in experiment.axes.values() for point in axis.points.values()]
+    needed = {*experiment.for_data, *(key for point in points for key in point.for_data)}
+    there = {path.stem for path in DATA.glob("*.yaml")}
+    if needed - there:
+        there |= {size for name in there if (size := data_set(name).size)}
+    check(
+        needed <= there,
+        f"{experiment.title}: for_data names {', '.join(sorted(needed - there))}, which is no data set and no size of "
+        f"one; there are {', '.join(sorted(there))}",
+    )
 
 
 def overlay_settings(overlay: str) -> set[str]:

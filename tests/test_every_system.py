@@ -37,7 +37,7 @@ SMALL = {
 def scaled(overlay: Path) -> dict[str, Any]:
     """The settings that an overlay's system needs for 8×8 images."""
     points = COMPARE.axes["system"].points.values()
-    found = [p.set | p.for_data.get("digits", {}) for p in points if p.overlays == [f"method/{overlay.stem}"]]
+    found = [p.set | p.for_data.get("8x8", {}) for p in points if p.overlays == [f"method/{overlay.stem}"]]
     return found[0] if found else {}
 
 

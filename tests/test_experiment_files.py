@@ -41,7 +41,7 @@ def settings(cell: Cell) -> tuple[list[str], dict[str, str]]:
 
 
 OWN_DATA = [(path, None) for path in FILES]
-SCALED = [(path, "digits") for path in FILES if "for_data" in path.read_text()]
+SCALED = [(path, data) for path in FILES for data in ("digits", "leaves16") if "for_data" in path.read_text()]
 
 
 @pytest.mark.parametrize(("path", "data"), OWN_DATA + SCALED, ids=lambda value: getattr(value, "stem", value))

@@ -18,15 +18,21 @@ from warm_lightning.metrics.fidelity import SMALLEST, Fidelity, ssim_window
 from warm_lightning.oracles import DatasetOracle, GaussianOracle
 from warm_lightning.processes import (
     IHDM,
+    BlurredNoise,
     BlurringDiffusion,
     BlurringSchedule,
     ColdDiffusion,
+    ColouredNoise,
     ConstantBNR,
     CosineSchedule,
+    FlowMatching,
     GaussianKernel,
+    HeatDissipation,
     Hot,
     LinearSchedule,
+    LowPassFlowMatching,
     PFGMpp,
+    PowerBand,
     PowerLaw,
     Process,
     ProgressiveDeblurring,
@@ -44,6 +50,7 @@ from warm_lightning.spectral import dct, frequencies, idct, power_spectrum
 DDPM = VariancePreserving(LinearSchedule())
 LEE = ProgressiveDeblurring(LinearSchedule(), QuarticRate(), kernel=GaussianKernel())
 STEPS, POWER = EvenGrid(1000, 1000), PowerGrid()
+FLOW, RED = EvenGrid(100, 1.0, whole=False), PowerBand(-1.0)
 # Processes, a grid for each, and clock readings on it.
 KNOWN: list[tuple[Process, Grid, list[float]]] = [
     (Warm(ConstantBNR(0.5)), POWER, [0.002, 0.3, 1.0, 80.0]),
@@ -59,6 +66,9 @@ KNOWN: list[tuple[Process, Grid, list[float]]] = [
     (IHDM(), EvenGrid(200, 200), [0.5, 1.0, 57.25, 200.0]),
     (SoftDiffusion(), STEPS, [1.0, 300.0, 1000.0]),
     (ColdDiffusion(), EvenGrid(50, 50), [1.0, 17.5, 50.0]),
+    (FlowMatching(), FLOW, [0.01, 0.3, 0.95]),
+    (FlowMatching(HeatDissipation()), FLOW, [0.01, 0.3, 0.95]),
+    (ColouredNoise(DDPM, RED), STEPS, [1.0, 500.0]),
 ]
 
 
@@ -105,6 +115,8 @@ REFUSED = [
     (BlurringDiffusion(d_min=0.05), EvenGrid(9, 1.0, whole=False), 10.0, 1.0, True, ["is not Gaussian"]),
     (ProgressiveDeblurring(), STEPS, 0.0745, 1.234, True, ["is not Gaussian"]),
     (LEE, STEPS, 0.1048, 1.234, False, ["not white", "1.05 times", "add_noise"]),
+    (ColouredNoise(DDPM, RED), STEPS, 0.0, 0.5, False, ["not white", "0.317 times", "level 1.577", "add_noise"]),
+    (ColouredNoise(DDPM, RED), STEPS, 0.0, 100.0, True, ["not white", "too little at some frequencies"]),
     (Warm(), POWER, -0.5, 1.0, False, ["blur is -0.5"]),
     (Warm(), POWER, 0.5, -1.0, False, ["noise is -1"]),
     (Warm(), POWER, 0.5, math.nan, False, ["noise is nan"]),
@@ -154,6 +166,9 @@ def test_the_grid_begins_at_the_start() -> None:
         (DDPM, EvenGrid(100, 1000), 0.0, 0.2),
         (BlurringDiffusion(blur_max=2.0), EvenGrid(100, 1.0, whole=False), 0.0731, 0.2),
         (IHDM(), EvenGrid(200, 200), 0.6, 0.02),
+        (FlowMatching(), FLOW, 0.0, 0.1),
+        (FlowMatching(HeatDissipation()), FLOW, 0.309, 0.1),
+        (ColouredNoise(DDPM, RED), EvenGrid(100, 1000), 0.0, 0.05),
     ],
     ids=lambda v: type(v).__name__,
 )
@@ -163,7 +178,7 @@ def test_the_dataset_oracle_finds_the_image_that_was_degraded(
 ) -> None:
     # At this noise an image is nearer to its own degraded self than to any other: the posterior is a point.
     x, draws = digits[:300:10], SeedStreams(range(30))
-    start = start_at(process, grid, alpha, beta)
+    start = start_at(process, grid, alpha, beta, add_noise=isinstance(process, ColouredNoise))
     y = observe(x, start.level.alpha.item(), beta, draws)
     assert (y - x).square().mean() > 1e-4
     found = restore(DatasetOracle(dct(digits), start.process), Sampler(grid, rule), start, y, draws, mean)
@@ -178,6 +193,7 @@ def test_the_dataset_oracle_finds_the_image_that_was_degraded(
         (Warm(RandomBNR()), POWER, 1.5, 1.0),
         (DDPM, STEPS, 0.0, 1.0),
         (IHDM(), EvenGrid(200, 200), 1.0, 0.02),
+        (FlowMatching(), FLOW, 0.0, 1.0),
     ],
     ids=lambda v: type(v).__name__,
 )
@@ -201,6 +217,9 @@ def test_the_mean_of_the_gaussian_oracle_is_wieners_filter(
         (Warm(ConstantBNR(0.5)), POWER, 0.5, 0.0),
         (LEE, STEPS, 0.1048, 1.234),  # more at high frequencies
         (SoftDiffusion(), STEPS, 1.0, 0.02),
+        (ColouredNoise(DDPM, RED), STEPS, 0.0, 0.5),  # more at low frequencies, and none at the highest
+        (ColouredNoise(DDPM, BlurredNoise()), STEPS, 0.0, 0.5),
+        (LowPassFlowMatching(), FLOW, 0.0, 0.5),
     ],
     ids=lambda v: type(v).__name__,
 )

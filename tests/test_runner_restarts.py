@@ -243,6 +243,16 @@ def test_a_spectrum_is_of_the_file_that_is_there(tmp_path: Path) -> None:
 FULL = "(d) R says x_res, D says M x0"
 
 
+def test_settings_are_for_data_sets_that_there_are() -> None:
+    """By name or size, the name's last; another word would never apply."""
+    content = {**GRID, "for_data": {"8x8": {"model.lr": 1e-3, "model.duration": 1e4}, "digits": {"model.lr": 1e-4}}}
+    found = expand(parse(content, Experiment, Path("x")), "digits", "small")[0].for_data
+    assert found == {"model.lr": 1e-4, "model.duration": 1e4}
+    content["for_data"] = {"8×8": {"model.lr": 1e-3}}
+    with pytest.raises(UserError, match=r"for_data names 8×8, which is no data set and no size.*16x16, 8x8"):
+        expand(parse(content, Experiment, Path("x")), "digits", "small")
+
+
 def test_a_smoke_run_is_quick_whatever_an_experiment_needs() -> None:
     content = {**GRID, "for_data": {"digits": {"model.duration": 1e9}}}
     (cell, *_) = expand(parse(content, Experiment, Path("x")), "digits", "smoke")

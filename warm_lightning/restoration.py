@@ -164,7 +164,8 @@ def find_start(process: Process, grid: Grid, like: Tensor, alpha: float, beta: f
     """The level at which a model can restore images with a blur of α pixels and white noise β.
 
     It is the level of the path with this blur and noise, within `TOLERANCE`; or, where noise may be added, the level
-    with this blur, if its noise is not less. A model that was trained on many paths takes the one nearest to (α, β).
+    with this blur, if its noise is not less. Noise of a colour is not less where it is β at its weakest frequency. A
+    model that was trained on many paths takes the one nearest to (α, β).
 
     Args:
         process: the process of the model.
@@ -197,6 +198,16 @@ def find_start(process: Process, grid: Grid, like: Tensor, alpha: float, beta: f
         f"{what} is the last level of the model, at which sampling ends: there is nothing that it could restore",
     )
     gains, scale = process.gains(level, like), per_image(process.scale(level), like)
+    weakest = (gains.noise.min() / (scale * level.beta)).item() if beta else 1.0
+    louder = find_level(process, first, alpha, beta / weakest) if 0 < weakest < 1 - TOLERANCE else None
+    if louder is not None:
+        check(
+            add_noise,
+            f"the model's noise at {what} is not white, and at some frequencies {weakest:.3g} times that; with "
+            f"add_noise the images get the model's noise at level {beta / weakest:.4g}, which is enough at all of them",
+        )
+        level, on_path = louder, False
+        gains, scale = process.gains(level, like), per_image(process.scale(level), like)
     off = (gains.signal - scale * log_blur_mask(level.alpha, like).exp()).abs().max() / scale.max()
     check(
         off.item() <= TOLERANCE,
