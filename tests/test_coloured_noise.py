@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from small import DIGITS, REPOSITORY, here
+from test_flow import PROCESSES as FLOWS
 from test_process_oracles import IMAGES, LIKE, PROCESSES, SPECTRUM, U0
 from torch import Tensor
 from truths import final_variance, gains_at
@@ -24,10 +25,11 @@ from warm_lightning.processes import (
     DataColour,
     Hot,
     PowerBand,
+    Process,
     VariancePreserving,
     Warm,
 )
-from warm_lightning.rng import SeedStreams
+from warm_lightning.rng import BatchDraws, SeedStreams
 from warm_lightning.samplers import Churn, Euler, EvenGrid, Heun, Multistep, PowerGrid, Sampler
 from warm_lightning.spectral import dct, frequencies, idct, second_moment
 from warm_lightning.types import Estimate, Gains
@@ -75,9 +77,13 @@ def test_correlated_noise_has_the_variances_of_its_pixels() -> None:
     torch.testing.assert_close(found, expected)  # a pixel's variance is 1 in both
 
 
-@pytest.mark.parametrize("name", [n for n in PROCESSES if n not in ("cold",)])
+NOISY: dict[str, Process] = {name: process for name, process in (PROCESSES | FLOWS).items() if name != "cold"}
+
+
+@pytest.mark.parametrize("name", NOISY)
 def test_flat_noise_is_the_process_itself_to_the_bit(name: str) -> None:
-    inner = PROCESSES[name]
+    """In sampling, and in what is drawn and made of an image in training."""
+    inner = NOISY[name]
     for part in inner.learners:
         part.learned = part.learn([IMAGES]) if part.learned is None else part.learned
     outer = ColouredNoise(inner, FLAT)
@@ -90,6 +96,13 @@ def test_flat_noise_is_the_process_itself_to_the_bit(name: str) -> None:
         start = draws.normal(1, 8, 8, dtype=torch.float64)
         found.append(sampler(DatasetOracle(U0, process), process, start, draws))
     assert torch.equal(*found)
+    seen = []
+    for process in (inner, outer):
+        draws = BatchDraws(0, 0, len(U0), torch.arange(len(U0)))
+        level = process.draw_level(torch.full((len(U0),), 0.4 * first), draws)
+        noise = process.noise(draws.normal(1, 8, 8), draws)
+        seen.append(process.degrade(Estimate(U0.float(), dct(noise)), process.gains(level, U0.float())))
+    assert torch.equal(*seen)
 
 
 def test_what_flat_noise_asks_of_a_network_is_epsilon_to_the_bit() -> None:

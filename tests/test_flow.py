@@ -31,7 +31,7 @@ from warm_lightning.processes import (
 from warm_lightning.rng import BatchDraws, SeedStreams
 from warm_lightning.samplers import AdaptiveHeat, Direct, Euler, EvenGrid, Grid, Heun, PowerGrid, Sampler
 from warm_lightning.spectral import dct, frequencies, idct, log_blur_mask
-from warm_lightning.types import Estimate
+from warm_lightning.types import Estimate, Level
 
 TIMES = [0.001, 0.1, 0.5, 0.9, 0.999]
 PROCESSES = {
@@ -178,6 +178,35 @@ def test_the_adaptive_step_is_heuns_where_half_is_right() -> None:
         found = Sampler(rule=Half()).descend(oracle, process, U0[:1], levels, SeedStreams([0]))
         errors.append((found - exact).norm().item())
     assert math.log2(errors[1] / errors[2]) == pytest.approx(2, abs=0.1)
+
+
+@pytest.mark.parametrize("clean", [(0.8, 0.5), (0.5, 0.8)])
+def test_the_adaptive_share_is_that_of_the_change_without_blurs_velocity(clean: tuple[float, float]) -> None:
+    """A step of one coefficient, in numbers: its share goes to the blur's own velocity, and is not 1/2."""
+    t, s, u = 0.6, 0.4, 1.3
+    rate = frequencies(LIKE)[0, 2].item()
+    place = torch.zeros_like(LIKE)
+    place[..., 0, 2] = 1
+
+    def velocities(x0: float, state: float, clock: float) -> tuple[float, float]:
+        blurred = (1 - clock) ** (rate / 2) * x0  # exp(-λα²/2), α² = -ln(1 - t)
+        return (blurred - state) / clock, -rate * blurred
+
+    v, w = velocities(clean[0], u, t)
+    v_s, w_s = velocities(clean[1], u + (t - s) * (v - w / 2), s)
+    plain, full = (v_s - v) ** 2, (v_s - w_s - v + w) ** 2
+    share = plain / (plain + full)
+    assert abs(share - 0.5) > 0.05
+    assert 0.05 < share < 0.95
+    expected = u + (t - s) / 2 * (v + v_s - share * (w + w_s))
+    process = FlowMatching(HeatDissipation())
+
+    def estimator(state: Tensor, level: Level) -> Estimate:
+        return Estimate((clean[0] if level.clock > 0.5 else clean[1]) * place, torch.zeros_like(place))
+
+    levels = [process.level(torch.tensor([clock], dtype=torch.float64)) for clock in (t, s)]
+    found = Sampler(rule=AdaptiveHeat()).descend(estimator, process, u * place, levels, SeedStreams([0]))
+    torch.testing.assert_close(found, expected * place)
 
 
 def test_the_adaptive_step_is_for_flows() -> None:

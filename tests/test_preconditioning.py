@@ -13,15 +13,28 @@ from warm_lightning.model import DiffusionModel
 from warm_lightning.networks import DDPMpp
 from warm_lightning.oracles import GaussianOracle
 from warm_lightning.parameterizations import (
+    ColouredEpsilon,
     DenoiseDeblur,
     Denoiser,
     DenoiseRestore,
     Epsilon,
     InvertedBlur,
     Parameterization,
+    StraightVelocity,
 )
 from warm_lightning.preconditioning import Coefficients, EDMPreconditioning, SpectralPreconditioning
-from warm_lightning.processes import BlurringDiffusion, ConstantBNR, Hot, Process, VariancePreserving, Warm
+from warm_lightning.processes import (
+    BlurringDiffusion,
+    ColouredNoise,
+    ConstantBNR,
+    DataColour,
+    FlowMatching,
+    Hot,
+    PowerBand,
+    Process,
+    VariancePreserving,
+    Warm,
+)
 from warm_lightning.samplers import EvenGrid, PowerGrid, Sampler
 from warm_lightning.spectral import dct, frequencies, idct
 from warm_lightning.types import Estimate, Gains, Level
@@ -110,6 +123,15 @@ def test_sigma_data_must_be_positive(sigma_data):
 SIZE = 8
 LEARNED = {"second_moment": 0.4 / (0.1 + frequencies(torch.zeros(3, SIZE, SIZE).double())) * torch.ones(3, 1, 1)}
 """S of a law of photographs."""
+
+
+def data_colour() -> DataColour:
+    """The colour of EqualSNR, for these data."""
+    colour = DataColour()
+    colour.learned = {"second_moment": LEARNED["second_moment"][:1]}
+    return colour
+
+
 SYSTEMS: list[tuple[Process, Parameterization, float]] = [
     (Hot(), Denoiser(), 0.7),
     (Hot(), DenoiseDeblur(), 0.7),
@@ -119,6 +141,9 @@ SYSTEMS: list[tuple[Process, Parameterization, float]] = [
     (Warm(ConstantBNR(0.5)), InvertedBlur(0.0), 0.3),
     (VariancePreserving(), Epsilon(), 300.0),
     (BlurringDiffusion(), Epsilon(), 0.4),
+    (FlowMatching(), StraightVelocity(), 0.6),
+    (ColouredNoise(VariancePreserving(), PowerBand(-0.5)), ColouredEpsilon(), 300.0),
+    (ColouredNoise(VariancePreserving(), data_colour()), Denoiser(), 300.0),
 ]
 
 

@@ -1,6 +1,7 @@
 """Options of training beside Algorithm 1: the choice of noise, the learned weight of levels, the falling rate."""
 
 import json
+import math
 from functools import partial
 from pathlib import Path
 
@@ -54,6 +55,16 @@ def test_a_head_that_says_nothing_is_the_squared_error(bands: int) -> None:
     errors = torch.randn(3, 2, 3, 8, 8)
     loss = LearnedUncertainty(branches=2, bands=bands)(errors, gains(0.7))
     torch.testing.assert_close(loss, SquaredError()(errors, gains(0.7)))
+
+
+def test_a_head_that_says_the_same_of_all_levels_leaves_their_weights_alone() -> None:
+    """L/e^u + u with one u: the squared error up to a factor and a constant."""
+    loss = LearnedUncertainty()
+    loss.uncertainty = lambda gains, like: torch.full((1, 1, 1, 1, 1), 0.8)
+    errors = torch.randn(3, 1, 3, 8, 8)
+    for beta in (0.02, 3.0):
+        expected = SquaredError()(errors, gains(beta)) * math.exp(-0.8) + 0.8 * errors[0].numel()
+        torch.testing.assert_close(loss(errors, gains(beta)), expected)
 
 
 @pytest.mark.parametrize("bands", [1, 3])
