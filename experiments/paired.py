@@ -15,7 +15,7 @@ from scipy.special import stdtrit
 from warm_lightning.records import markdown_table
 
 from .experiment import Plot
-from .results import Group
+from .results import Group, labels_of
 
 CONFIDENCE = 0.95
 POWER = 0.8
@@ -230,7 +230,7 @@ def paired_pivot(plot: Plot, groups: Sequence[Group], name: str) -> list[str]:
     if not found:
         return []
     _, *lines = dict.fromkeys(group.cell.labels[str(plot.lines)] for group in groups)
-    places = [p for p in dict.fromkeys(group.cell.labels[plot.x] for group in groups) if any(p == c for c, _ in found)]
+    places = [p for p in labels_of(groups, plot.x) if any(p == c for c, _ in found)]
     rows = [[line, *(_cell(found.get((place, line))) for place in places)] for line in lines]
     trainings = sorted({group.trainings for group in groups})
     about = (

@@ -19,7 +19,7 @@ from warm_lightning.analysis.figures import PHONE_WIDTH, legend_columns, new_fig
 from .experiment import Plot
 from .measures import score_of
 from .paired import Comparison, baseline_title, comparisons, half_width, line_of, place_of
-from .results import Group
+from .results import Group, labels_of
 
 FAR = 3
 """Values that differ by more than this factor have a logarithmic axis, and a reference value this many times above or
@@ -100,7 +100,7 @@ def score_figure(groups: Sequence[Group], plot: Plot, name: str) -> Figure:
     if len({line_of(group, plot) for group in groups}) > MOST_LINES:
         turned = [replace(comparison, arm=comparison.place, place=comparison.arm) for comparison in found]
         return row_figure(groups, Plot(str(plot.lines), plot.x, plot.labels), name, turned, baseline)
-    positions = as_numbers(list(dict.fromkeys(group.cell.labels[plot.x] for group in groups)))
+    positions = as_numbers(labels_of(groups, plot.x))
     if positions is None:
         return row_figure(groups, plot, name, found, baseline)
     return line_figure(groups, plot, name, found, baseline, positions)
@@ -184,7 +184,7 @@ def shifted(axes: Axes, numbers: Sequence[float], part: float) -> list[float]:
 def row_figure(groups: Sequence[Group], plot: Plot, name: str, found: Sequence[Comparison], baseline: str) -> Figure:
     """A figure with a row for each place, in which each line has a colour; see `score_figure` and `line_figure`."""
     lines = list(dict.fromkeys(line_of(group, plot) for group in groups))
-    places = list(dict.fromkeys(place_of(group, plot) for group in groups))
+    places = labels_of(groups, plot.x)
     compared = list(dict.fromkeys(comparison.place if plot.lines else comparison.arm for comparison in found))
     panel_rows = [places, compared] if found else [places]
     titles = [[fill(row, ROW_LETTERS) for row in rows] for rows in panel_rows]

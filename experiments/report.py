@@ -19,7 +19,7 @@ from .experiment import Experiment, Plot, data_set
 from .measures import Measure
 from .paired import paired_pivot, paired_table, panels, place_of
 from .plots import references, score_figure
-from .results import Group, Result, duration, group_by_seed, shown_names
+from .results import Group, Result, duration, group_by_seed, labels_of, shown_names
 
 Pictures = dict[str, Figure | bytes]
 """Figures, or contents of PNG files, by their titles or the names of their files."""
@@ -172,7 +172,7 @@ def reference_rows(
 def pivot_table(plot: Plot, groups: Sequence[Group], name: str) -> Table:
     """A table of one value, with a row for each label of one axis and a column for each of another."""
     down = str(plot.lines)
-    columns = list(dict.fromkeys(group.cell.labels[plot.x] for group in groups))
+    columns = labels_of(groups, plot.x)
     by_labels = {(group.cell.labels[down], group.cell.labels[plot.x]): group for group in groups}
     rows = []
     for line in dict.fromkeys(group.cell.labels[down] for group in groups):

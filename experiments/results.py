@@ -192,6 +192,22 @@ def group_by_seed(results: Sequence[Result]) -> list[Group]:
     return [Group(tuple(group)) for group in groups.values()]
 
 
+def labels_of(groups: Sequence[Group], axis: str) -> list[str]:
+    """The labels of an axis in the order of the experiment's file, also where some combinations are not measured."""
+    lines: dict[tuple[str, ...], list[str]] = {}
+    for group in groups:
+        others = tuple(label for name, label in group.cell.labels.items() if name != axis)
+        lines.setdefault(others, []).append(group.cell.labels[axis])
+    order: list[str] = []
+    for line in lines.values():
+        place = 0
+        for label in line:
+            if label not in order:
+                order.insert(place, label)
+            place = order.index(label) + 1
+    return order
+
+
 def shown_names(groups: Sequence[Group]) -> list[str]:
     """The names of the values that tables show for groups."""
     return list(dict.fromkeys(name for group in groups for name in group.first.shown))

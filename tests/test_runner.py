@@ -251,6 +251,12 @@ def test_axes_that_a_plot_does_not_show_have_plots_of_their_own(tmp_path: Path, 
         assert (tmp_path / "out" / "grid-digits-smoke" / f"fd16_digits-on-digits-steps-{name}.png").is_file()
 
 
+def test_columns_have_the_order_of_the_file_where_cells_are_missing(tmp_path: Path, pretend: Pretend) -> None:
+    assert start(tmp_path, GRID, "--only=BNR=0", "--only=NFE=5") == 0
+    assert start(tmp_path, GRID, "--only=BNR=0.5") == 0
+    assert "| BNR \\ NFE | 3 | 5 |" in report(tmp_path).replace("measured: fd16_digits, ", "")
+
+
 def test_lines_are_compared_with_a_place_along_them(tmp_path: Path, pretend: Pretend) -> None:
     assert start(tmp_path, {**GRID, "plot": {**GRID["plot"], "compared_with": "5"}}) == 0
     text = report(tmp_path).partition("Paired differences of fd16_digits from NFE 5")[2]
