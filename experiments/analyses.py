@@ -216,12 +216,15 @@ class Bits(Measure):
         num_images: the largest number of images.
         split: which images: held_out or train.
         steps: number of steps of Heun's rule.
+        last_noise: noise level β of the last level, by which models of different samplers are compared; None for the
+            sampler's own.
         only: labels by axis, such as sampler: "35", of the cells that are measured; all if empty.
     """
 
     num_images: int = 256
     split: Literal["held_out", "train"] = "train"
     steps: int = 100
+    last_noise: float | None = None
     only: dict[str, str] = field(default_factory=dict)
 
     result_file = "bits.json"
@@ -235,7 +238,8 @@ class Bits(Measure):
     def arguments(self, cell: Cell, folder: Path, checkpoint: Path) -> list[str]:
         count = min(self.num_images, cell.scale.images)
         paths = [f"--ckpt_path={checkpoint}", f"--outdir={folder}", f"--num_images={count}"]
-        return ["bits", *model_and_data(cell), *paths, f"--split={self.split}", f"--steps={self.steps}"]
+        noise = [] if self.last_noise is None else [f"--last_noise={self.last_noise}"]
+        return ["bits", *model_and_data(cell), *paths, f"--split={self.split}", f"--steps={self.steps}", *noise]
 
     def read(self, cell: Cell, folder: Path) -> Reading:
         content = load(folder / "bits.json")

@@ -34,6 +34,7 @@ from warm_lightning.processes import (
     BlurringDiffusion,
     ColdDiffusion,
     ConstantBNR,
+    FlowMatching,
     Hot,
     PFGMpp,
     Process,
@@ -151,6 +152,30 @@ def test_bits_of_images_of_normal_data() -> None:
     exact = -(log_p + gains.log_signal.sum()) / (64 * math.log(2)) + math.log2(127.5)
     # Heun's error in 200 steps is 0.006; a wrong level, scale or sign is whole bits.
     torch.testing.assert_close(found, exact, rtol=0, atol=1e-2)
+
+
+def test_bits_down_to_the_same_noise_are_comparable() -> None:
+    """Of one law of images, whatever the scale, clock and grid of the process, and with the bits of its density."""
+    images, found = quantise(digits(4).float()), []
+    for process, grid in (
+        (Hot(), PowerGrid(18)),
+        (VariancePreserving(), EvenGrid(18, 1000)),
+        (FlowMatching(), EvenGrid(18, 1.0, whole=False)),
+    ):
+        way = rising_levels(process, grid, 200, last_noise=0.05)
+        assert way[0].beta.item() == pytest.approx(0.05)
+        oracle = GaussianOracle(SPECTRUM, process)
+        found.append(bits_of_images(oracle, process, images, way, SeedStreams(range(4)), probes=1))
+        assert excess_at_most(process.gains(way[0], RATES)) == pytest.approx(
+            excess_at_most(Gains(0 * RATES, 0.05 + 0 * RATES))
+        )
+    u = last_noisy_state(Hot(), images, level(Hot(), 0.05), SeedStreams(range(4)))
+    exact = math.log2(127.5) - normal_log(u, SPECTRUM + 0.05**2) / (64 * math.log(2))
+    for bits in found:
+        torch.testing.assert_close(bits, exact, rtol=0, atol=1e-2)  # Heun's error, as above
+    for noise in (0.0, -1.0, 100.0):
+        with pytest.raises(UserError, match=r"--last_noise is .* below its first, 80"):
+            rising_levels(Hot(), PowerGrid(18), 10, last_noise=noise)
 
 
 def test_images_are_uniform_over_their_grey_levels() -> None:

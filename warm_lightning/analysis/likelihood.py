@@ -18,6 +18,7 @@ from warm_lightning.analysis.impulses import constant
 from warm_lightning.errors import check
 from warm_lightning.images import dequantise
 from warm_lightning.processes import Process
+from warm_lightning.restoration import find_clock
 from warm_lightning.rng import Draws
 from warm_lightning.samplers import Grid, PowerGrid
 from warm_lightning.samplers.rules import fresh_noise, move
@@ -67,17 +68,34 @@ def with_divergence(function: Callable[[Tensor], Tensor], u: Tensor, probes: Pro
 # ---- density
 
 
-def rising_levels(process: Process, grid: Grid, steps: int) -> list[Level]:
+def rising_levels(process: Process, grid: Grid, steps: int, last_noise: float | None = None) -> list[Level]:
     """Levels from a sampler's last one above 0 up to its first, with t^(1/7) evenly spaced in the clock t; [1] each.
 
+    Args:
+        process: of the model.
+        grid: of its sampler.
+        steps: number of levels but one.
+        last_noise: noise level β of the last level above 0, in place of the sampler's own.
+
     Raises:
-        UserError: the sampler has no two levels above 0.
+        UserError: the sampler has no two levels above 0, or the process has no such noise below the first.
     """
     clocks = grid.clocks()
-    check(
-        len(clocks) > 2, "model.sampler.grid has only one level above the last, but the flow needs two: raise its steps"
-    )
-    ends = clocks[[0, -2]]
+    if last_noise is None:
+        check(
+            len(clocks) > 2,
+            "model.sampler.grid has only one level above the last, but the flow needs two: raise its steps",
+        )
+        last = clocks[-2:-1]
+    else:
+        found = find_clock(process, clocks[:1], "beta", last_noise) if last_noise > 0 else None
+        first = process.level(clocks[:1]).beta.item()
+        check(
+            found is not None and bool(0 < found < clocks[0]),
+            f"--last_noise is {last_noise:g}: give a noise level of the model above 0 and below its first, {first:.4g}",
+        )
+        last = clocks[:1] if found is None else found
+    ends = torch.cat([clocks[:1], last])
     between = PowerGrid(steps + 1, *ends.flip(0).tolist()).clocks()[1:-2]  # without its ends, which are rounded
     return [process.level(clock) for clock in torch.cat([ends[:1], between, ends[1:]]).flip(0).split(1)]
 

@@ -27,6 +27,7 @@ def bits(
     num_images: int = 256,
     seed: int = 0,
     steps: int = 100,
+    last_noise: float | None = None,
     probes: int = 1,
     weights: Weights = "ema",
     batch_size: int = 64,
@@ -57,6 +58,8 @@ def bits(
         seed: of the choice of images, and of the random numbers for each image.
         steps: steps of Heun's rule, whose error falls with their square: for normal data and β from 0.002 to 80 it is
             0.01 bits at 100 steps. Halve the steps to estimate the error for a model.
+        last_noise: noise level β of the last level, in place of the sampler's last one above 0. With the same for all,
+            models of other samplers can be compared: a network of DDPM knows 0.01 and more, one of EDM 0.002.
         probes: random vectors for the divergence; 0 computes it exactly, with a backward pass for every dimension.
         weights: ema (averaged) or raw (last).
         batch_size: images at once.
@@ -71,7 +74,7 @@ def bits(
     model = devices.move(trained_model.model(weights)).replaced(guidance=1.0)
     process, device = model.process, model.state_device
     like = torch.zeros(1, *model.image_shape, dtype=torch.float64, device=device)
-    levels = rising_levels(process, model.sampler.grid, steps)
+    levels = rising_levels(process, model.sampler.grid, steps, last_noise)
     process.check_noise(levels, like)
     prior_deviation(process, levels[-1], like)  # checks the process before any image is read
     folder = writable_folder(outdir)
