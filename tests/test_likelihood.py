@@ -174,7 +174,7 @@ def test_bits_down_to_the_same_noise_are_comparable() -> None:
     for bits in found:
         torch.testing.assert_close(bits, exact, rtol=0, atol=1e-2)  # Heun's error, as above
     for noise in (0.0, -1.0, 100.0):
-        with pytest.raises(UserError, match=r"--last_noise is .* below its first, 80"):
+        with pytest.raises(UserError, match=r"--last_noise is .* below the first, 80"):
             rising_levels(Hot(), PowerGrid(18), 10, last_noise=noise)
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from warm_lightning.analysis.impulses import constant
-from warm_lightning.errors import check
+from warm_lightning.errors import UserError, check
 from warm_lightning.images import dequantise
 from warm_lightning.processes import Process
 from warm_lightning.restoration import find_clock
@@ -89,12 +89,10 @@ def rising_levels(process: Process, grid: Grid, steps: int, last_noise: float | 
         last = clocks[-2:-1]
     else:
         found = find_clock(process, clocks[:1], "beta", last_noise) if last_noise > 0 else None
-        first = process.level(clocks[:1]).beta.item()
-        check(
-            found is not None and bool(0 < found < clocks[0]),
-            f"--last_noise is {last_noise:g}: give a noise level of the model above 0 and below its first, {first:.4g}",
-        )
-        last = clocks[:1] if found is None else found
+        if found is None or not 0 < found < clocks[0]:
+            first = process.level(clocks[:1]).beta.item()
+            raise UserError(f"--last_noise is {last_noise:g}: give a noise level above 0 and below the first, {first:.4g}")
+        last = found
     ends = torch.cat([clocks[:1], last])
     between = PowerGrid(steps + 1, *ends.flip(0).tolist()).clocks()[1:-2]  # without its ends, which are rounded
     return [process.level(clock) for clock in torch.cat([ends[:1], between, ends[1:]]).flip(0).split(1)]
