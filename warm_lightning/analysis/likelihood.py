@@ -91,7 +91,7 @@ def rising_levels(process: Process, grid: Grid, steps: int, last_noise: float | 
         found = find_clock(process, clocks[:1], "beta", last_noise) if last_noise > 0 else None
         if found is None or not 0 < found < clocks[0]:
             first = process.level(clocks[:1]).beta.item()
-            raise UserError(f"--last_noise is {last_noise:g}: give a noise level above 0 and below the first, {first:.4g}")
+            raise UserError(f"--last_noise is {last_noise:g}: give a level above 0 and below the first, {first:.4g}")
         last = found
     ends = torch.cat([clocks[:1], last])
     between = PowerGrid(steps + 1, *ends.flip(0).tolist()).clocks()[1:-2]  # without its ends, which are rounded
