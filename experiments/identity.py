@@ -50,7 +50,7 @@ TRAINER = (
 CONFIG = "--config="
 NO_PROGRESS_BAR = "--trainer.enable_progress_bar=false"
 REFERENCES = "--scores.reference_stats="
-OUTPUT_PATHS = ("--trainer.default_root_dir=", "--ckpt_path=", "--outdir=", "--grid=", REFERENCES)
+FILE_OPTIONS = ("--trainer.default_root_dir=", "--ckpt_path=", "--outdir=", "--grid=", REFERENCES)
 """Options that say where files are."""
 SPECTRUM = re.compile("^(--spectrum=).*/")
 """An option whose folder says where a file is, while the file's name says which images it is of."""
@@ -83,7 +83,7 @@ def measurement_identity(options: Sequence[str], arguments: Sequence[str], train
     call = [
         SPECTRUM.sub(r"\1", argument)
         for argument in arguments
-        if argument not in ignored and not argument.startswith(OUTPUT_PATHS)
+        if argument not in ignored and not argument.startswith(FILE_OPTIONS)
     ]
     scores = without(config["scores"], SCORE_SPEED) if arguments[0] == "test" else None
     model = without(of_all_versions(config["model"]), MODEL_SPEED)

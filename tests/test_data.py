@@ -10,7 +10,7 @@ from jsonargparse import ArgumentParser
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from warm_lightning.data import Digits, ImageDataModule, ImageFolder
+from warm_lightning.data import Digits, ImageDataModule, ImageFolder, ImageSet
 from warm_lightning.errors import UserError
 
 
@@ -115,6 +115,10 @@ def test_many_images_decoded_by_threads_keep_their_order(tmp_path, kind):
     images = [pixels(64, 1) for _ in range(150)] + [pixels(64)]
     path = store(tmp_path, {f"{i:04}.png": encode(image) for i, image in enumerate(images)}, kind)
     found = ImageFolder(path, resolution=64).train_images().images
+    # One hash for the same pixels in memory and in files; another for another order.
+    in_memory, in_files = (ImageFolder(path, resolution=64, cache=c).train_images() for c in (True, False))
+    assert in_memory.pixels_hash() == in_files.pixels_hash()
+    assert ImageSet.without_classes(found.flip(0)).pixels_hash() != in_memory.pixels_hash()
     # All grey but the last: three channels from the first on.
     assert torch.equal(found, torch.stack([chw(image).expand(3, 64, 64) for image in images]))
 

@@ -155,7 +155,7 @@ def test_bits_of_images_of_normal_data() -> None:
 
 
 def test_bits_down_to_the_same_noise_are_comparable() -> None:
-    """Of one law of images, whatever the scale, clock and grid of the process, and with the bits of its density."""
+    """Bits of normal images are those of their density, whatever the scale, clock and grid of the process."""
     images, found = quantise(digits(4).float()), []
     for process, grid in (
         (Hot(), PowerGrid(18)),
@@ -278,6 +278,9 @@ def test_command(learned_ckpt: Path, tmp_path: Path) -> None:
     other = run("c", "--seed=1", "--split=train", "--probes=0", "--weights=raw")
     assert other["protocol"]["divergence"] == "exact"
     assert other["bpd"] != found["bpd"]
+    noisier = run("d", "--last_noise=0.06")
+    assert noisier["protocol"]["levels"]["beta"][0] == pytest.approx(0.06)
+    assert noisier["excess_at_most"] > found["excess_at_most"]
 
 
 def test_exact_divergence_is_the_mean_of_probes(learned_ckpt: Path, tmp_path: Path) -> None:

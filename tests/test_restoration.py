@@ -100,6 +100,8 @@ def test_levels_beside_the_path_are_refused() -> None:
         assert find_level(Warm(ConstantBNR(0.5)), first, alpha, beta) is None
 
 
+# The amplitudes of `RED` on 8×8 are √(c/λ), with a mean square of 1: at the highest frequency √(1/98/S) = 0.317, where
+# S is the mean of 1/(i² + j²) over all i, j < 8, with 1 at (0, 0).
 REFUSED = [
     (Warm(), POWER, 0.7, 1.0, False, ["the model has a blur of 0.5 pixels", "0.7 pixels, noise 1.4; with add"]),
     (Warm(), POWER, 0.2, 1.0, True, ["the model has a blur of 0.5 pixels", "0.2 pixels, noise 0.4; restore"]),

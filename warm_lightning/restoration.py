@@ -199,14 +199,14 @@ def find_start(process: Process, grid: Grid, like: Tensor, alpha: float, beta: f
     )
     gains, scale = process.gains(level, like), per_image(process.scale(level), like)
     weakest = (gains.noise.min() / (scale * level.beta)).item() if beta else 1.0
-    louder = find_level(process, first, alpha, beta / weakest) if 0 < weakest < 1 - TOLERANCE else None
-    if louder is not None:
+    noisier = find_level(process, first, alpha, beta / weakest) if 0 < weakest < 1 - TOLERANCE else None
+    if noisier is not None:
         check(
             add_noise,
             f"the model's noise at {what} is not white, and at some frequencies {weakest:.3g} times that; with "
             f"add_noise the images get the model's noise at level {beta / weakest:.4g}, which is enough at all of them",
         )
-        level, on_path = louder, False
+        level, on_path = noisier, False
         gains, scale = process.gains(level, like), per_image(process.scale(level), like)
     off = (gains.signal - scale * log_blur_mask(level.alpha, like).exp()).abs().max() / scale.max()
     check(

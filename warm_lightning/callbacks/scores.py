@@ -70,8 +70,8 @@ class ScoreSamples(Expected):
         reference_stats: files of `warm reference-stats`, or with `mu` and `sigma` alone, one for each extractor in
             order, null for none; a single file is the first extractor's. With a file of `warm reference-stats`, the
             data are not read. With a file of another program, the Fréchet distance is computed from it and the other
-            scores from the data. Or a folder, for all extractors: what is measured of the data is kept there, and read
-            again where images, extractor, scores and protocol are the same.
+            scores from the data. Or a folder, a path without .npz, for all extractors: what is measured of the data is
+            kept there, and read again where images, extractor, scores and protocol are the same.
         companions: whether to score halves of the data and the Gaussian, too. Without, a file of `mu` and `sigma`
             alone leaves out all scores that need more, instead of computing them from the data.
         max_neighbours: kernel distance, precision and recall compare the first so many samples with as many
