@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import get_args
 
-from warm_lightning.cli import open_streams, reason, use_utf8
+from warm_lightning.cli import reason, run_program
 from warm_lightning.errors import UserError
 from warm_lightning.paths import path_argument
 
@@ -84,16 +84,21 @@ def parser(program: str = PROGRAM) -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; returns the exit code: 1 if a run failed, 2 for a user's error, 130 after Ctrl-C."""
-    open_streams()
-    use_utf8(restart=arguments is None)
+    """Run a command; returns the exit code: 1 if a run failed, 2 for a user's error, others as `run_program` says."""
+    return run_program(reported, arguments)
+
+
+def reported(arguments: list[str]) -> int:
+    """Run a command as `answer` does, with a user's error as one line on stderr; then it returns 2."""
     try:
-        return answer(list(sys.argv[1:] if arguments is None else arguments))
+        code = answer(arguments)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        raise
     except (UserError, OSError) as error:
         print(f"experiments: {reason(error)}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        return 130
 
 
 def answer(arguments: list[str], program: str = PROGRAM) -> int:

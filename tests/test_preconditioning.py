@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from warm_lightning.errors import UserError
-from warm_lightning.losses import LogNormal, Uniform
+from warm_lightning.losses import LogNormal, SpectrumWeighted, SquaredError, Uniform
 from warm_lightning.model import DiffusionModel
 from warm_lightning.networks import DDPMpp
 from warm_lightning.oracles import GaussianOracle
@@ -229,6 +229,30 @@ def test_errors_are_those_of_outputs_in_units_of_c_out(process, parameterization
     torch.testing.assert_close(errors[known], (expected / out)[known], rtol=1e-6, atol=1e-6)
     assert errors.isfinite().all()
     assert known.double().mean() > 0.4
+
+
+@pytest.mark.parametrize("beta", [0.002, 0.4, 80.0])
+@pytest.mark.parametrize("sigma_data", [0.5, 0.8])
+def test_spectrum_weighted_loss_is_edms_loss_of_the_same_outputs(beta, sigma_data):
+    """With power 1 the loss is that of the same outputs by EDM's c_out, and with power 0 the squared error."""
+    truth = Estimate(*(dct(torch.randn(2, 3, 3, SIZE, SIZE, dtype=torch.float64))))
+    level = hot(torch.full((3,), beta, dtype=torch.float64))
+    gains = Hot().gains(level, truth.clean)
+    x, preconditioning = idct(Hot().degrade(truth, gains)), SpectralPreconditioning(c=0.3, s=1.2)
+    c = preconditioning(level, gains, Denoiser())
+    raw = torch.randn(3, 1, 3, SIZE, SIZE, dtype=torch.float64)
+    errors = preconditioning.errors(raw, x, c, truth, gains, Denoiser())
+    in_pixels = (c.outputs(x, raw) - idct(truth.clean).unsqueeze(1)) / edm(level, sigma_data).out
+    loss = SpectrumWeighted(c=0.3, s=1.2, sigma_data=sigma_data)(errors, gains)
+    torch.testing.assert_close(loss, SquaredError()(in_pixels, gains), rtol=1e-8, atol=0)
+    torch.testing.assert_close(SpectrumWeighted(power=0)(errors, gains), SquaredError()(errors, gains))
+
+
+def test_spectrum_weighted_loss_refuses_powers_and_is_finite_where_nothing_is_left():
+    with pytest.raises(UserError, match="sigma_data 0: both must be positive"):
+        SpectrumWeighted(sigma_data=0)
+    nothing = Gains(torch.full((1, 1, 4, 4), -1e3), torch.zeros(1, 1, 4, 4))
+    assert SpectrumWeighted()(torch.ones(1, 1, 3, 4, 4), nothing).item() == 0
 
 
 @pytest.mark.parametrize("kind", [EDMPreconditioning, SpectralPreconditioning])

@@ -5,7 +5,7 @@ import io
 import locale
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from importlib.util import find_spec
 from typing import Any, TextIO, cast
@@ -60,11 +60,20 @@ examples:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return the exit code.
+    """Run one command and return the exit code, see `run_program`."""
+    return run_program(answer, arguments)
+
+
+def run_program(answer: Callable[[list[str]], int], arguments: Sequence[str] | None) -> int:
+    """Run a program of the command line and return its exit code.
+
+    Args:
+        answer: runs one command, flushes its output, and returns 0, or 2 for a user's error, which it has printed as
+            one line on stderr.
+        arguments: the command and its options; None for those of this process.
 
     Returns:
-        0; 2 for a user's error, which is one line on stderr; 130 after Ctrl-C; 141 if the reader of the output has
-        closed it.
+        what `answer` returns; 130 after Ctrl-C; 141 if the reader of the output has closed it.
     """
     open_streams()
     use_utf8(restart=arguments is None)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from warm_lightning.errors import check
 from warm_lightning.rng import Draws
-from warm_lightning.spectral import band_index, dct, frequencies
+from warm_lightning.spectral import band_index, dct, frequencies, positive_frequencies
 from warm_lightning.types import Gains
 
 
@@ -240,6 +240,39 @@ class StepWeighted(Loss):
         used = -gains.log_signal * gains.signal / torch.where(lost, gains.lost, 1.0)
         weight = torch.where(lost, used, 1.0).clamp(min=self.floor)
         return torch.stack([blurred, weight * residual], dim=1).square().sum(dim=(2, 3, 4))
+
+
+class SpectrumWeighted(Loss):
+    """The squared error in which frequencies weigh as with EDM's preconditioning, for `SpectralPreconditioning`.
+
+    Preconditioning per frequency divides an error by the c_out of its frequency, so that all frequencies weigh the
+    same. EDM's c_out is that of S = σ_d² at all frequencies, so that all weigh the same in pixels. The squared ratio of
+    the two, for the clean image, is
+
+        w = (A² + B²/σ_d²)/(A² + B²/S),
+
+    which is 1 without noise and S/σ_d² in noise alone. The loss is w^power times the squared error, with S = c/λ^s.
+
+    Args:
+        power: 1 for EDM's weights, 0 for `SquaredError`.
+        c: of the law of S.
+        s: likewise.
+        sigma_data: σ_d.
+    """
+
+    def __init__(self, power: float = 1.0, c: float = 0.4, s: float = 1.0, sigma_data: float = 0.5) -> None:
+        check(c > 0 and sigma_data > 0, f"c is {c} and sigma_data {sigma_data}: both must be positive")
+        self.power = power
+        self.c = c
+        self.s = s
+        self.sigma_data = sigma_data
+
+    def __call__(self, errors: Tensor, gains: Gains) -> Tensor:
+        inverse = positive_frequencies(errors) ** self.s / self.c
+        signal, noise = gains.signal.square(), gains.noise.square()
+        nothing_left = torch.finfo(errors.dtype).tiny  # where a blur has taken all and there is no noise
+        weight = (signal + noise / self.sigma_data**2) / (signal + noise * inverse).clamp(min=nothing_left)
+        return (weight.pow(self.power).unsqueeze(1) * dct(errors).square()).sum(dim=(2, 3, 4))
 
 
 class HeatVelocityError(Loss):
