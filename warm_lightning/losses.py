@@ -247,17 +247,18 @@ class SpectrumWeighted(Loss):
 
     Preconditioning per frequency divides an error by the c_out of its frequency, so that all frequencies weigh the
     same. EDM's c_out is that of S = σ_d² at all frequencies, so that all weigh the same in pixels. The squared ratio of
-    the two, for the clean image, is
+    the two is, by the formula for c_out in `warm_lightning.preconditioning`,
 
         w = (A² + B²/σ_d²)/(A² + B²/S),
 
     which is 1 without noise and S/σ_d² in noise alone. The loss is w^power times the squared error, with S = c/λ^s.
+    Under a blur EDM's c_out has A = 1, and w has the blur's A.
 
     Args:
         power: 1 for EDM's weights, 0 for `SquaredError`.
-        c: of the law of S.
-        s: likewise.
-        sigma_data: σ_d.
+        c: the power at λ = 1; `warm spectrum` fits it and s.
+        s: the exponent of the law.
+        sigma_data: σ_d, the standard deviation of the data's pixels in [-1, 1].
     """
 
     def __init__(self, power: float = 1.0, c: float = 0.4, s: float = 1.0, sigma_data: float = 0.5) -> None:
