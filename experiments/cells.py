@@ -52,6 +52,8 @@ class Point:
         set: settings for training and sampling.
         sample_overlays: configurations for sampling only.
         sample: settings for sampling only.
+        sample_with: settings for sampling that go with a value of another axis, by AXIS=LABEL, such as sampler=35; they
+            replace what that value sets.
         for_data: settings that are needed on some data set, by its name, or by a size of images, such as 8x8; those by
             the name come last.
         sampled: names of other axes whose values, together with this value, only change the sampler, so that one
@@ -64,6 +66,7 @@ class Point:
     set: Settings = field(default_factory=dict)
     sample_overlays: list[str] = field(default_factory=list)
     sample: Settings = field(default_factory=dict)
+    sample_with: dict[str, Settings] = field(default_factory=dict)
     for_data: dict[str, Settings] = field(default_factory=dict)
     sampled: list[str] = field(default_factory=list)
     quick: Settings = field(default_factory=dict)

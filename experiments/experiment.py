@@ -242,6 +242,8 @@ def combinations(experiment: Experiment) -> Iterator[tuple[str, dict[str, str], 
             for name, _, point in chosen
         ]
         merged = merge([base, *points])
+        for text, point in product([f"{name}={label}" for name, label, _ in chosen], points):
+            merged.sample.update(point.sample_with.get(text, {}))
         if not merged.only or paper_dataset in merged.only:
             yield paper_dataset, {name: label for name, label, _ in chosen}, merged
 
@@ -339,6 +341,9 @@ def check_axes(experiment: Experiment) -> None:
         known = plot.compared_with in labels
         check(known, f"{experiment.title}: compared_with is {plot.compared_with}; {plot.x} has {', '.join(labels)}")
     points = [point for axis in experiment.axes.values() for point in axis.points.values()]
+    values = {f"{name}={label}" for name, axis in experiment.axes.items() for label in axis.by_label()}
+    absent = sorted({text for point in points for text in point.sample_with} - values)
+    check(not absent, f"{experiment.title}: sample_with names {absent[:1]}; the axes are {axes_text(experiment)}")
     needed = {*experiment.for_data, *(key for point in points for key in point.for_data)}
     there = {path.stem for path in DATA.glob("*.yaml")}
     if needed - there:

@@ -11,12 +11,14 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import chdir, contextmanager
 from functools import cache
 from pathlib import Path
+from pydoc import locate
 from threading import Lock
-from typing import Any
+from typing import Any, cast
 
 from warm_lightning.checkpoints import GUIDANCE, SAMPLING_ARGUMENTS
 from warm_lightning.config import resolved_config
 from warm_lightning.data.sources import source_name
+from warm_lightning.learning import Learner
 from warm_lightning.paths import expand
 from warm_lightning.records import file_hash, fingerprint
 from warm_lightning.shipped import CHECKOUT, SHIPPED, config_file
@@ -64,6 +66,9 @@ def training_identity(options: Sequence[str]) -> dict[str, Any]:
     """
     config = resolved(options)
     model = without(of_all_versions(config["model"]), (*SAMPLING, *MODEL_SPEED))
+    guide = config["model"].get("guide")
+    if guide and cast(type[Learner], locate(guide["class_path"])).needs:  # it is made in the training
+        model["guide"] = guide
     meaning = model["parameterization"]
     arguments = without(meaning.get("init_args", {}), SAMPLING_ARGUMENTS)
     model["parameterization"] = {"class_path": meaning["class_path"]} | ({"init_args": arguments} if arguments else {})

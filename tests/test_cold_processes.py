@@ -142,7 +142,7 @@ def test_blurred_images_are_known_at_the_first_level_alone(process: Process) -> 
 
 @pytest.mark.parametrize("process", [IHDM(), SoftDiffusion(), ColdDiffusion()])
 def test_processes_that_have_not_learned_are_refused(process: Process) -> None:
-    with pytest.raises(UserError, match=f"^{type(process).__name__} .*has seen none: train it") as error:
+    with pytest.raises(UserError, match=f"^{type(process).__name__} .*has learned nothing: train it") as error:
         process.prior(noise(1, 1, 8, 8), process.level(clocks(process.max_clock)), SeedStreams([0]))
     assert "\n" not in str(error.value)
 

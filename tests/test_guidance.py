@@ -1,14 +1,16 @@
 """Classifier-free guidance, and what the module tells its network."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from lightning import Trainer
-from small import DIGITS, refusal
+from small import DIGITS, fit, here, refusal
 from test_module import a_batch, small_network
+from torch.nn.utils import parameters_to_vector
 
 from warm_lightning import load_checkpoint, load_config
 from warm_lightning.augment import Augmentation
@@ -113,7 +115,7 @@ def test_images_of_a_guided_model_name_their_guide(weaker: Path, tmp_path: Path)
     command = ["generate", f"--ckpt_path={weaker}", "--seeds=0-1", f"--outdir={out}", "--steps=2"]
     assert main([*command, *guide]) == 0
     record = json.loads((out / "generated.json").read_text())["protocol"]
-    assert record["guide"]["path"] == str(weaker)
+    assert record["guide"]["init_args"]["path"] == str(weaker)
     assert record["guide_sha256"] == record["weights_sha256"]  # it guides itself here
     assert main([*command, *guide, "--override+=guidance_interval=[0.1,2]"]) == 2
     assert main([*command, *guide, "--override+=guide={path: nowhere.ckpt}"]) == 2
@@ -252,3 +254,64 @@ def test_a_guide_that_is_not_there_ends_a_training_before_it_begins(
     said = refusal(capsys, "fit", f"--config={DIGITS}", *options, *guide, f"--trainer.default_root_dir={folder}")
     assert "nowhere.ckpt: no such checkpoint" in said
     assert not (folder / "checkpoints").exists()
+
+
+@pytest.fixture(scope="module")
+def guided_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A training of 320 images, 32 a step, whose guide is its average after half of them; and the half without."""
+    folder = tmp_path_factory.mktemp("guided")
+    guide = ["--model.guide={class_path: EarlierAverage, init_args: {share: 0.5}}", "--model.guidance=2"]
+    here(*fit(folder / "whole", *guide))
+    here(*fit(folder / "half", *guide, "--trainer.max_steps=5"))
+    shutil.copytree(folder / "half", folder / "resumed")
+    here(*fit(folder / "resumed", *guide), "--ckpt_path=last")
+    here(*fit(folder / "plain"))
+    return folder
+
+
+def test_a_guide_of_the_same_training_is_its_average_of_before(guided_run: Path) -> None:
+    """To the bit, also where the training was interrupted; the NFE doubles, and weight 1 changes no bit."""
+    whole, half, resumed = (load_checkpoint(guided_run / name) for name in ("whole", "half", "resumed"))
+    early = parameters_to_vector(half.model().network.parameters())
+    model = whole.model()
+    assert torch.equal(model.learned["guide_weights"], early)
+    assert torch.equal(resumed.model().learned["guide_weights"], early)
+    assert whole.record("ema")["weights_sha256"] == resumed.record("ema")["weights_sha256"]
+    assert model.guide_hash() == half.record("ema")["weights_sha256"]
+    assert model.own_nfe == 2 * model.replaced(guidance=1.0).own_nfe
+    u = dct(torch.randn(2, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))
+    level = model.process.level(torch.tensor([0.5, 2.0], dtype=torch.float64))
+    own, weak = (m.replaced(guide=None, guidance=1.0).estimate(u, level) for m in (model, half.model()))
+    found = model.estimate(u, level)
+    torch.testing.assert_close(found.clean, 2 * own.clean - weak.clean, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found.noise, 2 * own.noise - weak.noise, rtol=1e-5, atol=1e-5)
+    assert torch.equal(model.replaced(guidance=1.0).estimate(u, level).clean, own.clean)
+
+
+def test_a_guide_of_the_same_training_goes_where_the_model_goes(guided_run: Path, tmp_path: Path) -> None:
+    """An exported folder makes the images of the checkpoint."""
+    assert main(["export", str(guided_run / "whole"), str(tmp_path / "exported")]) == 0
+    images = []
+    for path in (guided_run / "whole", tmp_path / "exported"):
+        trained = load_checkpoint(path)
+        images.append(trained.model().sample(trained.sampler, [3]))
+    assert torch.equal(*images)
+    plain = trained.model().replaced(guidance=1.0)
+    assert (plain.sample(trained.sampler, [3]) - images[0]).abs().max() > 1e-4
+
+
+def test_a_guide_of_the_same_training_that_was_not_kept_is_refused(
+    guided_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["--override+=guide=EarlierAverage", "--override+=guidance=2"]
+    said = refusal(
+        capsys, "generate", f"--ckpt_path={guided_run / 'plain'}", "--seeds=0", f"--outdir={tmp_path}", *asked
+    )
+    assert (
+        "EarlierAverage needs what it learns in training (guide_weights), and has learned nothing: train with" in said
+    )
+    late = [*fit(guided_run / "plain"), "--ckpt_path=last", "--model.guide=EarlierAverage", "--model.duration=640"]
+    assert "0.5 of the training is done, and the checkpoint has no average of the first 0.0625" in refusal(
+        capsys, *late
+    )
+    assert "model.guide.share is 1.5: it is the share" in refusal(capsys, *late, "--model.guide.init_args.share=1.5")

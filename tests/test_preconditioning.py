@@ -259,7 +259,7 @@ def test_spectrum_weighted_loss_refuses_powers_and_is_finite_where_nothing_is_le
 def test_what_is_learned_is_that_of_the_images(kind):
     images = 0.3 + torch.randn(70, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
     part = kind("measured") if kind is EDMPreconditioning else kind()
-    with pytest.raises(UserError, match="has seen none"):
+    with pytest.raises(UserError, match="has learned nothing"):
         part(hot(BETA), Hot().gains(hot(BETA), torch.zeros(len(BETA), 3, SIZE, SIZE).double()), Denoiser())
     part.learned = part.learn(images.split(32))
     assert tuple(part.learned) == part.needs

@@ -170,7 +170,7 @@ def test_a_model_that_has_not_learned_says_so_in_one_line(
     capsys.readouterr()
     assert main(["generate", f"--ckpt_path={tmp_path / 'empty.ckpt'}", "--seeds=0", f"--outdir={tmp_path / 'x'}"]) == 2
     error = capsys.readouterr().err
-    assert "has seen none: train it" in error
+    assert "has learned nothing: train it" in error
     assert "Traceback" not in error
 
 

@@ -79,7 +79,7 @@ def test_it_is_learned_once_and_kept_in_checkpoints(tmp_path: Path, monkeypatch:
     module, data = load_config([DIGITS, overlay], small)
     model, images = module.model(), data.train_images()
     assert torch.equal(model.sampler.grid.clocks(), PowerGrid(6).clocks())  # nothing is known yet
-    with pytest.raises(UserError, match="SpectralGrid needs what it learns of the training images"):
+    with pytest.raises(UserError, match="SpectralGrid needs what it learns in training"):
         model.sample(model.sampler, [0])
     model.learn(partial(dequantised_batches, images))
     power = second_moment(dequantised_batches(images, ""))

@@ -1,4 +1,6 @@
-"""Parts of a model that learn tensors from the training images before training begins: spectra, priors, deviations."""
+"""Parts of a model that learn tensors from the training images before training begins: spectra, priors, deviations.
+
+The guide of autoguidance is one, too: it takes its tensors from the network that is being trained."""
 
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
@@ -57,7 +59,7 @@ class Learner:
         """
         if self.learned is None:
             raise UserError(
-                f"{type(self).__name__} needs what it learns of the training images ({', '.join(self.needs)}), and has "
-                f"seen none: {self.advice}"
+                f"{type(self).__name__} needs what it learns in training ({', '.join(self.needs)}), and has learned "
+                f"nothing: {self.advice}"
             )
         return self.learned

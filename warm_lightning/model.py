@@ -136,10 +136,11 @@ class DiffusionModel(nn.Module):
 
     @property
     def learners(self) -> tuple[Learner, ...]:
-        """The parts that may learn tensors from the training images."""
+        """The parts that may learn tensors from the training images, or from the training."""
         grid = self.sampler.grid
         last = (grid,) if isinstance(grid, Learner) else ()  # which learns for the process
-        return *self.process.learners, *self.preconditioning.learners, *last
+        guide = self.guide.learners if self.guide else ()
+        return *self.process.learners, *self.preconditioning.learners, *guide, *last
 
     @property
     def learned(self) -> dict[str, Tensor]:
@@ -153,6 +154,8 @@ class DiffusionModel(nn.Module):
             images: the images in batches [b, C, H, W] in [-1, 1], from the first on at each call; given the title of
                 the progress.
         """
+        if self.guide and self.guide.learned is None:
+            self.guide.follow(self.network, 0.0)
         for part in self.learners:
             if part.learned is None:
                 part.learned = part.learn(images(f"{type(part).__name__} learns from the images"))

@@ -161,7 +161,7 @@ class DiffusionModule(LightningModule):
         """Check strategy, precision and data against the network, before anything is computed."""
         check_strategy(self.trainer.strategy, self.network, bool(self.loss_parameters))
         model = self.model("raw")
-        if model.guide and model.guidance != 1:
+        if model.guide and model.guide.learned is not None and model.guidance != 1:
             model.guide.model(model)  # which raises now, and not at the first samples
         if stage == "fit":
             check_steps(self.trainer)
@@ -244,6 +244,7 @@ class DiffusionModule(LightningModule):
         # A finished run that is started again has nothing to do.
         self.trainer.should_stop = self.ended
         model, images = self.model(), self.data.train_images()
+        self._follow_average()
         if any(part.learned is None for part in model.learners):  # and no checkpoint has brought it
             if self.trainer.is_global_zero:
                 model.learn(partial(dequantised_batches, images))
@@ -288,8 +289,14 @@ class DiffusionModule(LightningModule):
         self.stepped = True
         with gathered(self.network):
             self.ema.update(self.ema_network, self.network, images_seen, self.batch_size)
+        self._follow_average()
         if self.ended:
             self.trainer.should_stop = True
+
+    def _follow_average(self) -> None:
+        """Let a guide that is made in this training take the average that it needs."""
+        if guide := self.model().guide:
+            guide.follow(self.ema_network, self.images_seen / self.duration)
 
     def learning_rate(self, images_seen: int) -> float:
         """The learning rate of the step after which so many images have been seen."""
