@@ -19,7 +19,7 @@ from warm_lightning.rng import BatchDraws, SeedStreams
 
 COMPARE = read(REPOSITORY / "experiments" / "papers" / "compare.yaml", Experiment)
 OVERLAYS = {path.stem: path for path in sorted((REPOSITORY / "configs" / "method").glob("*.yaml"))}
-SAME_TRAINING = {"edm_es": "hot", "ddim": "ddpm"} | dict.fromkeys(
+SAME_TRAINING = {"edm_es": "hot", "ddim": "ddpm", "guidance_interval": "autoguidance"} | dict.fromkeys(
     ("param_d", "param_e", "param_f", "multistep"), "warm"
 )
 """Overlays that differ in sampling only, or not at all."""
@@ -98,3 +98,8 @@ def test_trainings_that_are_shared_are_the_same() -> None:
     for name, other in SAME_TRAINING.items():
         identities = [training_identity([f"--config={DIGITS}", f"--config={OVERLAYS[n]}"]) for n in (name, other)]
         assert identities[0]["model"] == identities[1]["model"]
+    # Its checkpoint has the guide, which that of the same training without it has not.
+    guided, warm = (
+        training_identity([f"--config={DIGITS}", f"--config={OVERLAYS[n]}"]) for n in ("autoguidance", "warm")
+    )
+    assert guided["model"] != warm["model"]

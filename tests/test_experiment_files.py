@@ -10,10 +10,11 @@ from small import REPOSITORY, here
 
 from experiments.__main__ import main
 from experiments.analyses import network_shape
-from experiments.cells import Cell
-from experiments.experiment import Experiment, data_set, expand, parse, read
+from experiments.cells import Cell, Point
+from experiments.experiment import Axis, Experiment, check_axes, data_set, expand, parse, read
 from experiments.identity import resolved
 from warm_lightning import load_config
+from warm_lightning.errors import UserError
 from warm_lightning.shipped import config_file
 
 FILES = sorted((REPOSITORY / "experiments" / "papers").glob("*.yaml"))
@@ -101,6 +102,26 @@ def test_systems_on_lsun_church_train_as_table_6_says() -> None:
         model = resolved(cell.training)["model"]
         assert (model["duration"], model["ema_half_life"]) == (of["Mimg"] * 1e6, of["EMA (Mimg)"] * 1e6)
         assert (model["lr"], model["lr_ramp"]) == (of["lr (1e-4)"] * 1e-4, of["ramp (Mimg)"] * 1e6)
+
+
+def test_systems_of_the_frontier_have_as_many_network_calls_as_it_says() -> None:
+    """Guided ones count twice where they are guided, and their steps are chosen to come within 6 % of the others."""
+    frontier = experiment_of(REPOSITORY / "experiments" / "papers" / "frontier.yaml")
+    systems = ("EDM", "EDM, coloured fresh noise", "EDM, autoguidance", "EDM, guidance interval")
+    cells = [c for c in expand(frontier, "leaves8", "small", seeds=1) if c.labels["system"] in systems]
+    assert len(cells) == len(systems) * 4
+    for cell in cells:
+        module, _ = load_config(*settings(cell))
+        assert module.model().own_nfe == pytest.approx(int(cell.labels["sampler"]), rel=0.06), cell.labels
+
+
+def test_a_setting_for_a_value_that_no_axis_has_is_refused() -> None:
+    axes = {
+        "a": Axis(points={"1": Point(sample_with={"b=3": {"model.sampler.grid.steps": 4}})}),
+        "b": Axis(points={"2": Point()}),
+    }
+    with pytest.raises(UserError, match=r"sample_with names \['b=3'\]; the axes are a: 1; b: 2"):
+        check_axes(Experiment("Title", "this suite", [], axes))
 
 
 @pytest.mark.parametrize("path", DATA_SETS, ids=lambda path: path.stem)
