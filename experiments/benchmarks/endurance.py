@@ -96,12 +96,14 @@ def files_hash(folder: Path, pattern: str) -> str:
 
 
 def training_hash(folder: Path) -> str:
-    """SHA-256 of all weights, averages and moments of Adam in the last checkpoint, of snapshots and pictures."""
+    """SHA-256 of all weights, averages, learned tensors and Adam's moments of the last checkpoint; of what is beside it."""
     checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", map_location="cpu", weights_only=True)
     adam = checkpoint["optimizer_states"][0]["state"]
     tensors = {f"adam.{k}.{n}": t for k, state in adam.items() for n, t in state.items()} | checkpoint["state_dict"]
-    seen = checkpoint["warm_lightning"]["images_seen"]
-    return f"{seen} {tensors_hash(tensors.items())} {files_hash(folder, 'posthoc/*')} {files_hash(folder, 'samples/*')}"
+    section = checkpoint["warm_lightning"]
+    tensors |= {f"learned.{name}": tensor for name, tensor in section["learned"].items()}
+    beside = f"{files_hash(folder, 'posthoc/*')} {files_hash(folder, 'samples/*')}"
+    return f"{section['images_seen']} {tensors_hash(tensors.items())} {beside}"
 
 
 def scores_text(folder: Path) -> str:
