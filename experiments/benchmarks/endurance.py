@@ -96,7 +96,7 @@ def files_hash(folder: Path, pattern: str) -> str:
 
 
 def training_hash(folder: Path) -> str:
-    """SHA-256 of all weights, averages, learned tensors and Adam's moments of the last checkpoint; of what is beside it."""
+    """SHA-256 of all tensors of the last checkpoint, Adam's moments among them, and of snapshots and pictures."""
     checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", map_location="cpu", weights_only=True)
     adam = checkpoint["optimizer_states"][0]["state"]
     tensors = {f"adam.{k}.{n}": t for k, state in adam.items() for n, t in state.items()} | checkpoint["state_dict"]
