@@ -52,8 +52,8 @@ class Point:
         set: settings for training and sampling.
         sample_overlays: configurations for sampling only.
         sample: settings for sampling only.
-        sample_with: settings for sampling that go with a value of another axis, by AXIS=LABEL, such as sampler=35; they
-            replace what that value sets.
+        sample_with: settings for sampling where another axis has some value, by AXIS=LABEL, such as sampler=35; they
+            win over the settings of that value.
         for_data: settings that are needed on some data set, by its name, or by a size of images, such as 8x8; those by
             the name come last.
         sampled: names of other axes whose values, together with this value, only change the sampler, so that one

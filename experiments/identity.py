@@ -18,7 +18,7 @@ from typing import Any, cast
 from warm_lightning.checkpoints import GUIDANCE, SAMPLING_ARGUMENTS
 from warm_lightning.config import resolved_config
 from warm_lightning.data.sources import source_name
-from warm_lightning.learning import Learner
+from warm_lightning.guidance import Guide
 from warm_lightning.paths import expand
 from warm_lightning.records import file_hash, fingerprint
 from warm_lightning.shipped import CHECKOUT, SHIPPED, config_file
@@ -66,13 +66,17 @@ def training_identity(options: Sequence[str]) -> dict[str, Any]:
     """
     config = resolved(options)
     model = without(of_all_versions(config["model"]), (*SAMPLING, *MODEL_SPEED))
-    guide = config["model"].get("guide")
-    if guide and cast(type[Learner], locate(guide["class_path"])).needs:  # it is made in the training
+    if guide_is_trained(guide := config["model"].get("guide")):
         model["guide"] = guide
     meaning = model["parameterization"]
     arguments = without(meaning.get("init_args", {}), SAMPLING_ARGUMENTS)
     model["parameterization"] = {"class_path": meaning["class_path"]} | ({"init_args": arguments} if arguments else {})
     return {"model": model, **data_and_trainer(config), "posthoc_ema": config["posthoc_ema"]}
+
+
+def guide_is_trained(guide: Mapping[str, Any] | None) -> bool:
+    """Whether the guide of a configuration, if any, is made in the training of its model, and so in its checkpoint."""
+    return guide is not None and bool(cast(type[Guide], locate(guide["class_path"])).needs)
 
 
 def measurement_identity(options: Sequence[str], arguments: Sequence[str], training: str | None) -> dict[str, Any]:

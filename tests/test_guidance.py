@@ -256,15 +256,17 @@ def test_a_guide_that_is_not_there_ends_a_training_before_it_begins(
     assert not (folder / "checkpoints").exists()
 
 
+GUIDED = ["--model.guide={class_path: EarlierAverage, init_args: {share: 0.5}}", "--model.guidance=2"]
+
+
 @pytest.fixture(scope="module")
 def guided_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A training of 320 images, 32 a step, whose guide is its average after half of them; and the half without."""
     folder = tmp_path_factory.mktemp("guided")
-    guide = ["--model.guide={class_path: EarlierAverage, init_args: {share: 0.5}}", "--model.guidance=2"]
-    here(*fit(folder / "whole", *guide))
-    here(*fit(folder / "half", *guide, "--trainer.max_steps=5"))
+    here(*fit(folder / "whole", *GUIDED))
+    here(*fit(folder / "half", *GUIDED, "--trainer.max_steps=5"))
     shutil.copytree(folder / "half", folder / "resumed")
-    here(*fit(folder / "resumed", *guide), "--ckpt_path=last")
+    here(*fit(folder / "resumed", *GUIDED), "--ckpt_path=last")
     here(*fit(folder / "plain"))
     return folder
 
@@ -303,15 +305,47 @@ def test_a_guide_of_the_same_training_goes_where_the_model_goes(guided_run: Path
 def test_a_guide_of_the_same_training_that_was_not_kept_is_refused(
     guided_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = ["--override+=guide=EarlierAverage", "--override+=guidance=2"]
-    said = refusal(
-        capsys, "generate", f"--ckpt_path={guided_run / 'plain'}", "--seeds=0", f"--outdir={tmp_path}", *asked
-    )
+    plain = ["generate", "--seeds=0", "--steps=2", f"--ckpt_path={guided_run / 'plain'}", f"--outdir={tmp_path}"]
+    plain.append("--override+=guide=EarlierAverage")
+    said = refusal(capsys, *plain, "--override+=guidance=2")
     assert (
-        "EarlierAverage needs what it learns in training (guide_weights), and has learned nothing: train with" in said
+        "EarlierAverage needs what it learns in training (guide_weights, guide_share), and has learned nothing" in said
     )
+    assert main(plain) == 0  # no guidance needs no guide
     late = [*fit(guided_run / "plain"), "--ckpt_path=last", "--model.guide=EarlierAverage", "--model.duration=640"]
-    assert "0.5 of the training is done, and the checkpoint has no average of the first 0.0625" in refusal(
-        capsys, *late
-    )
-    assert "model.guide.share is 1.5: it is the share" in refusal(capsys, *late, "--model.guide.init_args.share=1.5")
+    said = refusal(capsys, *late)
+    assert "320 of 640 images are done, and the checkpoint has no average of the first 0.0625 of them" in said
+    assert "model.guide.share is 1.5" in refusal(capsys, *late, "--model.guide.share=1.5")
+    assert "model.guide.share is None" in refusal(capsys, *late, "--model.guide.share=null")
+
+
+def test_the_share_of_a_guide_cannot_be_changed_afterwards(
+    guided_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The record of a sample would name a guide that it has not."""
+    other, whole = "guide.init_args.share=0.25", guided_run / "whole"
+    generated = ["generate", f"--ckpt_path={whole}", "--seeds=0", f"--outdir={tmp_path}", f"--override+={other}"]
+    for command in (generated, [*fit(whole), "--ckpt_path=last", *GUIDED, f"--model.{other}", "--model.duration=640"]):
+        assert "model.guide.share is 0.25, but the average that was kept is that after 0.5" in refusal(capsys, *command)
+
+
+def test_the_guide_has_been_trained_for_a_step_at_least(tmp_path: Path) -> None:
+    """Also with the order of memory that GPUs like."""
+    here(*fit(tmp_path / "one", "--trainer.max_steps=1"))
+    here(*fit(tmp_path / "more", *GUIDED, "--model.guide.share=1e-6", "--model.channels_last=true"))
+    guide = load_checkpoint(tmp_path / "more").model().learned["guide_weights"]
+    after_one = parameters_to_vector(load_checkpoint(tmp_path / "one").model().network.parameters())
+    torch.testing.assert_close(guide, after_one, rtol=1e-4, atol=1e-5)  # another order of summation
+
+
+def test_a_guide_does_not_drop_features_out(guided_run: Path) -> None:
+    """A model in training mode, of which it is a copy, would."""
+    model = load_checkpoint(guided_run / "whole").model()
+    model.network.train()
+    assert not model.guide.model(model).network.training
+
+
+def test_an_interval_without_a_level_of_the_sampler_is_refused(guided_run: Path) -> None:
+    model = load_checkpoint(guided_run / "whole").model().replaced(guidance_interval=(100.0, 200.0))
+    with pytest.raises(UserError, match=r"guidance_interval \(100.0, 200.0\) has none of the sampler's noise levels"):
+        model.sample(model.sampler, [0])

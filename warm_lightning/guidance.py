@@ -6,7 +6,6 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parameters_to_vector
 
 from warm_lightning.errors import check
 from warm_lightning.learning import Learner
@@ -48,15 +47,16 @@ class Guide(Learner):
         self.weights = weights
         self._model: Any = None
 
-    def follow(self, average: nn.Module, progress: float) -> None:
-        """Take what the guide needs of the average of a training.
+    def follow(self, average: nn.Module, images_seen: int, duration: int, batch_size: int) -> None:
+        """Do nothing; a guide that is made in the training of its model takes the average here.
+
+        It is called when a training begins and after each step.
 
         Args:
             average: the network with averaged weights.
-            progress: the share of the training that is done.
-
-        Raises:
-            UserError: it is too late for that.
+            images_seen: number of images that it has been trained on.
+            duration: images to train on.
+            batch_size: images of a step.
         """
 
     def model(self, main: Guided) -> Any:
@@ -92,38 +92,57 @@ class Guide(Learner):
 class EarlierAverage(Guide):
     """The average of the model's own weights early in its training: autoguidance by a shorter training alone.
 
-    It follows the average until a share of the training is done, so that guidance has no effect until then, and is kept
-    in the checkpoint. In Karras et al. (2024b, Table 1) the guide has seen 1/16 of the images and is also smaller;
-    the shorter training matters more.
+    It is the average after a share of the training, at least one step. Until then it follows the average, so that
+    guidance of averaged weights has no effect. The checkpoint holds it, as one more set of weights. A training that is
+    made longer keeps the guide that it has. In Karras et al. (2024b, Table 1) the guide has seen 1/16 of the images and
+    is also smaller; the shorter training matters more.
 
     Args:
-        share: of `duration`, in (0, 1).
+        share: the share of `duration` after which the average is kept, in (0, 1). It cannot be changed afterwards.
     """
 
-    needs = ("guide_weights",)
-    learned = None
-    advice = "train with it from the beginning, or leave guidance out with --guidance 1"
+    needs = ("guide_weights", "guide_share")
+    learned = None  # until the training begins, or a checkpoint is read
+    advice = "train with it from the beginning, or give another guide, or none: guide null and guidance 1"
 
     def __init__(self, share: float = 1 / 16) -> None:
-        check(0 < share < 1, f"model.guide.share is {share}: it is the share of a training, between 0 and 1")
+        valid = isinstance(share, float) and 0 < share < 1
+        check(valid, f"model.guide.share is {share}: it is the share of a training, between 0 and 1")
         self.share = share
-        self._network: Any = None
+        self._network: Any = None  # with the weights below, made again where `learned` was replaced
         self._weights: Tensor | None = None
 
-    def follow(self, average: nn.Module, progress: float) -> None:
-        if progress <= self.share:
-            self.learned = {"guide_weights": parameters_to_vector(average.parameters()).detach()}
+    def follow(self, average: nn.Module, images_seen: int, duration: int, batch_size: int) -> None:
+        if images_seen <= max(self.share * duration, batch_size):
+            weights = torch.cat([parameter.detach().reshape(-1) for parameter in average.parameters()])
+            self.learned = {"guide_weights": weights, "guide_share": torch.tensor(self.share, dtype=torch.float64)}
         check(
             self.learned is not None,
-            f"model.guide EarlierAverage: {progress:.3g} of the training is done, and the checkpoint has no average of "
-            f"the first {self.share:.3g}: train from the beginning, or give another guide",
+            f"model.guide EarlierAverage: {images_seen:,} of {duration:,} images are done, and the checkpoint has no "
+            f"average of the first {self.share:.3g} of them: train from the beginning, or give another guide",
         )
+        self.checked_weights()
+
+    def checked_weights(self) -> Tensor:
+        """The weights as a vector.
+
+        Raises:
+            UserError: there are none, or they are those after another share of the training.
+        """
+        learned = self.checked_learned()
+        share = learned["guide_share"].item()
+        check(
+            share == self.share,
+            f"model.guide.share is {self.share}, but the average that was kept is that after {share} of the training: "
+            "set it to that",
+        )
+        return learned["guide_weights"]
 
     @torch.no_grad()
     def model(self, main: Guided) -> Any:
-        weights = self.checked_learned()["guide_weights"]
+        weights = self.checked_weights()
         if self._weights is not weights:
-            self._network, self._weights = copy.deepcopy(main.network).requires_grad_(False), weights
+            self._network, self._weights = copy.deepcopy(main.network).requires_grad_(False).eval(), weights
             parameters = list(self._network.parameters())
             for parameter, values in zip(parameters, weights.split([p.numel() for p in parameters]), strict=True):
                 parameter.copy_(values.view_as(parameter))

@@ -1,6 +1,7 @@
-"""Parts of a model that learn tensors from the training images before training begins: spectra, priors, deviations.
+"""Parts of a model that learn tensors in training: spectra, priors and deviations of the images, or an early average.
 
-The guide of autoguidance is one, too: it takes its tensors from the network that is being trained."""
+All but the last learn before training begins, from the training images.
+"""
 
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType

@@ -154,8 +154,8 @@ class DiffusionModel(nn.Module):
             images: the images in batches [b, C, H, W] in [-1, 1], from the first on at each call; given the title of
                 the progress.
         """
-        if self.guide and self.guide.learned is None:
-            self.guide.follow(self.network, 0.0)
+        if self.guide and self.guide.learned is None:  # in a training without Lightning
+            self.guide.follow(self.network, 0, 1, 1)
         for part in self.learners:
             if part.learned is None:
                 part.learned = part.learn(images(f"{type(part).__name__} learns from the images"))
@@ -359,6 +359,10 @@ class DiffusionModel(nn.Module):
         """
         sampler = sampler if sampler is self.sampler else self.fitted(sampler)
         check_grid(self.process, self.parameterization, sampler.grid)
+        check(
+            self.guidance == 1 or bool(self.guided(self.process.level(sampler.grid.clocks())).any()),
+            f"guidance_interval {self.guidance_interval} has none of the sampler's noise levels: give another interval",
+        )
         streams, start, drawn = self.start(seeds)
         with self.conditioned(drawn if classes is None else classes) as estimator:
             return idct(sampler(estimator, self.process, start, streams, watch)).cpu()

@@ -161,8 +161,8 @@ class DiffusionModule(LightningModule):
         """Check strategy, precision and data against the network, before anything is computed."""
         check_strategy(self.trainer.strategy, self.network, bool(self.loss_parameters))
         model = self.model("raw")
-        if model.guide and model.guide.learned is not None and model.guidance != 1:
-            model.guide.model(model)  # which raises now, and not at the first samples
+        if model.guide and not model.guide.needs and model.guidance != 1:
+            model.guide.model(model)  # reads a checkpoint: raises now, and not at the first samples
         if stage == "fit":
             check_steps(self.trainer)
             check_precision(str(self.trainer.precision), self.trainer.strategy.root_device)
@@ -234,6 +234,7 @@ class DiffusionModule(LightningModule):
         return torch.optim.Adam(parameters, lr=self.lr, betas=self.betas, eps=self.eps, fused=fused or None)
 
     def on_fit_start(self) -> None:
+        self._follow_average()  # raises now where the checkpoint lacks it
         model = self.model("raw")
         if model.target:
             model.reference_batch = ReferenceBatch(
@@ -244,7 +245,6 @@ class DiffusionModule(LightningModule):
         # A finished run that is started again has nothing to do.
         self.trainer.should_stop = self.ended
         model, images = self.model(), self.data.train_images()
-        self._follow_average()
         if any(part.learned is None for part in model.learners):  # and no checkpoint has brought it
             if self.trainer.is_global_zero:
                 model.learn(partial(dequantised_batches, images))
@@ -294,9 +294,9 @@ class DiffusionModule(LightningModule):
             self.trainer.should_stop = True
 
     def _follow_average(self) -> None:
-        """Let a guide that is made in this training take the average that it needs."""
+        """Let a guide that is made in this training take the average."""
         if guide := self.model().guide:
-            guide.follow(self.ema_network, self.images_seen / self.duration)
+            guide.follow(self.ema_network, self.images_seen, self.duration, self.batch_size)
 
     def learning_rate(self, images_seen: int) -> float:
         """The learning rate of the step after which so many images have been seen."""

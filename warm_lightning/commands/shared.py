@@ -59,8 +59,10 @@ def load(ckpt_path: str, weights: Weights, chosen: Mapping[str, Any], override: 
         raise UserError(
             f"--{message[2]}: {message[1]}, with which this model samples, has no {message[2]}; leave it out"
         ) from error
-    for part in trained.model(weights).learners:  # raises for weights that an exported folder lacks
-        part.checked_learned()  # and this for a part that was put in and knows nothing of images
+    model = trained.model(weights)  # raises for weights that an exported folder lacks
+    for part in model.learners:
+        if part is not model.guide or model.guidance != 1:
+            part.checked_learned()  # raises for a part that was put in and knows nothing of images
     return trained
 
 
