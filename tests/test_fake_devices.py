@@ -143,7 +143,10 @@ def model_of(overlay: str) -> DiffusionModel:
     network = {"class_path": "DDPMpp", "init_args": SIZES}
     model, _ = build_model({**recipe, **method, **SETTINGS, "network": network})
     learned(model.preconditioning)
-    return model.replaced(process=learned(model.process), network=on_device(model.network.branches))
+    model = model.replaced(process=learned(model.process), network=on_device(model.network.branches))
+    if model.guide:
+        model.guide.follow(model.network, 0, 1, 1)
+    return model
 
 
 def learned(part: Part) -> Part:

@@ -109,8 +109,8 @@ class EarlierAverage(Guide):
         valid = isinstance(share, float) and 0 < share < 1
         check(valid, f"model.guide.share is {share}: it is the share of a training, between 0 and 1")
         self.share = share
-        self._network: Any = None  # with the weights below, made again where `learned` was replaced
-        self._weights: Tensor | None = None
+        self._network: Any = None  # made again for other weights, or another device or precision
+        self._made_of: tuple[Tensor, torch.device, torch.dtype] | None = None
 
     def follow(self, average: nn.Module, images_seen: int, duration: int, batch_size: int) -> None:
         if images_seen <= max(self.share * duration, batch_size):
@@ -140,11 +140,11 @@ class EarlierAverage(Guide):
 
     @torch.no_grad()
     def model(self, main: Guided) -> Any:
-        weights = self.checked_weights()
-        if self._weights is not weights:
-            self._network, self._weights = copy.deepcopy(main.network).requires_grad_(False).eval(), weights
+        weights, like = self.checked_weights(), next(main.network.parameters())
+        if self._made_of is None or self._made_of[0] is not weights or self._made_of[1:] != (like.device, like.dtype):
+            self._network = copy.deepcopy(main.network).requires_grad_(False).eval()
+            self._made_of = weights, like.device, like.dtype
             parameters = list(self._network.parameters())
             for parameter, values in zip(parameters, weights.split([p.numel() for p in parameters]), strict=True):
                 parameter.copy_(values.view_as(parameter))
-        like = next(main.network.parameters())
-        return main.replaced(network=self._network.to(like.device, like.dtype), guide=None, guidance=1.0)
+        return main.replaced(network=self._network, guide=None, guidance=1.0)
