@@ -93,9 +93,9 @@ class EarlierAverage(Guide):
     """The average of the model's own weights early in its training: autoguidance by a shorter training alone.
 
     It is the average after a share of the training, at least one step. Until then it follows the average, so that
-    guidance of averaged weights has no effect. The checkpoint holds it, as one more set of weights. A training that was
-    past that share, also of a new `duration`, keeps the guide that it has. In Karras et al. (2024b, Table 1) the guide
-    has seen 1/16 of the images and is also smaller; the shorter training matters more.
+    guidance of averaged weights has no effect. The checkpoint holds it, as one more set of weights. A training that is
+    made longer after that keeps its guide, unless less than the share of the new `duration` is done. In Karras et al.
+    (2024b) the guide is also a smaller network.
 
     Args:
         share: the share of `duration` after which the average is kept, in (0, 1). It cannot be changed afterwards.
